@@ -1,0 +1,39 @@
+"""jaxmeta: meta-learning as pure functions, in JAX.
+
+A meta-learner is a tuple of pure functions (`init`, `update`, `adapt`, `evaluate`) written for one task, `vmap`ped over
+tasks and compiled with its whole outer loop into one XLA program. How the inner loop is differentiated is an argument.
+
+    import jax, jaxmeta
+
+    learner = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=jaxmeta.adapt.sgd(0.01), num_steps=1)
+    tasks = jaxmeta.tasks.sinusoid(num_shots=10)
+    state, history = jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=10_000, num_tasks=25)
+    print(jaxmeta.evaluate(jax.random.key(1), learner, tasks, state.meta_params))
+"""
+
+from jaxmeta import adapt, nn, tasks, training
+from jaxmeta.algorithms import anil, fomaml, maml, meta_sgd, reptile
+from jaxmeta.training import Report, evaluate, fit
+from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MetaLearner",
+    "MetaParams",
+    "MetaState",
+    "Report",
+    "Task",
+    "TaskDistribution",
+    "adapt",
+    "anil",
+    "evaluate",
+    "fit",
+    "fomaml",
+    "maml",
+    "meta_sgd",
+    "nn",
+    "reptile",
+    "tasks",
+    "training",
+]

@@ -1,0 +1,115 @@
+"""The command `jaxmeta`: list, train, evaluate. What is wrong with a call is said in a line or two, with status 2."""
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+USAGE = """usage: jaxmeta COMMAND
+
+  jaxmeta list                          the recipes
+  jaxmeta train RECIPE [--seed INT] [--out DIR] [--resume] [--FIELD VALUE ...]
+                                        meta-train, evaluate, draw; jaxmeta train RECIPE --help explains every field
+  jaxmeta evaluate DIR [--num-tasks INT] [--data-dir DIR]
+                                        evaluate a run again"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    seed: int = 0
+    """Seed of everything random."""
+    out: Path | None = None
+    """Directory of the run; a new one under runs/ if None."""
+    resume: bool = False
+    """Go on with the run in --out, from its last checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    dir: Annotated[Path, tyro.conf.Positional]
+    """Directory of a run."""
+    num_tasks: int | None = None
+    """Test tasks; as in the run if None."""
+    data_dir: str | None = None
+    """Folder with the data, for recipes that have it; as in the run if None."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    commands = {"list": _list, "train": _train, "evaluate": _evaluate}
+    if argv[0] not in commands:
+        return _fail(f"there is no command {argv[0]!r}\n{USAGE}")
+    try:
+        commands[argv[0]](argv[1:])
+    except ValueError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, FloatingPointError) as error:
+        return _fail(str(error), status=1)
+    except KeyboardInterrupt:
+        return _fail("stopped; what was saved is kept, go on with --resume and --out DIR", status=130)
+    return 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"jaxmeta: {message}", file=sys.stderr)
+    return status
+
+
+def _list(argv: list[str]) -> None:
+    if argv:
+        raise ValueError(f"list takes no arguments, got {' '.join(argv)}")
+    from jaxmeta.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        print(f"{name:18} {recipe.description}\n{'':18} {recipe.paper}")
+        print(f"{'':18} to reach: {recipe.figure}; about {recipe.minutes:g} min on a laptop\n")
+    print("jaxmeta train RECIPE runs one; jaxmeta train RECIPE --help explains its fields")
+
+
+def _train(argv: list[str]) -> None:
+    from jaxmeta.recipes import RECIPES
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{USAGE}\n\nrecipes: {', '.join(RECIPES)}")
+        return
+    name = argv[0]
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}")
+    from jaxmeta.runs import train_recipe
+
+    recipe = RECIPES[name]
+    default = recipe.config()
+    arguments = dataclasses.make_dataclass("Train", [("run", TrainOptions), ("recipe", type(default))])
+    parsed = tyro.cli(
+        arguments,
+        prog=f"jaxmeta train {name}",
+        description=f"{recipe.description}. {recipe.paper}\nTo reach: {recipe.figure}.",
+        args=argv[1:],
+        default=arguments(TrainOptions(), default),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    train_recipe(name, parsed.recipe, parsed.run.seed, parsed.run.out, parsed.run.resume)
+
+
+def _evaluate(argv: list[str]) -> None:
+    options = tyro.cli(EvaluateOptions, prog="jaxmeta evaluate", args=argv)
+    from jaxmeta.runs import evaluate_directory
+
+    evaluate_directory(options.dir, options.num_tasks, options.data_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The inner loop. There is only this one.
+
+For k = 0 .. K-1: draw a batch, take the gradient of the inner loss, step. What is computed is here; how it is
+differentiated is the caller's choice, who injects `value_and_grad` (see `meta_gradients`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState
+from jaxmeta.types import Batch, LossFn, MetaParams, Params, PyTree
+
+
+class Trace(NamedTuple):
+    """What each of the K steps saw, before it was taken; every leaf has a leading axis K."""
+
+    loss: jax.Array
+    metrics: PyTree
+    batch: Batch
+    observed: PyTree
+
+
+def unroll(
+    optimizer: InnerOptimizer,
+    loss_fn: LossFn,
+    draw: Callable[[Any, Params], Batch],
+    meta_params: MetaParams,
+    sources: PyTree,
+    *,
+    state: InnerState | None = None,
+    value_and_grad: Callable = jax.value_and_grad,
+    observe: Callable[[Params], PyTree] = lambda params: (),
+) -> tuple[InnerState, Trace]:
+    """Adapts to one task, θ_{k+1} = step(θ_k, ∇L(θ_k, batch_k)) for the K leading entries of `sources`.
+
+    Args:
+      optimizer: the inner optimizer.
+      loss_fn: (params, batch) -> (loss, metrics), the inner loss; the metrics are not differentiated.
+      draw: (source, params) -> batch, what step k learns from.
+      meta_params: the initialisation θ_0 and the learned hyperparameters.
+      sources: pytree with a leading axis K: keys to draw live, or recorded batches to replay.
+      state: where to go on from; the beginning if None.
+      value_and_grad: takes the place of `jax.value_and_grad`; here a strategy decides how to differentiate.
+      observe: (params) -> anything, called on θ_0 .. θ_{K-1} and recorded.
+
+    Returns:
+      The state after the last step, and the trace of all steps.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxmeta.adapt.optimizers import sgd
+    >>> loss_fn = lambda params, batch: (jnp.sum((params - batch) ** 2), {})
+    >>> state, trace = unroll(
+    ...     sgd(0.25), loss_fn, lambda source, params: 1.0, MetaParams(jnp.array(0.0)), jnp.arange(2))
+    >>> state.fast.item(), trace.loss.tolist()
+    (0.75, [1.0, 0.25])
+    """
+
+    def inner_loss(fast: Params, meta_params: MetaParams, batch: Batch):  # nothing differentiable is closed over
+        return loss_fn(optimizer.params(meta_params, fast), batch)
+
+    inner_grad = value_and_grad(inner_loss, has_aux=True)
+
+    def body(state: InnerState, source: Any) -> tuple[InnerState, Trace]:
+        params = optimizer.params(meta_params, state.fast)
+        batch = draw(source, params)
+        (loss, metrics), grads = inner_grad(state.fast, meta_params, batch)
+        trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observe(params))
+        return optimizer.step(meta_params, state, grads), trace
+
+    return jax.lax.scan(body, optimizer.start(meta_params) if state is None else state, sources)

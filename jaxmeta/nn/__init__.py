@@ -1,0 +1,18 @@
+"""Layers that stay fast when their weights differ per task, the papers' networks, and losses."""
+
+from jaxmeta.nn.layers import BatchNorm, Conv, batch_norm, conv, max_pool
+from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
+from jaxmeta.nn.networks import MLP, Conv4
+
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "Conv",
+    "Conv4",
+    "batch_norm",
+    "conv",
+    "cross_entropy",
+    "max_pool",
+    "mean_squared_error",
+    "sum_squared_error",
+]

@@ -1,0 +1,277 @@
+"""Layers that are fast, and exact, when every task has its own weights and is differentiated twice.
+
+`vmap` of `lax.conv_general_dilated` over kernels is a grouped convolution, an order of magnitude slower on a CPU than
+the same sums written as a matrix product. So a convolution here is patches, cut out by strided slices, times one
+matrix: slices, a concatenation and a product, which stay exactly that under `vmap`, `scan`, and any mix of forward and
+reverse mode. `Conv` is a drop-in for `flax.linen.Conv`, with the same names and shapes of parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmeta.checks import check_choice, check_integer
+
+Initializer = Callable[..., Any]
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, strides: int | Sequence[int] = 1, padding: str = "SAME") -> jax.Array:
+    """Two-dimensional convolution (cross-correlation) as patches times a matrix.
+
+        y[b, p, q, f] = sum over i, j, c of x[b, p * stride + i, q * stride + j, c] * kernel[i, j, c, f]
+
+    with x padded by zeros if `padding` is "SAME". Equal to `lax.conv_general_dilated` with dimension numbers
+    ("NHWC", "HWIO", "NHWC"), and without a grouped convolution under `vmap` over kernels. The patches are "im2col" of
+    Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006,
+    https://inria.hal.science/inria-00112631.
+
+    Args:
+      x: images [B, H, W, C].
+      kernel: weights [kh, kw, C, F].
+      strides: step between patches in pixels, one for both axes or a pair.
+      padding: "SAME" (H' = ceil(H / stride)) or "VALID" (only whole patches).
+
+    Returns:
+      [B, H', W', F].
+
+    Raises:
+      ValueError: for shapes that do not fit, a stride below 1 or an unknown padding.
+
+    >>> conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), strides=2).shape
+    (1, 2, 2, 2)
+    >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID").item()
+    9.0
+    """
+    return _product(_patches(x, kernel, strides, padding), kernel)
+
+
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    """Normalises with the statistics of the batch it is given, always.
+
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias,   mean and var over every axis but the last.
+
+    There are no running statistics: at test time too a batch is normalised by itself, as in the code of Finn et al.,
+    "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017, https://arxiv.org/abs/1703.03400. A
+    prediction so depends on the other inputs of its batch (the transductive setting), and accuracies measured with it
+    are to be compared only with others measured like this. The variance is that of the centred values (two passes),
+    so a large mean costs no digits.
+
+    Args:
+      x: [..., C], with at least two axes.
+      scale: [C].
+      bias: [C].
+      epsilon: added to the variance.
+
+    Returns:
+      [..., C], of the shape of x.
+
+    >>> y = batch_norm(jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1), epsilon=0.0)
+    >>> y.tolist()
+    [[-1.0], [1.0]]
+    """
+    _check_scale_and_bias(x, scale, bias)
+    axes = tuple(range(x.ndim - 1))
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    variance = jnp.mean(centred * centred, axes)
+    return centred * _last(scale * lax.rsqrt(variance + epsilon), x) + _last(bias, x)
+
+
+def conv_batch_norm(
+    x: jax.Array,
+    kernel: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str = "SAME",
+    epsilon: float = 1e-5,
+) -> jax.Array:
+    """`batch_norm(conv(x, kernel), scale, bias)`, cheaper where patches are smaller than features.
+
+    The moments of a linear map follow from those of its input: with m and S the mean and covariance of the patches,
+
+        y = (patches - m) W diag(scale / sqrt(diag(W' S W) + epsilon)) + bias
+
+    so that on images of one channel no pass over the features is left, nor in any derivative, and what depends on the
+    weights is a 9 x 9 matrix. This is used when kh * kw * C < F, and the plain composition otherwise. `epsilon` has to
+    be positive: rounding can leave a variance of zero slightly below it.
+
+    Args:
+      x: images [B, H, W, C].
+      kernel: weights [kh, kw, C, F].
+      scale: [F].
+      bias: [F].
+      strides: as in `conv`.
+      padding: as in `conv`.
+      epsilon: added to the variance.
+
+    Returns:
+      [B, H', W', F].
+
+    >>> x, kernel = jnp.arange(16.0).reshape(1, 4, 4, 1), jnp.ones((3, 3, 1, 16))
+    >>> y = conv_batch_norm(x, kernel, jnp.ones(16), jnp.zeros(16), padding="VALID")
+    >>> bool(jnp.allclose(y, batch_norm(conv(x, kernel, padding="VALID"), jnp.ones(16), jnp.zeros(16)), atol=1e-5))
+    True
+    """
+    patches = _patches(x, kernel, strides, padding)
+    if patches.shape[-1] >= kernel.shape[-1]:
+        return batch_norm(_product(patches, kernel), scale, bias, epsilon)
+    _check_scale_and_bias(kernel, scale, bias)
+    centred = patches - jnp.mean(patches, axis=(0, 1, 2), keepdims=True)
+    rows = centred.reshape(-1, centred.shape[-1])
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    variance = jnp.sum(weights * ((rows.T @ rows / rows.shape[0]) @ weights), axis=0)
+    y = _product(centred, kernel * _last(scale * lax.rsqrt(variance + epsilon), kernel))
+    return y + _last(bias, y)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of each 2x2 block, stride 2; an odd last row or column is dropped (padding "VALID").
+
+        y[b, p, q, c] = max over i, j in {0, 1} of x[b, 2p + i, 2q + j, c]
+
+    Args:
+      x: [B, H, W, C], H and W at least 2.
+
+    Returns:
+      [B, H // 2, W // 2, C].
+
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
+    """
+    if x.ndim != 4 or min(x.shape[1:3]) < 2:
+        raise ValueError(f"x must be [B, H, W, C] with H and W at least 2, got shape {x.shape}")
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return jnp.max(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+
+
+class Conv(nn.Module):
+    """`flax.linen.Conv` in two dimensions by `conv`: the same parameters "kernel" [kh, kw, C, F] and "bias" [F].
+
+    >>> layer = Conv(features=2, kernel_size=(3, 3), strides=2)
+    >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+    >>> jax.tree.map(jnp.shape, params)
+    {'params': {'bias': (2,), 'kernel': (3, 3, 1, 2)}}
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] = 1
+    padding: str = "SAME"
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        check_integer("features", self.features, 1)
+        window = _pair("kernel_size", self.kernel_size)
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding)
+        if not self.use_bias:
+            return y
+        return y + _last(self.param("bias", self.bias_init, (self.features,), jnp.float32), y)
+
+
+class BatchNorm(nn.Module):
+    """`batch_norm` with parameters "scale" [C] (ones) and "bias" [C] (zeros): batch statistics, at test time too.
+
+    >>> layer = BatchNorm()
+    >>> params = layer.init(jax.random.key(0), jnp.ones((2, 3)))
+    >>> jax.tree.map(jnp.shape, params)
+    {'params': {'bias': (3,), 'scale': (3,)}}
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., C]."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return batch_norm(x, scale, bias, self.epsilon)
+
+
+class ConvBatchNorm(nn.Module):
+    """`conv_batch_norm` with parameters "kernel" [kh, kw, C, F], "scale" [F] (ones) and "bias" [F] (zeros).
+
+    >>> layer = ConvBatchNorm(features=2, kernel_size=(3, 3), strides=2)
+    >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+    >>> jax.tree.map(jnp.shape, params)
+    {'params': {'bias': (2,), 'kernel': (3, 3, 1, 2), 'scale': (2,)}}
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] = 1
+    padding: str = "SAME"
+    epsilon: float = 1e-5
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features]."""
+        check_integer("features", self.features, 1)
+        window = _pair("kernel_size", self.kernel_size)
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return conv_batch_norm(x, kernel, scale, bias, strides=self.strides, padding=self.padding, epsilon=self.epsilon)
+
+
+def _patches(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padding: str) -> jax.Array:
+    """The patches of [B, H, W, C] that meet the kernel [kh, kw, C, F]: [B, H', W', kh * kw * C]."""
+    if x.ndim != 4:
+        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
+    if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
+        raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
+    check_choice("padding", padding, ("SAME", "VALID"))
+    (sh, sw), (kh, kw) = _pair("strides", strides), kernel.shape[:2]
+    pads = lax.padtype_to_pads(x.shape[1:3], (kh, kw), (sh, sw), padding)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = padded.shape[1] - kh + 1, padded.shape[2] - kw + 1
+    if rows < 1 or columns < 1:
+        raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
+    slices = [padded[:, i : i + rows : sh, j : j + columns : sw] for i in range(kh) for j in range(kw)]
+    return jnp.concatenate(slices, axis=-1)
+
+
+def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, H', W', kh * kw * C] times [kh, kw, C, F] -> [B, H', W', F].
+
+    Two axes, and features first in the weights: the gradient of such weights contracts the small matrix first, a
+    product that XLA's CPU backend runs twice as fast as its transpose.
+    """
+    length, features = patches.shape[-1], kernel.shape[-1]
+    weights = kernel.transpose(3, 0, 1, 2).reshape(features, length)
+    y = lax.dot_general(patches.reshape(-1, length), weights, (((1,), (1,)), ((), ())))
+    return y.reshape(*patches.shape[:-1], features)
+
+
+def _check_scale_and_bias(x: jax.Array, scale: jax.Array, bias: jax.Array) -> None:
+    if x.ndim < 2 or scale.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+        raise ValueError(
+            f"scale and bias must be [C] for features [..., C], got {scale.shape} and {bias.shape} for {x.shape}: "
+            "features go last, after at least one axis of examples"
+        )
+
+
+def _last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector [C] along the last axis of x [..., C]."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """An integer for both axes, or one for each."""
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    for number in pair:
+        check_integer(name, number, 1)
+    return int(pair[0]), int(pair[1])

@@ -1,0 +1,103 @@
+"""Losses of a batch `(x, y)` from a network: `loss_fn(params, batch) -> (loss, metrics)`, to differentiate twice.
+
+Each takes `apply_fn(params, x)`, such as a flax module's `apply`, and checks shapes while tracing: a prediction [B, 1]
+against targets [B] would broadcast to [B, B] and train on nonsense, so it is refused.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta.checks import check_callable
+from jaxmeta.types import Batch, LossFn, Metrics, Params
+
+ApplyFn = Callable[[Params, jax.Array], jax.Array]
+
+
+def mean_squared_error(apply_fn: ApplyFn) -> LossFn:
+    """The mean over every entry of (apply_fn(params, x) - y)², with metrics {"mse"}.
+
+    Raises:
+      ValueError: while tracing, where prediction and target differ in shape.
+
+    >>> loss_fn = mean_squared_error(lambda params, x: params * x)
+    >>> loss, metrics = loss_fn(2.0, (jnp.ones((4, 1)), jnp.zeros((4, 1))))
+    >>> loss.item(), metrics["mse"].item()
+    (4.0, 4.0)
+    """
+    check_callable("apply_fn", apply_fn, "(params, x) -> prediction")
+
+    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        loss = jnp.mean(_squared_errors(apply_fn, params, batch))
+        return loss, {"mse": loss}
+
+    return loss_fn
+
+
+def sum_squared_error(apply_fn: ApplyFn) -> LossFn:
+    """The sum over every entry of (apply_fn(params, x) - y)², with the mean as the metric {"mse"}.
+
+    Raises:
+      ValueError: while tracing, where prediction and target differ in shape.
+
+    >>> loss_fn = sum_squared_error(lambda params, x: params * x)
+    >>> loss, metrics = loss_fn(2.0, (jnp.ones((4, 1)), jnp.zeros((4, 1))))
+    >>> loss.item(), metrics["mse"].item()
+    (16.0, 4.0)
+    """
+    check_callable("apply_fn", apply_fn, "(params, x) -> prediction")
+
+    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        errors = _squared_errors(apply_fn, params, batch)
+        return jnp.sum(errors), {"mse": jnp.mean(errors)}
+
+    return loss_fn
+
+
+def cross_entropy(apply_fn: ApplyFn) -> LossFn:
+    """The mean over examples of -log softmax(logits)[y], with metrics {"accuracy", "loss"}.
+
+    `apply_fn(params, x)` returns logits [B, num_classes]; `y` holds integer labels [B] in [0, num_classes). A label
+    outside that range has no meaning and is not noticed: values are not known while tracing.
+
+    Raises:
+      ValueError: while tracing, where labels are not integers or not of the logits' leading shape.
+
+    >>> loss_fn = cross_entropy(lambda params, x: params * x)
+    >>> loss, metrics = loss_fn(0.0, (jnp.ones((4, 2)), jnp.zeros(4, int)))
+    >>> round(loss.item(), 4), metrics["accuracy"].item()
+    (0.6931, 1.0)
+    """
+    check_callable("apply_fn", apply_fn, "(params, x) -> logits")
+
+    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        x, labels = _pair(batch)
+        logits = apply_fn(params, x)
+        if logits.ndim < 1 or labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"labels y must be integers of shape [B] for logits [B, num_classes], got {labels.dtype} of shape "
+                f"{labels.shape} for logits {logits.shape}: pass class numbers, not one-hot rows or [B, 1]"
+            )
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return loss, {"loss": loss, "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
+
+    return loss_fn
+
+
+def _squared_errors(apply_fn: ApplyFn, params: Params, batch: Batch) -> jax.Array:
+    x, y = _pair(batch)
+    prediction = apply_fn(params, x)
+    if prediction.shape != y.shape:
+        raise ValueError(
+            f"the target y must have the shape of the prediction {prediction.shape}, got {y.shape}: they would "
+            "broadcast silently; reshape one of them, for example y[:, None]"
+        )
+    return jnp.square(prediction - y)
+
+
+def _pair(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch must be a pair (x, y) of inputs and targets, got {type(batch).__name__}")
+    return batch[0], batch[1]

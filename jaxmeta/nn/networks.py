@@ -1,0 +1,100 @@
+"""The networks of the few-shot papers, as flax modules: `MLP` for regression, `Conv4` for images.
+
+Their last dense layer is named "head", so that what adapts only the head (ANIL) finds it. Initialise with
+`params = network.init(key, x)` and pass `network.apply` where an `apply_fn` is asked for.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.checks import check_integer
+from jaxmeta.nn.layers import ConvBatchNorm, max_pool
+
+_glorot = nn.initializers.glorot_uniform()
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron with relu: [B, D] -> [B, num_outputs].
+
+        h_0 = x,  h_i = relu(h_{i-1} W_i + b_i),  y = h_L W + b
+
+    The default is the sinusoid network of Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+    Networks", 2017, https://arxiv.org/abs/1703.03400; `hidden=()` is a linear model. Kernels are Glorot uniform,
+    biases zero.
+
+    >>> network = MLP()
+    >>> params = network.init(jax.random.key(0), jnp.ones((10, 1)))
+    >>> network.apply(params, jnp.ones((10, 1))).shape
+    (10, 1)
+    >>> sorted(params["params"])
+    ['head', 'hidden0', 'hidden1']
+    """
+
+    hidden: Sequence[int] = (40, 40)
+    num_outputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] -> [B, num_outputs]."""
+        check_integer("num_outputs", self.num_outputs, 1)
+        if x.ndim != 2:
+            raise ValueError(f"x must be [B, D], got shape {x.shape}: give a single feature its own axis, x[:, None]")
+        for i, width in enumerate(self.hidden):
+            check_integer(f"hidden[{i}]", width, 1)
+            x = nn.relu(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
+        return nn.Dense(self.num_outputs, kernel_init=_glorot, name="head")(x)
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, batch norm and relu, then a dense head: images -> logits [B, num_classes].
+
+    With `strided`, convolutions have stride 2 and the head sees the mean over the positions that are left: the
+    Omniglot network of Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
+    https://arxiv.org/abs/1703.03400, and of their code. Without, stride 1, each block ends in a 2x2 max-pool and the
+    head sees all positions: the network of Vinyals et al., "Matching Networks for One Shot Learning", 2016,
+    https://arxiv.org/abs/1606.04080, in use for Mini-ImageNet. Batch norm uses the statistics of the batch it is given,
+    at test time too: see `jaxmeta.nn.layers.batch_norm`. It also takes the place of the convolutions' biases.
+
+    Images are uint8 (divided by 255, so that ink is 1) or floats in [0, 1]; [B, H, W] or [B, H, W, C].
+
+    >>> network = Conv4(num_classes=5, num_filters=8)
+    >>> images = jnp.zeros((5, 28, 28), jnp.uint8)
+    >>> params = network.init(jax.random.key(0), images)
+    >>> network.apply(params, images).shape
+    (5, 5)
+    """
+
+    num_classes: int
+    num_filters: int = 64
+    strided: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W] or [B, H, W, C] -> [B, num_classes]."""
+        check_integer("num_classes", self.num_classes, 1)
+        check_integer("num_filters", self.num_filters, 1)
+        x = _as_images(x)
+        strides = 2 if self.strided else 1
+        for i in range(4):
+            block = ConvBatchNorm(
+                self.num_filters, (3, 3), strides, epsilon=1e-3, kernel_init=_glorot, name=f"block{i}"
+            )
+            x = nn.relu(block(x))
+            if not self.strided:
+                x = max_pool(x)
+        x = jnp.mean(x, axis=(1, 2)) if self.strided else x.reshape(x.shape[0], -1)
+        return nn.Dense(self.num_classes, kernel_init=_glorot, name="head")(x)
+
+
+def _as_images(x: jax.Array) -> jax.Array:
+    """uint8 or float images, with or without a channel axis, as floats [B, H, W, C]."""
+    if x.ndim not in (3, 4):
+        raise ValueError(f"x must be images [B, H, W] or [B, H, W, C], got shape {x.shape}")
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) / 255
+    elif not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be uint8 in [0, 255] or floating in [0, 1], got {x.dtype}: convert it")
+    return x if x.ndim == 4 else x[..., None]

@@ -1,0 +1,144 @@
+"""Pictures: learning curves, adaptation on regression tasks, few-shot episodes. Each returns a matplotlib `Figure`.
+
+No pyplot and no global state: `figure.savefig(path)` works without a screen, and a notebook shows the figure as it is.
+matplotlib is imported when the first picture is drawn.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRUTH, SHOTS = "black", "#d55e00"
+STEPS = ("#999999", "#56b4e9", "#0072b2", "#009e73")
+RIGHT, WRONG = "#009e73", "#d55e00"
+
+
+def learning_curve(steps: np.ndarray, values: np.ndarray, name: str, title: str) -> "Figure":
+    """A metric of the query sets after adaptation, called `name`, against outer steps; both `[n]`.
+
+    >>> learning_curve(np.arange(5), np.ones(5), "mse", "maml").axes[0].get_ylabel()
+    'mse after adaptation'
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    axes.plot(steps, values, color=STEPS[2])
+    if np.all(values > 0) and np.max(values) > 10 * np.min(values):
+        axes.set_yscale("log")
+    axes.set(xlabel="outer step", ylabel=f"{name} after adaptation", title=title)
+    return figure
+
+
+def adaptation_curve(metrics: dict[str, dict[str, list[float]]], name: str, title: str) -> "Figure":
+    """A metric of the test tasks, mean and 95% interval, against the inner steps: `Report.metrics` and a name in it.
+
+    >>> curve = {"mse": {"mean": [2.0, 1.0], "median": [2.0, 1.0], "ci95": [0.1, 0.1]}}
+    >>> adaptation_curve(curve, "mse", "maml").axes[0].get_xlabel()
+    'inner step'
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    mean, ci95 = np.asarray(metrics[name]["mean"]), np.asarray(metrics[name]["ci95"])
+    axes.errorbar(np.arange(len(mean)), mean, ci95, color=STEPS[2], marker="o", capsize=3, label="mean, 95% interval")
+    axes.plot(metrics[name]["median"], color=STEPS[3], linestyle="--", label="median")
+    axes.set(xlabel="inner step", ylabel=f"{name} on test tasks", title=title)
+    axes.set_xticks(np.arange(len(mean)))
+    axes.legend(frameon=False)
+    return figure
+
+
+def regression_adaptation(
+    x: np.ndarray,
+    truths: np.ndarray,
+    shots: Sequence[tuple[np.ndarray, np.ndarray]],
+    predictions: np.ndarray,
+    steps: Sequence[int],
+    title: str,
+) -> "Figure":
+    """For each task the true curve, the shots it learns from, and the fit after some numbers of inner steps.
+
+    Args:
+      x: where the curves are drawn `[P]`.
+      truths: the true functions `[tasks, P]`.
+      shots: for each task the support set `(x, y)`.
+      predictions: the fits `[tasks, len(steps), P]`.
+      steps: the numbers of inner steps, 0 for the initialisation.
+      title: the picture's title.
+
+    >>> x = np.linspace(-1, 1, 5)
+    >>> figure = regression_adaptation(x, x[None], [(x, x)], np.zeros((1, 2, 5)), [0, 1], "maml")
+    >>> len(figure.axes)
+    1
+    """
+    figure, panels = _figure(len(truths), width=3.4 * len(truths), height=3.2)
+    for axes, truth, (shots_x, shots_y), fits in zip(panels, truths, shots, predictions, strict=True):
+        axes.plot(x, truth, color=TRUTH, linestyle=":", linewidth=2, label="true function")
+        for num_steps, fit, color in zip(steps, fits, STEPS, strict=False):
+            label = "before adaptation" if num_steps == 0 else f"after {num_steps} step{'s' * (num_steps > 1)}"
+            axes.plot(x, fit, color=color, linewidth=1.8, label=label)
+        axes.plot(np.ravel(shots_x), np.ravel(shots_y), "^", color=SHOTS, markersize=7, label="shots", zorder=5)
+        axes.set_xlabel("x")
+    figure.suptitle(title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def episode(
+    support: tuple[np.ndarray, np.ndarray],
+    query: tuple[np.ndarray, np.ndarray],
+    predictions: np.ndarray,
+    title: str,
+    max_queries: int = 10,
+) -> "Figure":
+    """An episode, one row per class: its shots, then its queries, framed by whether the prediction was right or wrong.
+
+    Args:
+      support: images `[B, H, W]` and labels `[B]`.
+      query: the same.
+      predictions: the predicted label of each query.
+      title: the picture's title.
+      max_queries: queries drawn of each class.
+
+    >>> images, labels = np.zeros((2, 4, 4)), np.arange(2)
+    >>> len(episode((images, labels), (images, labels), labels, "maml").axes)
+    4
+    """
+    from matplotlib.figure import Figure
+
+    classes = np.unique(support[1])
+    rows = [(np.flatnonzero(support[1] == c), np.flatnonzero(query[1] == c)[:max_queries]) for c in classes]
+    columns = max(len(shots) + len(queries) for shots, queries in rows)
+    figure = Figure(figsize=(0.75 * columns + 0.6, 0.8 * len(classes) + 0.7), layout="constrained")
+    for row, (shots, queries) in enumerate(rows):
+        for column, i in enumerate([*shots, *queries]):
+            axes = figure.add_subplot(len(classes), columns, row * columns + column + 1)
+            is_shot = column < len(shots)
+            axes.imshow((support if is_shot else query)[0][i], cmap="gray_r", interpolation="nearest")
+            _frame(axes, "black" if is_shot else RIGHT if predictions[i] == classes[row] else WRONG)
+            if is_shot and column == 0:
+                axes.set_ylabel(f"class {classes[row]}")
+            if not is_shot and predictions[i] != classes[row]:
+                axes.set_title(f"as {predictions[i]}", color=WRONG, fontsize=8, pad=2)
+    figure.suptitle(f"{title}\nblack: shots; green: right; red: wrong", fontsize=10)
+    return figure
+
+
+def _frame(axes: "Axes", color: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color=color, linewidth=2)
+
+
+def _figure(num_panels: int, width: float, height: float) -> "tuple[Figure, Sequence[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    panels = figure.subplots(1, num_panels, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+    return figure, panels

@@ -1,0 +1,329 @@
+"""Recipes: a name, a frozen dataclass of every choice, and the figure that it must reach.
+
+Here tasks, networks and meta-learners meet. `jaxmeta list` prints this table, `jaxmeta train NAME` runs a line of it,
+and every field of the dataclass is an option there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmeta import adapt, nn, plotting, tasks
+from jaxmeta.algorithms import maml
+from jaxmeta.checks import check_integer, check_number
+from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Experiment(NamedTuple):
+    """What a recipe's dataclass builds: all that training, evaluation and drawing need."""
+
+    learner: MetaLearner
+    train_tasks: TaskDistribution
+    test_tasks: TaskDistribution
+    metric: str
+    protocol: str
+    pictures: Callable[[jax.Array, MetaParams], "dict[str, Figure]"]
+    batch_norm: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The choices that every supervised recipe has."""
+
+    num_steps: int
+    """Outer steps."""
+    num_tasks: int
+    """N, tasks of an outer step."""
+    learning_rate: float = 1e-3
+    """Outer learning rate, where it starts."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """The outer optimizer; Reptile's paper has sgd."""
+    meta_gradient: Literal["exact", "mixed_mode", "first_order", "reptile"] = "exact"
+    """How the inner loop is differentiated; exact and mixed_mode give the same gradient."""
+    inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head"] = "sgd"
+    """How to step inside: one rate, a learned rate per parameter, or only the last layer (ANIL)."""
+    inner_learning_rate: float
+    """The inner learning rate; with meta_sgd, where the learned rates start."""
+    num_inner_steps: int = 1
+    """K, inner steps while training."""
+    num_eval_steps: int = 10
+    """Inner steps at test."""
+    inner_batch_size: int | None = None
+    """Shots that each inner step draws; all of them if None."""
+    microbatch: int | None = None
+    """Tasks computed at a time; all N if None."""
+    num_eval_tasks: int = 600
+    """Test tasks."""
+    num_shots: int
+    """Shots, examples to adapt to: of a task, or of each class."""
+
+    def __post_init__(self) -> None:
+        for field in ("num_steps", "num_tasks", "num_shots"):
+            check_integer(field, getattr(self, field), minimum=1)
+        check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
+        check_number("learning_rate", self.learning_rate)
+
+    def learner(self, init_fn: InitFn, loss_fn: LossFn, **overrides) -> MetaLearner:
+        rate = self.learning_rate
+        schedule = optax.cosine_decay_schedule(rate, self.num_steps) if self.schedule == "cosine" else rate
+        sgd = adapt.sgd(self.inner_learning_rate)
+        arguments = {
+            "inner_optimizer": {
+                "sgd": sgd,
+                "meta_sgd": adapt.meta_sgd(self.inner_learning_rate),
+                "sgd_on_head": adapt.adapt_only(sgd, "head"),
+            }[self.inner_optimizer],
+            "num_steps": self.num_inner_steps,
+            "num_eval_steps": self.num_eval_steps,
+            "batch_size": self.inner_batch_size,
+            "meta_gradient": getattr(adapt, self.meta_gradient)(),
+            "optimizer": getattr(optax, self.optimizer)(schedule),
+            "microbatch": self.microbatch,
+        }
+        return maml(init_fn, loss_fn, **{**arguments, **overrides})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoid(Method):
+    """y = A sin(x − φ), A ~ U(0.1, 5), φ ~ U(0, π), x ~ U(−5, 5); an MLP with relu."""
+
+    num_queries: int = 10
+    """Query examples of a task while training."""
+    hidden: tuple[int, ...] = (40, 40)
+    """Widths of the network's hidden layers."""
+    num_eval_queries: int = 100
+    """Query examples of a test task."""
+    num_eval_shots: int | None = None
+    """Shots of a test task; as in training if None."""
+
+    def build(self) -> Experiment:
+        network = nn.MLP(self.hidden)
+        init_fn = lambda key: network.init(key, jnp.ones((1, 1)))
+        return _regression(self, init_fn, network.apply, nn.mean_squared_error, tasks.sinusoid, half_width=5.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Method):
+    """y = a x + b + ε, a, b ~ N(0, 1), x ~ U(−1, 1), ε ~ N(0, noise²); a single linear unit."""
+
+    noise: float = 0.3
+    """Standard deviation of the noise."""
+    num_queries: int = 10
+    """Query examples of a task while training."""
+    num_eval_queries: int = 100
+    """Query examples of a test task."""
+    num_eval_shots: int | None = None
+    """Shots of a test task; as in training if None."""
+
+    def build(self) -> Experiment:
+        network = nn.MLP(())
+        init_fn = lambda key: network.init(key, jnp.ones((1, 1)))
+        family = lambda **counts: tasks.linear(noise=self.noise, **counts)
+        return _regression(self, init_fn, network.apply, nn.mean_squared_error, family, half_width=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Linear):
+    """y = θ_0 + θ_1 x + θ_2 x² + ε, θ_i ~ N(0, 1), x ~ U(−1, 1); the features 1, x, x², and the sum of squared errors."""
+
+    noise: float = 0.0
+
+    def build(self) -> Experiment:
+        init_fn = lambda key: {"theta": jax.random.normal(key, (3,))}
+        apply_fn = lambda params, x: jnp.concatenate([x**0, x, x**2], axis=-1) @ params["theta"][:, None]
+        family = lambda **counts: tasks.quadratic(noise=self.noise, **counts)
+        return _regression(self, init_fn, apply_fn, nn.sum_squared_error, family, half_width=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omniglot(Method):
+    """N-way K-shot episodes of Omniglot's characters, with rotations by 90 degrees as classes; four convolutions."""
+
+    data_dir: str | None = None
+    """Folder with Omniglot's two zips or arrays; downloaded into a cache if None."""
+    num_ways: int = 5
+    """Classes of a task."""
+    num_queries: int
+    """Queries of each class while training."""
+    num_filters: int = 64
+    """Filters of each convolution."""
+    num_eval_steps: int = 3
+    """Inner steps at test."""
+    num_eval_queries: int = 15
+    """Queries of each class at test."""
+    split_seed: int = 0
+    """Chooses the 1,200 training and the 423 test characters."""
+
+    def build(self) -> Experiment:
+        network = nn.Conv4(self.num_ways, self.num_filters)
+        init_fn = lambda key: network.init(key, jnp.zeros((1, 28, 28), jnp.uint8))
+        learner = self.learner(init_fn, nn.cross_entropy(network.apply))
+
+        def episodes(split: str, num_queries: int) -> TaskDistribution:
+            return tasks.omniglot(
+                split, data_dir=self.data_dir, seed=self.split_seed,
+                num_ways=self.num_ways, num_shots=self.num_shots, num_queries=num_queries,
+            )  # fmt: skip
+
+        test_tasks = episodes("test", self.num_eval_queries)
+
+        def pictures(key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+            task = test_tasks.sample(key, test_tasks.data)
+            params = learner.adapt(key, meta_params, task)
+            predictions = np.argmax(network.apply(params, task.query[0]), axis=-1)
+            title = f"{self.num_ways}-way {self.num_shots}-shot, after {self.num_eval_steps} inner steps"
+            support, query = jax.tree.map(np.asarray, (task.support, task.query))
+            return {"episode.png": plotting.episode(support, query, predictions, title)}
+
+        protocol = (
+            f"{self.num_ways}-way {self.num_shots}-shot Omniglot, 28x28, {self.num_filters} filters; trained on 1,100 "
+            f"characters and their rotations with {self.num_queries} queries a class, tested on 423 with "
+            f"{self.num_eval_queries}; {_protocol(self)}"
+        )
+        batch_norm = "statistics of the batch, at test those of the query set (transductive)"
+        train_tasks = episodes("train", self.num_queries)
+        return Experiment(learner, train_tasks, test_tasks, "accuracy", protocol, pictures, batch_norm)
+
+
+Config: TypeAlias = Sinusoid | Linear | Quadratic | Omniglot
+
+
+def _regression(
+    config: Sinusoid | Linear,
+    init_fn: InitFn,
+    apply_fn: Callable,
+    loss: Callable[[Callable], LossFn],
+    family: Callable[..., TaskDistribution],
+    half_width: float,
+) -> Experiment:
+    """A regression experiment; its picture has three test tasks, before and after 1 and `num_eval_steps` steps."""
+    loss_fn = loss(apply_fn)
+    learner = config.learner(init_fn, loss_fn)
+    num_eval_shots = config.num_shots if config.num_eval_shots is None else config.num_eval_shots
+    train_tasks = family(num_shots=config.num_shots, num_queries=config.num_queries)
+    test_tasks = family(num_shots=num_eval_shots, num_queries=config.num_eval_queries)
+    steps = sorted({0, 1, config.num_eval_steps})
+
+    def pictures(key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        x = jnp.linspace(-half_width, half_width, 200)[:, None]
+        samples = [test_tasks.sample(k, test_tasks.data) for k in jax.random.split(key, 3)]
+        curves = [[apply_fn(meta_params.params, x)] for _ in samples]
+        for num_steps in steps[1:]:
+            adapt_to = config.learner(init_fn, loss_fn, num_eval_steps=num_steps).adapt
+            for task, fits in zip(samples, curves, strict=True):
+                fits.append(apply_fn(adapt_to(key, meta_params, task), x))
+        figure = plotting.regression_adaptation(
+            np.ravel(x), np.stack([np.ravel(task.info(x)) for task in samples]),
+            [jax.tree.map(np.asarray, task.support) for task in samples],
+            np.stack([[np.ravel(fit) for fit in fits] for fits in curves]),
+            steps, f"{num_eval_shots} shots of three test tasks",
+        )  # fmt: skip
+        return {"adaptation.png": figure}
+
+    shots = f"{config.num_shots} shots" + f", {num_eval_shots} at test" * (num_eval_shots != config.num_shots)
+    protocol = f"{type(config).__name__.lower()}, {shots}; {_protocol(config)}"
+    return Experiment(learner, train_tasks, test_tasks, "mse", protocol, pictures)
+
+
+def _protocol(config: Config) -> str:
+    return (
+        f"{config.num_steps:,} outer steps of {config.num_tasks} tasks, {config.optimizer} {config.learning_rate:g} "
+        f"({config.schedule}); {config.meta_gradient} meta-gradient through {config.num_inner_steps} inner steps of "
+        f"{config.inner_optimizer} {config.inner_learning_rate:g}, {config.num_eval_steps} at test"
+    )
+
+
+class Recipe(NamedTuple):
+    """A line of `jaxmeta list`. `minutes` are expected on a laptop, download and pictures included."""
+
+    config: Callable[[], Config]
+    description: str
+    paper: str
+    figure: str
+    minutes: float
+
+
+_MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400"
+_sinusoid = Sinusoid(num_steps=50_000, num_tasks=25, inner_learning_rate=0.01, num_inner_steps=2, num_shots=5)
+
+
+def _omniglot() -> Omniglot:
+    """The paper's protocol on an accelerator; on a CPU one that fits into minutes. `train` prints which."""
+    paper = Omniglot(
+        num_steps=60_000, num_tasks=32, num_shots=1, num_queries=1, inner_learning_rate=0.4, num_eval_steps=3
+    )
+    if jax.default_backend() != "cpu":
+        return paper
+    return replace(paper, num_steps=3000, num_tasks=16, num_queries=5, schedule="cosine", microbatch=1)
+
+
+def _polynomial_figure(degree: int, config: Linear) -> str:
+    _, mse = tasks.polynomial_optimum(degree, config.num_shots, config.noise)
+    return f"mse {mse:.4f} after 1 step: the optimum, in closed form"
+
+
+_linear = Linear(
+    num_steps=3000, num_tasks=25, num_shots=10, num_eval_steps=1, num_eval_tasks=20_000,
+    inner_learning_rate=round(tasks.polynomial_optimum(1, 10, 0.3)[0], 4), learning_rate=1e-2, schedule="cosine",
+)  # fmt: skip
+_quadratic = Quadratic(
+    num_steps=3000, num_tasks=25, num_shots=10, num_eval_steps=1, num_eval_tasks=20_000,
+    inner_learning_rate=round(tasks.polynomial_optimum(2, 10, 0.0)[0] / 10, 4), learning_rate=1e-2, schedule="cosine",
+)  # fmt: skip
+
+RECIPES: dict[str, Recipe] = {
+    "maml-sinusoid": Recipe(
+        lambda: _sinusoid, "MAML on sinusoids, 5 shots", _MAML, "mse .67 / .35 after 1 / 10 steps", 1
+    ),
+    "maml-linear": Recipe(
+        lambda: _linear, "MAML on noisy lines, one linear unit", _MAML, _polynomial_figure(1, _linear), 0.5
+    ),
+    "maml-quadratic": Recipe(
+        lambda: _quadratic,
+        "MAML on parabolas, where all has a closed form",
+        _MAML,
+        _polynomial_figure(2, _quadratic),
+        0.5,
+    ),
+    "fomaml-sinusoid": Recipe(
+        lambda: replace(_sinusoid, meta_gradient="first_order"),
+        "first-order MAML on sinusoids, 5 shots",
+        f"{_MAML}, section 5.2",
+        "no figure in the paper; beside maml-sinusoid",
+        1,
+    ),
+    "meta-sgd-sinusoid": Recipe(
+        lambda: replace(_sinusoid, inner_optimizer="meta_sgd"),
+        "MAML that learns a rate for each parameter",
+        "Li et al. 2017, https://arxiv.org/abs/1707.09835",
+        "below maml-sinusoid after 1 step",
+        1,
+    ),
+    "reptile-sinusoid": Recipe(
+        lambda: replace(_sinusoid, meta_gradient="reptile"),
+        "Reptile on sinusoids",
+        "Nichol et al. 2018, https://arxiv.org/abs/1803.02999",
+        "curves only in the paper; beside maml-sinusoid",
+        1,
+    ),
+    "anil-omniglot": Recipe(
+        lambda: replace(_omniglot(), inner_optimizer="sgd_on_head"),
+        "MAML whose inner loop adapts the last layer only",
+        "Raghu et al. 2019, https://arxiv.org/abs/1909.09157",
+        "close to maml-omniglot (paper, 20-way 1-shot: 96.2)",
+        15,
+    ),
+    "maml-omniglot": Recipe(
+        _omniglot, "MAML on Omniglot, 5-way 1-shot", _MAML, "accuracy .987 (paper's protocol); .95 on a CPU", 15
+    ),
+}

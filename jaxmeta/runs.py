@@ -1,0 +1,206 @@
+"""A run of a recipe in a directory of its own: meta-train, evaluate, draw, so that a killed run can go on.
+
+| file            | what                                                                                     |
+|-----------------|------------------------------------------------------------------------------------------|
+| `config.json`   | the recipe, the seed and every field                                                     |
+| `metrics.jsonl` | a line for each hundredth of the run: step, seconds, the means of the training metrics    |
+| `state/`        | the meta-parameters and the outer optimizer's state, saved at least every half minute     |
+| `result.json`   | the test tasks' metrics before and after each inner step; written last                    |
+| `*.png`         | the learning curve, the adaptation curve, the recipe's own pictures                       |
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+import optax
+
+from jaxmeta import __version__, plotting
+from jaxmeta.recipes import RECIPES, Config, Experiment
+from jaxmeta.training import Report, evaluate, fit
+from jaxmeta.training.checkpoint import restore_state, save_state
+from jaxmeta.types import MetaState
+
+_SECONDS_BETWEEN_SAVES = 30
+_VERSIONS = {
+    "jaxmeta": __version__,
+    "python": platform.python_version(),
+    **{library.__name__: library.__version__ for library in (jax, jaxlib, flax, optax, np)},
+}
+
+
+def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume: bool) -> Report:
+    """Runs a recipe and writes everything under `out`, by default a new directory under `runs`.
+
+    Raises:
+      ValueError: a field is wrong, or `out` holds another run; nothing is written then.
+    """
+    experiment = config.build()
+    directory = _claim(name, config, seed, out, resume)
+    print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}\nunder {directory}", flush=True)
+
+    train_key, test_key, picture_key = jax.random.split(jax.random.key(seed), 3)
+    log = _Log(directory)
+    state = _restore(directory, experiment) if resume else None
+    log.drop_after(0 if state is None else int(state.step))
+    state, _ = fit(
+        train_key, experiment.learner, experiment.train_tasks, state=state,
+        num_steps=config.num_steps, num_tasks=config.num_tasks,
+        chunk_size=max(1, config.num_steps // 100), callbacks=[log],
+    )  # fmt: skip
+    log.save(state)
+    report = _evaluate(experiment, config, test_key, state)
+    _write(
+        directory / "result.json",
+        {
+            "recipe": name, "seed": seed, "seconds": round(log.seconds(), 1), "device": _device(),
+            "versions": _VERSIONS,
+            "num_skipped": int(state.num_skipped), "batch_norm": report.batch_norm,
+            "num_tasks": report.num_tasks, "metrics": report.metrics,
+        },
+    )  # fmt: skip
+    _draw(directory, name, experiment, report, log, picture_key, state)
+    print(f"{report}\nto reach: {RECIPES[name].figure}\n{log.seconds():.0f} s; written to {directory}")
+    return report
+
+
+def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | None) -> Report:
+    """Evaluates a finished run again, on the same test tasks unless their number differs.
+
+    Raises:
+      ValueError: `directory` holds no run.
+    """
+    name, seed, config = _read_config(directory)
+    if num_tasks is not None:
+        config = dataclasses.replace(config, num_eval_tasks=num_tasks)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    experiment = config.build()
+    _, test_key, _ = jax.random.split(jax.random.key(seed), 3)
+    state = _restore(directory, experiment)
+    report = _evaluate(experiment, config, test_key, state)
+    print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}\n{report}")
+    return report
+
+
+class _Log:
+    """Called by `fit` after each chunk: a line of metrics, and now and then a checkpoint."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.path = directory, directory / "metrics.jsonl"
+        self.start = self.last_save = time.monotonic()
+        self.seconds_before = 0.0
+
+    def lines(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def drop_after(self, step: int) -> None:
+        """Forgets what a killed run logged after its last checkpoint."""
+        kept = [line for line in self.lines() if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.seconds_before = kept[-1]["seconds"] if kept else 0.0
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.start
+
+    def __call__(self, state: MetaState, metrics: dict[str, np.ndarray]) -> None:
+        means = {name: float(np.mean(values)) for name, values in metrics.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": int(state.step), "seconds": round(self.seconds(), 2), **means}) + "\n")
+        if time.monotonic() - self.last_save > _SECONDS_BETWEEN_SAVES:
+            self.save(state)
+
+    def save(self, state: MetaState) -> None:
+        save_state(self.directory / "state", int(state.step), state)
+        self.last_save = time.monotonic()
+
+
+def _evaluate(experiment: Experiment, config: Config, key: jax.Array, state: MetaState) -> Report:
+    return evaluate(
+        key, experiment.learner, experiment.test_tasks, state.meta_params,
+        num_tasks=config.num_eval_tasks, batch_size=config.microbatch or 100, batch_norm=experiment.batch_norm,
+    )  # fmt: skip
+
+
+def _draw(
+    directory: Path, name: str, experiment: Experiment, report: Report, log: _Log, key: jax.Array, state: MetaState
+) -> None:
+    lines, metric = log.lines(), experiment.metric
+    curve = [np.array([line[column] for line in lines]) for column in ("step", metric)]
+    figures = experiment.pictures(key, state.meta_params) | {
+        "learning_curve.png": plotting.learning_curve(*curve, metric, name),
+        "adaptation_curve.png": plotting.adaptation_curve(
+            report.metrics, metric, f"{name}, {report.num_tasks} test tasks"
+        ),
+    }
+    for file, figure in figures.items():
+        figure.savefig(directory / file)
+
+
+def _claim(name: str, config: Config, seed: int, out: Path | None, resume: bool) -> Path:
+    """The run's directory, with `config.json` in it. A directory that holds something else is left as it is."""
+    content = {"recipe": name, "seed": seed, **dataclasses.asdict(config)}
+    if out is None:
+        if resume:
+            raise ValueError("--resume goes on with the run in a directory: name it with --out DIR")
+        names = (Path("runs") / f"{name}-seed{seed}{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 10_000))])
+        out = next(path for path in names if not path.exists())
+    if resume:
+        if _read_json(out / "config.json") != json.loads(json.dumps(content)):
+            raise ValueError(f"--out {out} holds a run with other settings; see {out / 'config.json'}")
+        if (out / "result.json").exists():
+            raise ValueError(f"--out {out} holds a finished run; see it with: jaxmeta evaluate {out}")
+        return out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remedy = "or add --resume to go on with the run there" if (out / "config.json").exists() else "or empty it"
+        raise ValueError(f"--out {out} is not empty: name a new directory with --out DIR, {remedy}")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "config.json", content)
+    return out
+
+
+def _read_config(directory: Path) -> tuple[str, int, Config]:
+    content = _read_json(directory / "config.json")
+    name, seed = content.pop("recipe", None), content.pop("seed", None)
+    if name not in RECIPES:
+        raise ValueError(f"DIR {directory} holds a run of {name!r}, which is no recipe of this version")
+    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in content.items()}
+    try:
+        config: Callable[..., Config] = type(RECIPES[name].config())
+        return name, seed, config(**fields)
+    except TypeError as error:
+        raise ValueError(f"DIR {directory} holds a run of another version: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"DIR {path.parent} holds no run of jaxmeta: {error}") from error
+
+
+def _restore(directory: Path, experiment: Experiment) -> MetaState | None:
+    return restore_state(directory / "state", jax.eval_shape(experiment.learner.init, jax.random.key(0)))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """All or nothing."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return (
+        f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{len(jax.devices())} x {device.device_kind}"
+    )

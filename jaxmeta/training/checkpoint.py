@@ -1,0 +1,50 @@
+"""States on disk, with orbax: a new checkpoint is complete before the old one goes, so a killed process loses little."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmeta.types import PyTree
+
+
+def save_state(directory: str | os.PathLike, step: int, state: PyTree) -> None:
+    """Writes `state` as the checkpoint of `step`, then removes earlier ones.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> directory = tempfile.mkdtemp()
+    >>> save_state(directory, 3, {"w": jnp.arange(2)})
+    >>> restore_state(directory, {"w": jnp.zeros(2, int)})["w"].tolist()
+    [0, 1]
+    """
+    import orbax.checkpoint as ocp
+
+    with _manager(directory) as manager:
+        manager.save(step, args=ocp.args.StandardSave(state))
+
+
+def restore_state(directory: str | os.PathLike, like: PyTree) -> PyTree:
+    """The latest state in `directory`, with the structure, shapes and dtypes of `like` (arrays, or `jax.eval_shape`'s).
+
+    Raises:
+      ValueError: there is no whole checkpoint, or it does not fit.
+    """
+    import orbax.checkpoint as ocp
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    if not Path(directory).is_dir():
+        raise ValueError(f"directory must hold a checkpoint, but {directory} is no directory")
+    with _manager(directory) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise ValueError(f"directory must hold a checkpoint, but there is none in {directory}")
+        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+
+def _manager(directory: str | os.PathLike) -> Any:
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(Path(directory).absolute(), options=options)

@@ -1,0 +1,124 @@
+"""The evaluation protocol: a declared number of test tasks with fixed keys, every adaptation step reported."""
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmeta.checks import check_fields, check_integer, check_key
+from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
+
+
+class Report(NamedTuple):
+    """What `evaluate` found. `samples` holds `[num_tasks, K + 1]` for each metric, index 0 before adaptation.
+
+    `str(report)` is a table of mean, 95% interval and median after each step. `batch_norm` says which statistics
+    normalised the test images, without which a few-shot accuracy cannot be compared.
+    """
+
+    samples: dict[str, np.ndarray]
+    batch_norm: str | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        return len(next(iter(self.samples.values())))
+
+    @property
+    def metrics(self) -> dict[str, dict[str, list[float]]]:
+        """{metric: {"mean": [K + 1], "median": [K + 1], "ci95": [K + 1]}}; the interval is mean ± ci95."""
+        return {name: _summary(values) for name, values in self.samples.items()}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes `num_tasks`, `batch_norm` and `metrics` as JSON."""
+        content = {"num_tasks": self.num_tasks, "batch_norm": self.batch_norm, "metrics": self.metrics}
+        Path(path).write_text(json.dumps(content, indent=2) + "\n")
+
+    def __str__(self) -> str:
+        lines = [f"{self.num_tasks} test tasks" + (f", batch norm: {self.batch_norm}" if self.batch_norm else "")]
+        for name, summary in self.metrics.items():
+            lines.append(f"{name:>12}  {'mean':>10} {'± 95%':>10} {'median':>10}")
+            columns = zip(summary["mean"], summary["ci95"], summary["median"], strict=True)
+            for step, values in enumerate(columns):
+                lines.append(f"{f'step {step}':>12}  " + " ".join(f"{value:10.4f}" for value in values))
+        return "\n".join(lines)
+
+
+def evaluate(
+    key: jax.Array,
+    learner: MetaLearner,
+    tasks: TaskDistribution,
+    meta_params: MetaParams,
+    *,
+    num_tasks: int = 600,
+    batch_size: int = 100,
+    batch_norm: str | None = None,
+) -> Report:
+    """Adapts to `num_tasks` test tasks and reports the query set's metrics before and after every step.
+
+    Task i comes from `fold_in(key, i)`: the same key gives the same tasks, whatever `batch_size`. The interval is
+    1.96 standard errors of the mean over tasks.
+
+    Args:
+      key: a typed key; keep it apart from the training key.
+      learner: whose `evaluate` is called on each task.
+      tasks: p(T) at test.
+      meta_params: what was meta-trained, `state.meta_params`.
+      num_tasks: test tasks, at least 2.
+      batch_size: tasks evaluated at a time.
+      batch_norm: for the report: the statistics that the model normalises with.
+
+    Raises:
+      ValueError: an argument is wrong.
+
+    >>> import jax.numpy as jnp, jaxmeta
+    >>> def loss_fn(params, batch):
+    ...     x, y = batch
+    ...     return jnp.mean((params * x - y) ** 2), {}
+    >>> learner = jaxmeta.maml(lambda key: jnp.zeros(()), loss_fn, num_steps=3)
+    >>> state = learner.init(jax.random.key(0))
+    >>> report = evaluate(jax.random.key(1), learner, jaxmeta.tasks.linear(), state.meta_params, num_tasks=10)
+    >>> report.samples["loss"].shape
+    (10, 4)
+    """
+    check_key("key", key, max_ndim=0)
+    check_fields("learner", learner, MetaLearner._fields, "a jaxmeta.MetaLearner, such as jaxmeta.maml(...)")
+    check_fields("tasks", tasks, ("sample",), "a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid()")
+    check_integer("num_tasks", num_tasks, minimum=2)
+    check_integer("batch_size", batch_size, minimum=1)
+    samples = _evaluate_tasks(
+        key, meta_params, tasks.data, learner=learner, sample=tasks.sample, num_tasks=num_tasks, batch_size=batch_size
+    )
+    return Report({name: np.asarray(values) for name, values in samples.items()}, batch_norm)
+
+
+@partial(jax.jit, static_argnames=("learner", "sample", "num_tasks", "batch_size"))
+def _evaluate_tasks(
+    key: jax.Array,
+    meta_params: MetaParams,
+    data: PyTree,
+    *,
+    learner: MetaLearner,
+    sample: Callable,
+    num_tasks: int,
+    batch_size: int,
+) -> Metrics:
+    def evaluate_task(i: jax.Array) -> Metrics:
+        task_key, adapt_key = jax.random.split(jax.random.fold_in(key, i))
+        return learner.evaluate(adapt_key, meta_params, sample(task_key, data))
+
+    return jax.lax.map(evaluate_task, jax.numpy.arange(num_tasks), batch_size=min(batch_size, num_tasks))
+
+
+def _summary(values: np.ndarray) -> dict[str, list[float]]:
+    values = values.astype(np.float64)
+    standard_error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return {
+        "mean": values.mean(axis=0).tolist(),
+        "median": np.median(values, axis=0).tolist(),
+        "ci95": (1.96 * standard_error).tolist(),
+    }

@@ -1,0 +1,145 @@
+"""The outer loop: sample tasks, update, repeat, as one compiled program per chunk of steps.
+
+The key of step t is `fold_in(key, t)`, so that a run does not depend on how it is cut into chunks, and goes on from a
+saved state exactly as if it had never stopped.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from jaxmeta.checks import check_callable, check_fields, check_integer, check_key
+from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
+
+Callback = Callable[[MetaState, dict[str, np.ndarray]], None]
+
+
+def fit(
+    key: jax.Array,
+    learner: MetaLearner,
+    tasks: TaskDistribution,
+    *,
+    num_steps: int,
+    num_tasks: int,
+    state: MetaState | None = None,
+    chunk_size: int = 100,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> tuple[MetaState, dict[str, np.ndarray]]:
+    """Meta-trains until `state.step` is `num_steps`.
+
+    Each chunk is one compiled, donated loop that samples its tasks itself; the second call with the same learner and
+    tasks compiles nothing. Outer steps that are not finite are skipped and counted, with a warning.
+
+    Args:
+      key: a typed key, or `[S]` of them to train S seeds at once: states and metrics then have a leading axis S.
+      learner: what to train.
+      tasks: p(T), where its tasks come from.
+      num_steps: outer steps altogether.
+      num_tasks: N, tasks of an outer step.
+      state: where to go on from, with the same key; a new one if None. It is copied, not consumed.
+      chunk_size: outer steps between two looks at the metrics. It changes nothing in the result.
+      callbacks: each called after a chunk with the state and the chunk's metrics, `[chunk]`; the state's buffers are
+        given to the next chunk: copy what is to be kept.
+      progress: whether to show a bar with the rate, the time left and the loss.
+
+    Returns:
+      The state, and the metrics of every step taken, `[num_steps]` each.
+
+    Raises:
+      ValueError: an argument is wrong.
+      FloatingPointError: every step of a chunk (of ten steps or more) was not finite, so the run cannot go on.
+
+    >>> import jaxmeta
+    >>> init_fn = lambda key: {"w": jnp.zeros(()), "b": jnp.zeros(())}
+    >>> def loss_fn(params, batch):
+    ...     x, y = batch
+    ...     return jnp.mean((params["w"] * x + params["b"] - y) ** 2), {}
+    >>> learner = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=jaxmeta.adapt.sgd(0.5))
+    >>> tasks = jaxmeta.tasks.linear()
+    >>> state, history = fit(jax.random.key(0), learner, tasks, num_steps=20, num_tasks=4, progress=False)
+    >>> int(state.step), history["loss"].shape
+    (20, (20,))
+    """
+    check_key("key", key)
+    check_fields("learner", learner, MetaLearner._fields, "a jaxmeta.MetaLearner, such as jaxmeta.maml(...)")
+    check_fields("tasks", tasks, ("sample",), "a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid()")
+    check_integer("num_steps", num_steps, minimum=1)
+    check_integer("num_tasks", num_tasks, minimum=1)
+    check_integer("chunk_size", chunk_size, minimum=1)
+    callbacks = [check_callable("callbacks", callback, "(state, metrics) -> None") for callback in callbacks]
+
+    over_seeds = jax.vmap if key.ndim else lambda fn: fn
+    init_key, run_key = jnp.moveaxis(over_seeds(jax.random.split)(key), -1, 0)
+    state = jax.jit(over_seeds(learner.init))(init_key) if state is None else jax.tree.map(jnp.copy, state)
+    step = int(np.max(state.step))
+    history = []
+    with tqdm(total=num_steps, initial=step, unit=" steps", disable=not progress) as bar:
+        while step < num_steps:
+            length = min(chunk_size, num_steps - step)
+            state, metrics = _run_chunk(
+                run_key, state, tasks.data, length, learner=learner, sample=tasks.sample, num_tasks=num_tasks,
+                chunk_size=chunk_size,
+            )  # fmt: skip
+            metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}
+            _check_progress(metrics, step)
+            history.append(metrics)
+            step += length
+            bar.set_postfix({name: f"{values.mean():.3g}" for name, values in metrics.items()}, refresh=False)
+            bar.update(length)
+            for callback in callbacks:
+                callback(state, metrics)
+    return state, {
+        name: np.concatenate([chunk[name] for chunk in history], axis=-1) for name in history[0]
+    } if history else {}
+
+
+@partial(jax.jit, static_argnames=("learner", "sample", "num_tasks", "chunk_size"), donate_argnames=("state",))
+def _run_chunk(
+    key: jax.Array,
+    state: MetaState,
+    data: PyTree,
+    length: int,
+    *,
+    learner: MetaLearner,
+    sample: Callable,
+    num_tasks: int,
+    chunk_size: int,
+) -> tuple[MetaState, Metrics]:
+    """`length` outer steps; metrics `[chunk_size, ...]`. `length` is traced, so that the last, shorter chunk of a run
+    does not compile again."""
+
+    def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
+        task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
+        tasks = jax.vmap(sample, (0, None))(jax.random.split(task_key, num_tasks), data)
+        return learner.update(update_key, state, tasks)
+
+    over_seeds = jax.vmap(step) if key.ndim else step
+
+    def body(i: jax.Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
+        state, metrics = over_seeds(key, carry[0])
+        return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), carry[1], metrics)
+
+    _, shapes = jax.eval_shape(over_seeds, key, state)
+    buffers = jax.tree.map(lambda shape: jnp.zeros((chunk_size, *shape.shape), shape.dtype), shapes)
+    return jax.lax.fori_loop(0, length, body, (state, buffers))
+
+
+def _check_progress(metrics: dict[str, np.ndarray], step: int) -> None:
+    """Says when outer steps were skipped; stops a run whose every step is."""
+    is_finite = metrics.get("is_finite", np.array(True))
+    if is_finite.size >= 10 and not is_finite.any():
+        raise FloatingPointError(f"no outer step after step {step} was finite: the run has diverged. {_REMEDY}")
+    if not is_finite.all():
+        warnings.warn(f"outer steps that were not finite are skipped, see state.num_skipped. {_REMEDY}", stacklevel=3)
+
+
+_REMEDY = (
+    "Lower the inner or the outer learning rate, clip the outer gradient (optax.clip_by_global_norm); an Adam inside "
+    "needs eps_root > 0; jax.config.update('jax_debug_nans', True) finds the operation."
+)
