@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
@@ -43,36 +44,46 @@ def check_fields(name: str, value: Any, fields: Collection[str], remedy: str) ->
 
 
 def check_loss_fn(loss_fn: Any) -> Callable:
-    """`loss_fn`, which now says while it is traced if it returned something other than (scalar loss, dict of scalars)."""
+    """`loss_fn`, which says while it is traced if it returns anything but (scalar loss, dict of scalars)."""
     check_callable("loss_fn", loss_fn, "(params, batch) -> (loss, metrics)")
 
     def checked(params: Any, batch: Any) -> Any:
         result = loss_fn(params, batch)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise ValueError(f"loss_fn must return (loss, metrics), metrics a dict, {{}} if none; got {result!r}")
-        for name, value in {"loss": result[0], **result[1]}.items():
-            if jnp.shape(value) != ():
+        for name, value in (("loss", result[0]), *result[1].items()):
+            if _as_array(name, value, "loss_fn must return scalars").shape != ():
                 raise ValueError(f"loss_fn must return scalars; {name} has shape {jnp.shape(value)}: take its mean")
-        if not jnp.issubdtype(jnp.result_type(result[0]), jnp.floating):
-            raise ValueError(f"loss_fn must return a real loss, got dtype {jnp.result_type(result[0])}")
+        if not jnp.issubdtype(jnp.asarray(result[0]).dtype, jnp.floating):
+            raise ValueError(f"loss_fn must return a real loss, got dtype {jnp.asarray(result[0]).dtype}")
         return result
 
     return checked
 
 
 def check_params(params: Any) -> Any:
-    """`params`, all of whose leaves can be differentiated."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
+    """`params` as arrays that can be differentiated, none weakly typed: an update must not change their types."""
+    if not jax.tree.leaves(params):
         raise ValueError(f"init_fn must return a pytree with at least one array, got {params!r}")
-    for path, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+
+    def check(path: tuple, leaf: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+        array = _as_array(name, leaf, "init_fn must return arrays")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"init_fn must return real arrays only; {name} has dtype {jnp.result_type(leaf)}: split off what is not "
-                "learned (flax nnx.split(model, nnx.Param, ...), equinox eqx.partition(model, eqx.is_inexact_array))"
+                f"init_fn must return real arrays only; {name} has dtype {array.dtype}: split off what is "
+                "not learned (nnx.split(model, nnx.Param, ...), eqx.partition(model, eqx.is_inexact_array))"
             )
-    return params
+        return jnp.asarray(array, array.dtype)
+
+    return jax.tree_util.tree_map_with_path(check, params)
+
+
+def _as_array(name: str, value: Any, what: str) -> jax.Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what}; {name} is {value!r}") from error
 
 
 def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
@@ -80,3 +91,11 @@ def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if not is_key or value.ndim > max_ndim:
         raise ValueError(f"{name} must be a typed key, such as jax.random.key(0), got {value!r}")
+
+
+def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:
+    """A pytree with the structure and the shapes of `expected`."""
+    same = jax.tree.structure(value) == jax.tree.structure(expected)
+    if not same or jax.tree.map(np.shape, value) != jax.tree.map(np.shape, expected):
+        shapes = jax.tree.map(np.shape, expected)
+        raise ValueError(f"{name} must be {remedy}, with the shapes {shapes}, got {jax.tree.map(np.shape, value)}")

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
-from jaxmeta.recipes import RECIPES, Config, Experiment
+from jaxmeta.recipes import RECIPES, Config, Experiment, Omniglot
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.training.checkpoint import restore_state, save_state
 from jaxmeta.types import MetaState
@@ -58,6 +58,7 @@ def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume:
         chunk_size=max(1, config.num_steps // 100), callbacks=[log],
     )  # fmt: skip
     log.save(state)
+    print(f"evaluating on {config.num_eval_tasks} test tasks", flush=True)
     report = _evaluate(experiment, config, test_key, state)
     _write(
         directory / "result.json",
@@ -83,6 +84,8 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     if num_tasks is not None:
         config = dataclasses.replace(config, num_eval_tasks=num_tasks)
     if data_dir is not None:
+        if not isinstance(config, Omniglot):
+            raise ValueError(f"--data-dir is for recipes that read data, and {name} draws its own")
         config = dataclasses.replace(config, data_dir=data_dir)
     experiment = config.build()
     _, test_key, _ = jax.random.split(jax.random.key(seed), 3)
@@ -135,9 +138,9 @@ def _draw(
     directory: Path, name: str, experiment: Experiment, report: Report, log: _Log, key: jax.Array, state: MetaState
 ) -> None:
     lines, metric = log.lines(), experiment.metric
-    curve = [np.array([line[column] for line in lines]) for column in ("step", metric)]
+    steps, values = (np.array([line[column] for line in lines]) for column in ("step", metric))
     figures = experiment.pictures(key, state.meta_params) | {
-        "learning_curve.png": plotting.learning_curve(*curve, metric, name),
+        "learning_curve.png": plotting.learning_curve(steps, values, metric, name),
         "adaptation_curve.png": plotting.adaptation_curve(
             report.metrics, metric, f"{name}, {report.num_tasks} test tasks"
         ),
@@ -188,7 +191,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"DIR {path.parent} holds no run of jaxmeta: {error}") from error
 
 
-def _restore(directory: Path, experiment: Experiment) -> MetaState | None:
+def _restore(directory: Path, experiment: Experiment) -> MetaState:
     return restore_state(directory / "state", jax.eval_shape(experiment.learner.init, jax.random.key(0)))
 
 

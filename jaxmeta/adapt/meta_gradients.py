@@ -32,7 +32,7 @@ MetaGradient: TypeAlias = Callable[[Callable, Callable], Callable]
 
 
 def exact() -> MetaGradient:
-    """The exact meta-gradient by reverse over reverse: the fastest where activations are small, as in few-shot learning.
+    """The exact meta-gradient by reverse over reverse: fastest where activations are small, as in few-shot learning.
 
     Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017),
     https://arxiv.org/abs/1703.03400
@@ -143,17 +143,17 @@ def _mixed_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
 
     For g = ∇_θ L(θ, η, x) and a cotangent ḡ, the cotangents of all arguments are, second derivatives commuting,
     d/dε ∇_{θ,η,x} L(θ + ε ḡ, η, x): one forward-over-reverse pass, whose primal output ∇_{θ,η,x} L also serves a
-    cotangent of the loss. `custom_vjp` must not close over tracers: `closure_convert` makes them arguments like the rest.
+    cotangent of the loss. `custom_vjp` must not close over tracers, so what `fn` closes over becomes an argument too.
     """
 
     def mixed(*args):
-        converted, closed_over = jax.closure_convert(fn, *args)
-        return _mixed(jax.value_and_grad(converted, has_aux=has_aux), converted)(*args, *closed_over)
+        converted, closed_over = _closure_convert(fn, args)
+        return _mixed(converted, jax.value_and_grad(converted, has_aux=has_aux))(*args, closed_over)
 
     return mixed
 
 
-def _mixed(value_and_grad: Callable, fn: Callable) -> Callable:
+def _mixed(fn: Callable, value_and_grad: Callable) -> Callable:
     wrapped = jax.custom_vjp(lambda *args: value_and_grad(*args))
 
     def forward(*args):
@@ -173,8 +173,23 @@ def _mixed(value_and_grad: Callable, fn: Callable) -> Callable:
     return wrapped
 
 
+def _closure_convert(fn: Callable, args: tuple) -> tuple[Callable, list]:
+    """(*args, tracers) -> fn(*args), and all tracers that `fn` closes over, where `jax.closure_convert` guesses."""
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    is_tracer = [isinstance(const, jax.core.Tracer) for const in closed.consts]
+
+    def converted(*args):
+        *args, tracers = args
+        tracers = iter(tracers)
+        consts = [next(tracers) if traced else const for traced, const in zip(is_tracer, closed.consts, strict=True)]
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return converted, [const for const, traced in zip(closed.consts, is_tracer, strict=True) if traced]
+
+
 def _split_floats(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """The leaves that can be differentiated, and the others (integers, keys); None, an empty pytree, in their places."""
+    """The leaves that can be differentiated, and the others (integers, keys), with None in the places of the rest."""
     is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
     floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
     return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)

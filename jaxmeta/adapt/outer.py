@@ -28,12 +28,13 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
     if num_tasks % microbatch:
         raise ValueError(f"microbatch must divide the number of tasks, {num_tasks}, got {microbatch}")
 
-    def add_chunk(total: PyTree, chunk: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(lambda t, x: t + jnp.sum(x, axis=0), total, over_tasks(meta_params, chunk)), None
+    def sum_of(chunk: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), over_tasks(meta_params, chunk))
 
     chunks = jax.tree.map(lambda x: x.reshape(num_tasks // microbatch, microbatch, *x.shape[1:]), per_task)
-    shapes = jax.eval_shape(fn, meta_params, jax.tree.map(lambda x: x[0], per_task))
+    shapes = jax.eval_shape(sum_of, jax.tree.map(lambda x: x[0], chunks))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    add_chunk = lambda total, chunk: (jax.tree.map(jnp.add, total, sum_of(chunk)), None)
     total, _ = jax.lax.scan(add_chunk, zeros, chunks)
     return jax.tree.map(lambda t: t / num_tasks, total)
 
@@ -41,8 +42,8 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
 def outer_step(
     optimizer: optax.GradientTransformation, state: MetaState, loss: jax.Array, metrics: Metrics, grads: MetaParams
 ) -> tuple[MetaState, Metrics]:
-    """Applies the meta-gradient. A step whose loss or gradient is not finite leaves everything as it was and is counted."""
-    grad_norm = optax.global_norm(grads)
+    """Applies the meta-gradient. A step whose loss or gradient is not finite changes nothing and is counted."""
+    grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
     stepped = (optax.apply_updates(state.meta_params, updates), opt_state)

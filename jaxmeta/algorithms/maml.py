@@ -111,7 +111,7 @@ def maml(
     task_gradient = meta_gradient(inner, outer)
 
     def init(key: jax.Array) -> MetaState:
-        params = check_params(jax.tree.map(jnp.asarray, init_fn(key)))
+        params = check_params(init_fn(key))
         meta_params = MetaParams(params, inner_optimizer.init(params))
         return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0))
 
@@ -123,6 +123,7 @@ def maml(
         return adapt.outer_step(optimizer, state, loss, metrics, grads)
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
+        _check_task(task)
         return inner(meta_params, jax.random.split(key, num_eval_steps), task)[0]
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
@@ -161,9 +162,13 @@ def _check_tasks(tasks: Task) -> int:
     return sizes.pop()[0]
 
 
-def _check_query(task: Task) -> None:
+def _check_task(task: Task) -> None:
     if not isinstance(task, Task):
         raise ValueError(f"task must be a jaxmeta.Task(support, query), got {type(task).__name__}")
+
+
+def _check_query(task: Task) -> None:
+    _check_task(task)
     if not jax.tree.leaves(task.query):
         raise ValueError("task must have a query set to be judged on, got none: Task(support, query)")
 

@@ -1,6 +1,6 @@
 """Layers that stay fast when their weights differ per task, the papers' networks, and losses."""
 
-from jaxmeta.nn.layers import BatchNorm, Conv, batch_norm, conv, max_pool
+from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, conv_batch_norm, max_pool
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
 
@@ -9,8 +9,10 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "Conv4",
+    "ConvBatchNorm",
     "batch_norm",
     "conv",
+    "conv_batch_norm",
     "cross_entropy",
     "max_pool",
     "mean_squared_error",

@@ -5,6 +5,7 @@ against targets [B] would broadcast to [B, B] and train on nonsense, so it is re
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 from jaxmeta.checks import check_callable
 from jaxmeta.types import Batch, LossFn, Metrics, Params
 
-ApplyFn = Callable[[Params, jax.Array], jax.Array]
+ApplyFn = Callable[..., Any]  # (params, x) -> prediction; a flax module's `apply` has further arguments
 
 
 def mean_squared_error(apply_fn: ApplyFn) -> LossFn:

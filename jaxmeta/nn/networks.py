@@ -42,6 +42,8 @@ class MLP(nn.Module):
         check_integer("num_outputs", self.num_outputs, 1)
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}: give a single feature its own axis, x[:, None]")
+        if not isinstance(self.hidden, Sequence):
+            raise ValueError(f"hidden must be a sequence of widths, such as (40, 40), got {self.hidden!r}")
         for i, width in enumerate(self.hidden):
             check_integer(f"hidden[{i}]", width, 1)
             x = nn.relu(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))

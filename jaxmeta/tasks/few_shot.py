@@ -24,28 +24,27 @@ def few_shot(data: Any, *, num_ways: int, num_shots: int, num_queries: int) -> T
     "Matching Networks for One Shot Learning", Vinyals et al. 2016, https://arxiv.org/abs/1606.04080
 
     Args:
-        data: array [classes, examples, ...]. It keeps its dtype (64-bit ones if JAX has them enabled) and becomes
-            `TaskDistribution.data`, so images stay uint8 until a network scales them.
-        num_ways: classes of a task, at most `classes`.
-        num_shots: support examples of each class.
-        num_queries: query examples of each class; `num_shots + num_queries` is at most `examples`.
+      data: array [classes, examples, ...]. It keeps its dtype (64-bit ones if JAX has them enabled) and becomes
+        `TaskDistribution.data`, so images stay uint8 until a network scales them.
+      num_ways: classes of a task, at most `classes`.
+      num_shots: support examples of each class.
+      num_queries: query examples of each class; `num_shots + num_queries` is at most `examples`.
 
     Returns:
-        Tasks with `support = (x [num_ways * num_shots, ...], y [num_ways * num_shots] int32)`, the same for
-        `query` with `num_queries`, and `info`, the classes [num_ways] int32 as indices into `data`.
+      Tasks with `support = (x [num_ways * num_shots, ...], y [num_ways * num_shots] int32)`, the same for
+      `query` with `num_queries`, and `info`, the classes [num_ways] int32 as indices into `data`.
 
     Raises:
-        ValueError: `data` is no array of numbers with these axes, or has too few classes or examples.
+      ValueError: `data` is no array of numbers with these axes, or has too few classes or examples.
 
-    Example:
-        >>> import jax, numpy as np
-        >>> data = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3)  # 4 classes of 3 examples, each a single number
-        >>> tasks = few_shot(data, num_ways=2, num_shots=1, num_queries=2)
-        >>> (x, y), (query_x, query_y), classes = tasks.sample(jax.random.key(0), tasks.data)
-        >>> y.tolist(), query_y.tolist()
-        ([0, 1], [0, 0, 1, 1])
-        >>> bool((x // 3 == classes).all()), query_x.dtype
-        (True, dtype('uint8'))
+    >>> import jax, numpy as np
+    >>> data = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3)  # 4 classes of 3 examples, each a single number
+    >>> tasks = few_shot(data, num_ways=2, num_shots=1, num_queries=2)
+    >>> (x, y), (query_x, query_y), classes = tasks.sample(jax.random.key(0), tasks.data)
+    >>> y.tolist(), query_y.tolist()
+    ([0, 1], [0, 0, 1, 1])
+    >>> bool((x // 3 == classes).all()), query_x.dtype
+    (True, dtype('uint8'))
     """
     data = _check_data(data)
     check_integer("num_ways", num_ways, 1)

@@ -66,23 +66,22 @@ def omniglot(
     split, class `r * C + c` is character c rotated r times by 90 degrees, anticlockwise.
 
     Args:
-        split: "train", "validation" or "test".
-        data_dir: where the official archives are; see `load_omniglot`, also for what happens without one.
-        num_ways, num_shots, num_queries: see `few_shot`; `num_shots + num_queries` is at most 20.
-        seed: chooses the characters of the splits; results with different seeds do not compare.
+      split: "train", "validation" or "test".
+      data_dir: where the official archives are; see `load_omniglot`, also for what happens without one.
+      num_ways, num_shots, num_queries: see `few_shot`; `num_shots + num_queries` is at most 20.
+      seed: chooses the characters of the splits; results with different seeds do not compare.
 
     Returns:
-        `few_shot` tasks with x uint8 [B, 28, 28]: divide by 255 and ink is 1, paper 0.
+      `few_shot` tasks with x uint8 [B, 28, 28]: divide by 255 and ink is 1, paper 0.
 
     Raises:
-        ValueError: a wrong argument, or archives that are not what they should be.
-        OSError: the data could be neither read nor downloaded.
+      ValueError: a wrong argument, or archives that are not what they should be.
+      OSError: the data could be neither read nor downloaded.
 
-    Example:
-        >>> tasks = omniglot("train", num_ways=20, num_shots=1)  # doctest: +SKIP
-        >>> (x, y), query, classes = tasks.sample(jax.random.key(0), tasks.data)  # doctest: +SKIP
-        >>> x.shape  # doctest: +SKIP
-        (20, 28, 28)
+    >>> tasks = omniglot("train", num_ways=20, num_shots=1)  # doctest: +SKIP
+    >>> (x, y), query, classes = tasks.sample(jax.random.key(0), tasks.data)  # doctest: +SKIP
+    >>> x.shape  # doctest: +SKIP
+    (20, 28, 28)
     """
     check_choice("split", split, _SPLITS)
     check_integer("seed", seed, 0)
@@ -101,20 +100,19 @@ def load_omniglot(
     Decoding takes seconds and is done once: the result is cached under a name with a digest of the archives.
 
     Args:
-        data_dir: a folder, possibly read-only, with the official `images_background.zip` and
-            `images_evaluation.zip`, or the arrays `images_background.npz` and `images_evaluation.npz` (`images` bool
-            [characters, 20, 105, 105], True is paper), which give the same result bit for bit. Without it the
-            official zips are downloaded, unless the cache has them already.
-        cache_dir: where decoded images and downloads are kept: by default the folder that the environment variable
-            JAXMETA_CACHE names, or else the user's cache folder. If it cannot be written, a warning says so.
+      data_dir: a folder, possibly read-only, with the official `images_background.zip` and
+        `images_evaluation.zip`, or the arrays `images_background.npz` and `images_evaluation.npz` (`images` bool
+        [characters, 20, 105, 105], True is paper), which give the same result bit for bit. Without it the
+        official zips are downloaded, unless the cache has them already.
+      cache_dir: where decoded images and downloads are kept: by default the folder that the environment variable
+        JAXMETA_CACHE names, or else the user's cache folder. If it cannot be written, a warning says so.
 
     Raises:
-        ValueError: an archive is missing, corrupt, incomplete, or has anything in it that does not belong there.
-        OSError: an archive could not be read; its subclass ConnectionError: it could not be downloaded.
+      ValueError: an archive is missing, corrupt, incomplete, or has anything in it that does not belong there.
+      OSError: an archive could not be read; its subclass ConnectionError: it could not be downloaded.
 
-    Example:
-        >>> load_omniglot("data/omniglot").shape  # doctest: +SKIP
-        (1623, 20, 28, 28)
+    >>> load_omniglot("data/omniglot").shape  # doctest: +SKIP
+    (1623, 20, 28, 28)
     """
     cache = _cache_folder(cache_dir)
     archives = None if data_dir is None else _read_archives(_check_folder("data_dir", data_dir))

@@ -4,7 +4,7 @@ Lines and parabolas have a closed form for everything, the best that one inner s
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,12 @@ import numpy as np
 
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.types import Task, TaskDistribution
+
+
+class Function(Protocol):
+    """A pytree that is a function of x."""
+
+    def __call__(self, x: jax.Array) -> jax.Array: ...
 
 
 class Sinusoid(NamedTuple):
@@ -127,14 +133,14 @@ def _gaussian_polynomial(degree: int) -> Callable[[jax.Array], Polynomial]:
 
 
 def _regression(
-    draw: Callable[[jax.Array], Callable], half_width: float, num_shots: int, num_queries: int, noise: float
+    draw: Callable[[jax.Array], Function], half_width: float, num_shots: int, num_queries: int, noise: float
 ) -> TaskDistribution:
     """Tasks y = f(x) + ε with f drawn by `draw` and x ~ U(−half_width, half_width)."""
     check_integer("num_shots", num_shots, minimum=1)
     check_integer("num_queries", num_queries, minimum=1)
     check_number("noise", noise)
 
-    def examples(key: jax.Array, function: Callable, num_examples: int) -> tuple[jax.Array, jax.Array]:
+    def examples(key: jax.Array, function: Function, num_examples: int) -> tuple[jax.Array, jax.Array]:
         x_key, noise_key = jax.random.split(key)
         x = jax.random.uniform(x_key, (num_examples, 1), minval=-half_width, maxval=half_width)
         return x, function(x) + noise * jax.random.normal(noise_key, x.shape)

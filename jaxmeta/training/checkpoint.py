@@ -1,4 +1,4 @@
-"""States on disk, with orbax: a new checkpoint is complete before the old one goes, so a killed process loses little."""
+"""States on disk, with orbax: a new checkpoint is complete before the old one goes, so that no kill loses both."""
 
 import os
 from pathlib import Path

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmeta.checks import check_fields, check_integer, check_key
+from jaxmeta.checks import check_fields, check_integer, check_key, check_like
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
 
 
@@ -90,6 +90,8 @@ def evaluate(
     check_fields("tasks", tasks, ("sample",), "a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid()")
     check_integer("num_tasks", num_tasks, minimum=2)
     check_integer("batch_size", batch_size, minimum=1)
+    expected = jax.eval_shape(learner.init, key).meta_params
+    check_like("meta_params", meta_params, expected, "this learner's, such as state.meta_params")
     samples = _evaluate_tasks(
         key, meta_params, tasks.data, learner=learner, sample=tasks.sample, num_tasks=num_tasks, batch_size=batch_size
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_key
+from jaxmeta.checks import check_callable, check_fields, check_integer, check_key, check_like
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
 
 Callback = Callable[[MetaState, dict[str, np.ndarray]], None]
@@ -72,11 +72,15 @@ def fit(
     check_integer("num_steps", num_steps, minimum=1)
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("chunk_size", chunk_size, minimum=1)
+    if not isinstance(callbacks, Iterable):
+        raise ValueError(f"callbacks must be functions (state, metrics) -> None in a list, got {callbacks!r}")
     callbacks = [check_callable("callbacks", callback, "(state, metrics) -> None") for callback in callbacks]
 
     over_seeds = jax.vmap if key.ndim else lambda fn: fn
+    if state is not None:
+        check_like("state", state, jax.eval_shape(over_seeds(learner.init), key), "a state of this learner")
     init_key, run_key = jnp.moveaxis(over_seeds(jax.random.split)(key), -1, 0)
-    state = jax.jit(over_seeds(learner.init))(init_key) if state is None else jax.tree.map(jnp.copy, state)
+    state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, state)
     step = int(np.max(state.step))
     history = []
     with tqdm(total=num_steps, initial=step, unit=" steps", disable=not progress) as bar:
@@ -90,13 +94,19 @@ def fit(
             _check_progress(metrics, step)
             history.append(metrics)
             step += length
-            bar.set_postfix({name: f"{values.mean():.3g}" for name, values in metrics.items()}, refresh=False)
+            shown = metrics.keys() - {"loss", "grad_norm", "is_finite"} or {"loss"}
+            bar.set_postfix({name: f"{metrics[name].mean():.3g}" for name in sorted(shown)}, refresh=False)
             bar.update(length)
             for callback in callbacks:
                 callback(state, metrics)
     return state, {
         name: np.concatenate([chunk[name] for chunk in history], axis=-1) for name in history[0]
     } if history else {}
+
+
+@partial(jax.jit, static_argnames="learner")
+def _init(key: jax.Array, *, learner: MetaLearner) -> MetaState:
+    return jax.vmap(learner.init)(key) if key.ndim else learner.init(key)
 
 
 @partial(jax.jit, static_argnames=("learner", "sample", "num_tasks", "chunk_size"), donate_argnames=("state",))

@@ -1,0 +1,262 @@
+"""Every strategy's meta-gradient in float64: against brute force, an explicit Hessian, finite differences, each other.
+
+Everywhere each of the K inner steps has its own batch, so that a wrong order or a wrong cut is seen.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from reference import assert_close, relative_error
+
+from jaxmeta import adapt, nn, tasks
+from jaxmeta.types import MetaParams
+
+pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
+
+RATE = 0.1
+EPS_ROOT = 1e-6
+
+# name: (the library's, the reference's)
+OPTIMIZERS = {
+    "sgd": (adapt.sgd(RATE), reference.sgd(RATE)),
+    "adam": (adapt.from_optax(optax.adam(RATE, eps_root=EPS_ROOT)), reference.adam(RATE, eps_root=EPS_ROOT)),
+    "meta_sgd": (adapt.meta_sgd(RATE), reference.meta_sgd()),
+}
+
+
+def predict(params, x):
+    return jnp.tanh(x @ params["body"]) @ params["head"]
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    loss = jnp.mean((predict(params, x) - y) ** 2)
+    return loss, {"mse": loss}
+
+
+def plain_loss(params, batch):
+    return loss_fn(params, batch)[0]
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def make_params():
+    return {"body": normal(0, 1, 4), "head": normal(2, 4, 1)}
+
+
+def make_task(num_steps, num_shots=5):
+    """(the batches of K steps, the query set)"""
+    batches = normal(3, num_steps, num_shots, 1), normal(4, num_steps, num_shots, 1)
+    return batches, (normal(5, 6, 1), normal(6, 6, 1))
+
+
+def make_meta_params(optimizer):
+    params = make_params()
+    hyper = optimizer.init(params)  # uneven rates, so that a permutation of them is seen
+    hyper = jax.tree.map(lambda rates: rates * (1 + 0.5 * jnp.sin(jnp.arange(rates.size).reshape(rates.shape))), hyper)
+    return MetaParams(params, hyper)
+
+
+def through(strategy, optimizer, loss_fn=loss_fn, draw=lambda source, params: source):
+    """(meta_params, batches of K steps, query set) -> ((loss, metrics), grads)"""
+
+    def inner(meta_params, sources, task, **how):
+        state, _ = adapt.unroll(optimizer, loss_fn, draw, meta_params, sources, **how)
+        return optimizer.params(meta_params, state.fast), state
+
+    return jax.jit(strategy(inner, lambda params, query: loss_fn(params, query)))
+
+
+def brute_force(update, meta_params, batches, query, num_constant=0):
+    batches = [jax.tree.map(lambda leaf, k=k: leaf[k], batches) for k in range(len(batches[0]))]
+    loss, *grads = reference.meta_gradient(plain_loss, update, *meta_params, batches, query, num_constant)
+    return loss, MetaParams(*grads)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 10])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_exact_and_mixed_mode_equal_a_brute_force_loop(name, num_steps):
+    optimizer, update = OPTIMIZERS[name]
+    meta_params, task = make_meta_params(optimizer), make_task(num_steps)
+    loss, expected = brute_force(update, meta_params, *task)
+    for strategy in (adapt.exact(), adapt.mixed_mode()):
+        (actual_loss, metrics), grads = through(strategy, optimizer)(meta_params, *task)
+        assert_close((actual_loss, metrics["mse"]), (loss, loss))
+        assert_close(grads, expected)
+
+
+@pytest.mark.parametrize("num_constant", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["adam", "meta_sgd"])
+def test_truncated_and_first_order_equal_a_brute_force_loop_with_early_gradients_constant(name, num_constant):
+    optimizer, update = OPTIMIZERS[name]
+    meta_params, task = make_meta_params(optimizer), make_task(num_steps=3)
+    loss, expected = brute_force(update, meta_params, *task, num_constant)
+    strategies = [adapt.truncated(3 - num_constant)] + [adapt.first_order()] * (num_constant == 3)
+    for strategy in strategies:
+        (actual_loss, _), grads = through(strategy, optimizer)(meta_params, *task)
+        assert_close(actual_loss, loss)
+        assert_close(grads, expected)
+
+
+def test_strategies_that_differ_do_differ():
+    """The control: each equality above would fail by a factor of 1e6 or more were one strategy taken for another."""
+    optimizer = adapt.meta_sgd(RATE)
+    meta_params, task = make_meta_params(optimizer), make_task(num_steps=3)
+    strategies = [adapt.exact(), adapt.truncated(2), adapt.truncated(1), adapt.first_order()]
+    grads = [through(strategy, optimizer)(meta_params, *task)[1] for strategy in strategies]
+    for i, one in enumerate(grads):
+        for other in grads[:i]:
+            assert relative_error(one.params, other.params) > 1e-4
+
+
+@pytest.mark.parametrize(("distribution", "degree"), [(tasks.linear(), 1), (tasks.quadratic(noise=0.1), 2)])
+def test_exact_equals_the_explicit_hessian_formula(distribution, degree):
+    task = distribution.sample(jax.random.key(degree), distribution.data)
+    features = lambda x: x ** jnp.arange(degree + 1)[None]
+    theta = normal(7, degree + 1)
+
+    def polynomial_loss(theta, batch):
+        x, y = batch
+        return jnp.mean((features(x) @ theta[:, None] - y) ** 2), {}
+
+    support = jax.tree.map(lambda leaf: leaf[None], task.support)
+    _, grads = through(adapt.exact(), adapt.sgd(0.3), polynomial_loss)(MetaParams(theta), support, task.query)
+    pairs = [(features(x), y[:, 0]) for x, y in (task.support, task.query)]
+    assert_close(grads.params, reference.least_squares_meta_gradient(np.asarray(theta), 0.3, *pairs))
+
+
+def test_finite_differences_on_the_sinusoid_network():
+    """Central differences in random directions. The relu makes ∇L, and so the adapted loss, jump at a kink: h must be
+    so small, 1e-7, that no kink lies between. That leaves the rounding of the loss, 1e-14 / h = 1e-7, hence 1e-6."""
+    network = nn.MLP()
+    distribution = tasks.sinusoid()
+    task = distribution.sample(jax.random.key(0), distribution.data)
+    params = jax.tree.map(lambda p: p.astype(float), network.init(jax.random.key(1), task.support[0]))
+    sources = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), task.support)
+    gradient = through(adapt.exact(), adapt.sgd(0.01), nn.mean_squared_error(network.apply))
+    (loss, _), grads = gradient(MetaParams(params), sources, task.query)
+    assert loss.dtype == float
+    for seed in range(3):
+        direction = jax.tree.map(lambda p, seed=seed: normal(seed, *p.shape), params)
+        losses = []
+        for h in (1e-7, -1e-7):
+            moved = jax.tree.map(lambda p, d, h=h: p + h * d, params, direction)
+            losses.append(gradient(MetaParams(moved), sources, task.query)[0][0])
+        slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=False))
+        np.testing.assert_allclose((losses[0] - losses[1]) / 2e-7, slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "meta_sgd"])
+def test_reptile_is_the_way_back_to_the_initialisation(name):
+    optimizer, update = OPTIMIZERS[name]
+    meta_params, (batches, query) = make_meta_params(optimizer), make_task(num_steps=3)
+    (loss, _), grads = through(adapt.reptile(), optimizer)(meta_params, batches, query)
+    steps = [jax.tree.map(lambda leaf, k=k: leaf[k], batches) for k in range(3)]
+    adapted = reference.adapt(plain_loss, update, *meta_params, steps)
+    assert_close(grads.params, jax.tree.map(lambda p, a: p - a, meta_params.params, adapted))
+    assert_close(loss, plain_loss(adapted, query))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads.hyper))
+
+
+def test_mixed_mode_differentiates_what_is_drawn_from_the_parameters():
+    """A batch that depends on θ_k, as a policy's rollout does: the cotangent of the batch must reach θ_k too."""
+
+    def draw(source, params):
+        x, y = source
+        return x * params["head"][0, 0], y + jnp.sin(params["body"][0, 0])
+
+    meta_params, task = make_meta_params(adapt.meta_sgd(RATE)), make_task(num_steps=3)
+    optimizer = adapt.meta_sgd(RATE)
+    expected, actual, ignorant = (
+        through(strategy, optimizer, draw=drawn)(meta_params, *task)
+        for strategy, drawn in [
+            (adapt.exact(), draw),
+            (adapt.mixed_mode(), draw),
+            (adapt.exact(), lambda source, params: draw(source, jax.lax.stop_gradient(params))),
+        ]
+    )
+    assert_close(actual, expected)
+    assert relative_error(ignorant[1], expected[1]) > 1e-4
+
+
+def test_mixed_mode_takes_integers_and_keys_in_a_batch():
+    def noisy_loss(params, batch):
+        x, y, label, keys = batch
+        noise = jax.vmap(jax.random.normal)(keys)[:, None]
+        weight = 1.0 + jax.nn.one_hot(label, 3)[:, :1]
+        return jnp.mean(weight * (predict(params, x) + noise - y) ** 2), {"num_examples": jnp.size(label)}
+
+    optimizer = adapt.sgd(RATE)
+    meta_params, (batches, query) = make_meta_params(optimizer), make_task(num_steps=3)
+    extra = lambda *shape: (
+        jnp.arange(np.prod(shape)).reshape(shape) % 3,
+        jax.random.split(jax.random.key(0), shape),
+    )
+    task = (*batches, *extra(3, 5)), (*query, *extra(6))
+    expected, actual = (
+        through(strategy, optimizer, noisy_loss)(meta_params, *task) for strategy in (adapt.exact(), adapt.mixed_mode())
+    )
+    assert_close(actual, expected)
+
+
+def test_mixed_mode_takes_a_loss_that_closes_over_a_traced_array():
+    """Under `jit` and `vmap` the loss sees tracers, real and integer, that `custom_vjp` is not told about."""
+    optimizer = adapt.meta_sgd(RATE)
+    meta_params, (batches, query) = make_meta_params(optimizer), make_task(num_steps=3)
+
+    def gradients(strategy):
+        def of_scale(scale, power):
+            def scaled_loss(params, batch):
+                return plain_loss(params, batch) + jnp.sum(scale * params["body"][0] ** power), {}
+
+            return through(strategy, optimizer, scaled_loss)(meta_params, batches, query)
+
+        return jax.jit(jax.vmap(of_scale))(1 + jnp.arange(8.0).reshape(2, 4) / 10, jnp.array([2, 3]))
+
+    assert_close(gradients(adapt.mixed_mode()), gradients(adapt.exact()))
+
+
+def test_mixed_mode_differentiates_the_inner_losses():
+    """An outer loss that uses `trace.loss`, in which the cotangent of the inner loss is not zero."""
+    optimizer = adapt.meta_sgd(RATE)
+    meta_params, (batches, query) = make_meta_params(optimizer), make_task(num_steps=3)
+
+    def inner(meta_params, sources, task, **how):
+        state, trace = adapt.unroll(optimizer, loss_fn, lambda source, params: source, meta_params, sources, **how)
+        return (state.fast, trace.loss), state
+
+    def outer(adapted, query):
+        fast, losses = adapted
+        return plain_loss(fast, query) + jnp.sum(losses**2), {}
+
+    expected, actual = (
+        jax.jit(strategy(inner, outer))(meta_params, batches, query) for strategy in (adapt.exact(), adapt.mixed_mode())
+    )
+    assert_close(actual, expected)
+    without = through(adapt.exact(), optimizer)(meta_params, batches, query)[1]
+    assert relative_error(without, expected[1]) > 1e-4
+
+
+def test_mixed_mode_needs_a_fraction_of_the_memory():
+    """20 steps of a 3-layer network on 2048 examples: of each step `exact` keeps activations, [2048, 16] and more,
+    where `mixed_mode` keeps 300 parameters. XLA's own account of its temporary buffers."""
+    network = nn.MLP((16, 16))
+    batches, query = make_task(num_steps=20, num_shots=2048)
+    params = jax.tree.map(lambda p: p.astype(float), network.init(jax.random.key(0), query[0]))
+    memory = {}
+    for name, strategy in {"exact": adapt.exact(), "mixed_mode": adapt.mixed_mode()}.items():
+        gradient = through(strategy, adapt.sgd(RATE), nn.mean_squared_error(network.apply))
+        analysis = gradient.lower(MetaParams(params), batches, query).compile().memory_analysis()
+        memory[name] = analysis.temp_size_in_bytes
+    assert memory["mixed_mode"] < memory["exact"] / 4
+
+
+def test_truncated_refuses_more_exact_steps_than_there_are():
+    optimizer = adapt.sgd(RATE)
+    with pytest.raises(ValueError, match="num_exact must be at most the 3 inner steps, got 4"):
+        through(adapt.truncated(4), optimizer)(make_meta_params(optimizer), *make_task(num_steps=3))

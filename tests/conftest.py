@@ -1,0 +1,81 @@
+"""What all tests share: float64, strict shapes and the real Omniglot, for those that ask for them."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import jax.experimental
+import jax.monitoring
+import pytest
+
+from jaxmeta.tasks.omniglot import load_omniglot
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `reference`, whatever pytest's import mode
+
+
+def _float64():
+    """A context with float64, by the name that this release of jax has for it."""
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True)
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test."""
+    with _float64():
+        yield
+
+
+@pytest.fixture(scope="module")
+def x64_module():
+    """Float64 for all tests of a module."""
+    with _float64():
+        yield
+
+
+@pytest.fixture(scope="module")
+def strict_shapes():
+    """A vector and a matrix do not broadcast: `jax_numpy_rank_promotion="raise"` for all tests of a module."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def omniglot_dir():
+    """A folder with the real archives."""
+    beside = Path(__file__).parents[1].parent / "shared" / "data" / "omniglot"
+    folder = Path(os.environ.get("JAXMETA_OMNIGLOT") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no Omniglot at {folder}: name a folder with its archives in JAXMETA_OMNIGLOT")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def omniglot_cache(tmp_path_factory):
+    """Where the real data is decoded to, once for all workers of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "omniglot_cache"
+
+
+@pytest.fixture(scope="session")
+def omniglot_images(omniglot_dir, omniglot_cache):
+    return load_omniglot(omniglot_dir, cache_dir=omniglot_cache)
+
+
+_compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: _compiled.append(event) if "backend_compile" in event else None
+)
+
+
+@pytest.fixture
+def num_compiled():
+    """() -> how many programs XLA has compiled since the last call."""
+
+    def count():
+        number = len(_compiled)
+        _compiled.clear()
+        return number
+
+    count()
+    return count

@@ -1,0 +1,245 @@
+"""What every inner optimizer, strategy, meta-learner and task distribution promises: pure, jits, vmaps, keeps types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmeta
+from jaxmeta import Task, adapt
+
+pytestmark = pytest.mark.usefixtures("strict_shapes")
+
+DATA = np.random.default_rng(0).integers(0, 255, (6, 5, 3)).astype(np.uint8)
+TASKS = {
+    "sinusoid": jaxmeta.tasks.sinusoid(num_shots=4, num_queries=3),
+    "linear": jaxmeta.tasks.linear(num_shots=4, num_queries=3),
+    "quadratic": jaxmeta.tasks.quadratic(num_shots=4, num_queries=3),
+    "few_shot": jaxmeta.tasks.few_shot(DATA, num_ways=3, num_shots=1, num_queries=2),
+}
+INNER_OPTIMIZERS = {
+    "sgd": adapt.sgd(0.1),
+    "momentum": adapt.from_optax(optax.sgd(0.1, momentum=0.9)),
+    "adam": adapt.from_optax(optax.adam(0.1, eps_root=1e-8)),
+    "meta_sgd": adapt.meta_sgd(0.1),
+    "adapt_only sgd": adapt.adapt_only(adapt.sgd(0.1), "head"),
+    "adapt_only meta_sgd": adapt.adapt_only(adapt.meta_sgd(0.1), lambda path: path == "head"),
+    "adapt_only adam": adapt.adapt_only(adapt.from_optax(optax.adam(0.1)), {"body": False, "head": True}),
+}
+STRATEGIES = {
+    "exact": adapt.exact(),
+    "mixed_mode": adapt.mixed_mode(),
+    "truncated": adapt.truncated(1),
+    "first_order": adapt.first_order(),
+    "reptile": adapt.reptile(),
+}
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    loss = jnp.mean((jnp.tanh(x * params["body"]) * params["head"] - y) ** 2)
+    return loss, {"mse": loss}
+
+
+def learners(dtype=jnp.float32):
+    """Every inner optimizer with `exact`, every strategy around two of them, every constructor."""
+
+    def init_fn(key):
+        body, head = jax.random.normal(key, (2,), dtype)
+        return {"body": body, "head": head}
+
+    both = {"num_steps": 2, "optimizer": optax.adam(1e-3)}
+    yield from (
+        (f"maml {name}", jaxmeta.maml(init_fn, loss_fn, inner_optimizer=inner, **both))
+        for name, inner in INNER_OPTIMIZERS.items()
+    )
+    yield from (
+        (f"{name} {inner}", jaxmeta.maml(
+            init_fn, loss_fn, inner_optimizer=INNER_OPTIMIZERS[inner], meta_gradient=strategy, **both
+        ))
+        for inner in ("adam", "adapt_only meta_sgd")
+        for name, strategy in STRATEGIES.items()
+        if name != "exact"
+    )  # fmt: skip
+    for name in ("maml", "fomaml", "anil", "meta_sgd", "reptile"):
+        yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_steps=2, batch_size=2, microbatch=1)
+
+
+LEARNERS = dict(learners())
+over_learners = pytest.mark.parametrize("name", LEARNERS)
+over_tasks = pytest.mark.parametrize("name", TASKS)
+
+
+def types(tree):
+    """Structure, and shape, dtype and weakness of each leaf."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tree))
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def make_tasks(num_tasks=2):
+    x = jnp.linspace(-1, 1, 4 * num_tasks).reshape(num_tasks, 4, 1)
+    return Task((x, jnp.sin(3 * x)), (x + 0.1, jnp.sin(3 * x + 0.3)))
+
+
+def assert_same(actual, expected, **tolerance):
+    assert types(actual) == types(expected)
+    numbers = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
+    for a, e in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        compare(numbers(a), numbers(e), **tolerance)
+
+
+@over_learners
+def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name):
+    learner, key, tasks = LEARNERS[name], jax.random.key(1), make_tasks()
+    update = jax.jit(learner.update)
+    state = learner.init(jax.random.key(0))
+    assert_same(learner.init(jax.random.key(0)), state)
+    before = jax.tree.map(np.array, (state, tasks))
+    after, metrics = update(key, state, tasks)
+    assert types(after) == types(state)
+    assert int(after.step) == 1 and int(after.num_skipped) == 0 and np.isfinite(metrics["loss"])
+    assert_same(update(key, state, tasks), (after, metrics))
+    update(key, *update(key, after, tasks)[:1], tasks)
+    assert update._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, (state, tasks), before)
+    learns = {"head"} if name.startswith("reptile adapt_only") else {"body", "head"}
+    params, old = after.meta_params.params, before[0].meta_params.params
+    assert {part for part in params if params[part] != old[part]} == learns
+
+
+@over_learners
+def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
+    """By shape for all; one program of each kind is also compared with the separate runs, below."""
+    learner, tasks = LEARNERS[name], make_tasks(6)
+    states = jax.eval_shape(jax.vmap(learner.init), jax.random.split(jax.random.key(0), 3))
+    keys, seeds_tasks = jax.random.split(jax.random.key(1), 3), jax.tree.map(lambda x: x.reshape(3, 2, 4, 1), tasks)
+    after, metrics = jax.eval_shape(jax.vmap(learner.update), keys, states, seeds_tasks)
+    assert types(after) == types(states) and {metric.shape for metric in metrics.values()} == {(3,)}
+    meta_params = learner.init(jax.random.key(0)).meta_params
+    keys = jax.random.split(jax.random.key(1), 6)
+    adapted = jax.eval_shape(jax.vmap(learner.adapt, (0, None, 0)), keys, meta_params, tasks)
+    stacked = jax.eval_shape(lambda p: jax.tree.map(lambda x: jnp.stack([x] * 6), p), meta_params.params)
+    assert types(adapted) == types(stacked)
+    curves = jax.eval_shape(jax.vmap(learner.evaluate, (0, None, 0)), keys, meta_params, tasks)
+    assert {name: curve.shape for name, curve in curves.items()} == {"mse": (6, 3)}
+
+
+@pytest.mark.parametrize("name", ["mixed_mode adam", "reptile"])
+def test_vmapped_updates_are_the_separate_ones(name):
+    """float32, one step, another order of sums: 1e-5."""
+    learner, tasks = LEARNERS[name], make_tasks(4)
+    keys, tasks = jax.random.split(jax.random.key(1)), jax.tree.map(lambda x: x.reshape(2, 2, 4, 1), tasks)
+    states = jax.vmap(learner.init)(jax.random.split(jax.random.key(0)))
+    together = jax.jit(jax.vmap(learner.update))(keys, states, tasks)
+    update = jax.jit(learner.update)
+    for i in range(2):
+        own = lambda tree, i=i: jax.tree.map(lambda leaf: leaf[i], tree)
+        assert_same(own(together), update(keys[i], own(states), own(tasks)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("data", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_an_update_keeps_the_parameters_dtype_whatever_the_datas(x64, dtype, data):
+    tasks = jax.tree.map(lambda leaf: leaf.astype(data), make_tasks())
+    for name, learner in learners(jnp.dtype(dtype)):
+        state = jax.eval_shape(learner.init, jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.meta_params)} == {jnp.dtype(dtype)}, name
+        after, _ = jax.eval_shape(learner.update, jax.random.key(1), state, tasks)
+        assert types(after) == types(state), name
+        task = jax.tree.map(lambda leaf: leaf[0], tasks)
+        adapted = jax.eval_shape(learner.adapt, jax.random.key(1), state.meta_params, task)
+        assert types(adapted) == types(state.meta_params.params), name
+
+
+def test_python_numbers_as_parameters_compile_once():
+    """Weakly typed parameters would become strong in the first update, and compile a second one."""
+    learner = jaxmeta.meta_sgd(lambda key: {"body": 1.0, "head": 0.5}, loss_fn)
+    state = learner.init(jax.random.key(0))
+    after, _ = jax.eval_shape(learner.update, jax.random.key(1), state, make_tasks())
+    assert types(after) == types(state)
+
+
+@pytest.mark.parametrize("name", INNER_OPTIMIZERS)
+def test_an_inner_optimizer_keeps_the_types_of_its_state(name):
+    optimizer = INNER_OPTIMIZERS[name]
+    params = {"body": jnp.float32(0.5), "head": jnp.bfloat16(1.0)}
+    meta_params = jaxmeta.MetaParams(params, optimizer.init(params))
+    state = optimizer.start(meta_params)
+    after = optimizer.step(meta_params, state, jax.tree.map(jnp.ones_like, state.fast))
+    assert types(after) == types(state)
+    assert types(optimizer.params(meta_params, after.fast)) == types(params)
+
+
+@over_tasks
+def test_a_sampler_is_pure_jits_vmaps_and_compiles_once(name):
+    tasks, keys = TASKS[name], jax.random.split(jax.random.key(0), 3)
+    sample = jax.jit(tasks.sample)
+    before = jax.tree.map(np.array, tasks.data)
+    drawn = [sample(key, tasks.data) for key in keys]
+    assert_same(sample(keys[0], tasks.data), drawn[0])
+    assert_same(tasks.sample(keys[0], tasks.data), drawn[0], rtol=1e-5, atol=1e-6)  # sin and x² of a fused program
+    together = jax.vmap(tasks.sample, (0, None))(keys, tasks.data)
+    for i in range(3):
+        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], together), drawn[i], rtol=1e-5, atol=1e-6)
+    assert sample._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, tasks.data, before)
+    assert isinstance(drawn[0], Task) and not any(weak for *_, weak in types(drawn[0])[1])
+
+
+@over_tasks
+def test_a_key_is_a_task_and_support_and_query_differ(name):
+    tasks = TASKS[name]
+    keys = jax.random.split(jax.random.key(0), 20)
+    drawn = jax.vmap(tasks.sample, (0, None))(keys, tasks.data)
+    rows = lambda leaf: {np.asarray(row).tobytes() for row in leaf}
+    assert len(rows(drawn.support[0])) == len(rows(drawn.query[0])) == 20
+    if name != "few_shot":  # 6 * 5 * 4 ordered triples of classes do collide
+        assert all(len(rows(leaf)) == 20 for leaf in jax.tree.leaves(drawn.info))
+    for support, query in zip(drawn.support[0], drawn.query[0], strict=True):
+        assert not rows(support) & rows(query)
+
+
+@over_tasks
+def test_data_is_an_argument_and_no_constant(name):
+    tasks = TASKS[name]
+    constants = jax.make_jaxpr(tasks.sample)(jax.random.key(0), tasks.data).consts
+    assert sum(np.size(constant) for constant in constants) < 10
+
+
+@pytest.mark.parametrize("name", ["sinusoid", "linear", "quadratic"])
+def test_regression_tasks_follow_the_default_precision(x64, name):
+    task = jax.eval_shape(TASKS[name].sample, jax.random.key(0), ())
+    assert {leaf.dtype for leaf in jax.tree.leaves(task)} == {jnp.dtype(float)}
+
+
+@pytest.fixture
+def no_key_reuse():
+    """jax follows every key through every program, and stops where one is consumed twice."""
+    with jax.debug_key_reuse(True):
+        yield
+
+
+def test_reuse_of_a_key_is_noticed(no_key_reuse):
+    """The control of the tests below."""
+    with pytest.raises(Exception, match="consumed") as error:
+        jax.jit(lambda key: jax.random.normal(key) + jax.random.uniform(key))(jax.random.key(0))
+    assert type(error.value).__name__ == "KeyReuseError"
+
+
+@over_tasks
+def test_a_sampler_consumes_a_key_once(no_key_reuse, name):
+    tasks = TASKS[name]
+    jax.jit(lambda key: tasks.sample(key, tasks.data))(jax.random.key(0))
+
+
+def test_a_whole_run_consumes_a_key_once(no_key_reuse):
+    """`fit`, `evaluate`, and `adapt` with minibatches; of one seed and one task, because jax's checker takes the
+    transposes in a `vmap` of a `scan` or of a `vmap` over keys for a reuse."""
+    learner = LEARNERS["maml meta_sgd"]
+    arguments = {"num_steps": 2, "num_tasks": 2, "chunk_size": 2, "progress": False}
+    state, _ = jaxmeta.fit(jax.random.key(0), learner, TASKS["linear"], **arguments)
+    jaxmeta.evaluate(jax.random.key(1), learner, TASKS["linear"], state.meta_params, num_tasks=3)
+    task = TASKS["linear"].sample(jax.random.key(2), ())
+    jax.jit(LEARNERS["reptile"].adapt)(jax.random.key(4), LEARNERS["reptile"].init(jax.random.key(5)).meta_params, task)

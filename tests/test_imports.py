@@ -1,0 +1,111 @@
+"""The architecture's arrows, held by parsing the imports; what `import jaxmeta` brings with it, and what it costs."""
+
+import ast
+import graphlib
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxmeta
+
+ROOT = Path(jaxmeta.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+
+# room: the rooms of jaxmeta that it may import besides itself. A file that has no room here fails the test.
+ROOMS = {
+    "types": set(),
+    "checks": {"types"},
+    "adapt": {"types", "checks"},
+    "tasks": {"types", "checks"},
+    "nn": {"types", "checks"},
+    "rl": {"types", "checks"},
+    "algorithms": {"types", "checks", "adapt", "nn", "rl"},
+    "training": {"types", "checks"},
+    "plotting": {"types", "checks"},
+    "runs": None,  # None: everything
+    "recipes": None,
+    "__main__": None,
+    "": None,  # jaxmeta/__init__.py
+}
+
+
+def imports_of(path):
+    """The absolute names of all modules, or of what in them, that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide where they lead"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(name):
+    """The module of the package that holds `name`."""
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def within(path):
+    return {module_of(name) for name in imports_of(path) if name.split(".")[0] == "jaxmeta"}
+
+
+def room_of(module):
+    return module.removeprefix("jaxmeta").split(".")[min(1, module.count("."))]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_room_may(module):
+    room = room_of(module)
+    assert room in ROOMS, f"{module} is in no room: say in ROOMS what it may import"
+    allowed = ROOMS[room]
+    if allowed is not None:
+        assert {room_of(other) for other in within(MODULES[module])} <= allowed | {room}
+
+
+def test_no_import_is_part_of_a_cycle():
+    """Among files; a package's own `__init__` stands for what it imports."""
+    list(graphlib.TopologicalSorter({name: within(path) - {name} for name, path in MODULES.items()}).static_order())
+
+
+def test_gymnax_is_imported_in_one_place():
+    users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == "gymnax"}
+    assert users <= {"jaxmeta.rl.env"}
+
+
+def test_types_need_jax_alone():
+    others = {name.split(".")[0] for name in imports_of(MODULES["jaxmeta.types"])}
+    assert others - set(sys.stdlib_module_names) == {"jax"}
+
+
+def run_python(code):
+    start = time.perf_counter()
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    ).stdout
+    return output, time.perf_counter() - start
+
+
+def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing():
+    loaded, _ = run_python("import sys, jaxmeta; print(*sys.modules)")
+    heavy = {"gymnax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
+    assert not heavy & set(loaded.split())
+    initialized = "xla_bridge.backends_are_initialized()"
+    assert run_python(f"import jaxmeta; from jax._src import xla_bridge; print({initialized})")[0].strip() == "False"
+
+
+def test_importing_jaxmeta_costs_half_a_second_more_than_its_dependencies_at_most():
+    """The median of five interleaved differences, so that a busy machine slows both."""
+    differences = []
+    for _ in range(5):
+        _, base = run_python("import jax, flax.linen, optax")
+        _, whole = run_python("import jax, flax.linen, optax, jaxmeta")
+        differences.append(whole - base)
+    assert statistics.median(differences) < 0.5

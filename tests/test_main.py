@@ -1,0 +1,182 @@
+"""The command, used as a stranger would: what it writes, what it says when a call is wrong, and that a killed run goes on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxmeta import runs
+from jaxmeta.__main__ import main
+from jaxmeta.recipes import RECIPES
+
+SMALL = ["--num-steps", "40", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
+
+
+def train(out, *arguments, recipe="maml-sinusoid"):
+    return main(["train", recipe, "--out", str(out), *SMALL, *arguments])
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def lines(directory):
+    kept = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in kept]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, not to be changed."""
+    directory = tmp_path_factory.mktemp("runs") / "sinusoid"
+    assert train(directory, "--seed", "3") == 0
+    return directory
+
+
+def test_list_names_every_recipe_its_figure_and_its_minutes(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name, recipe in RECIPES.items():
+        assert (
+            name in printed and recipe.figure in printed and recipe.paper in printed and recipe.description in printed
+        )
+
+
+def test_result_has_the_promised_shape(finished):
+    result = json.loads((finished / "result.json").read_text())
+    assert result["recipe"] == "maml-sinusoid" and result["seed"] == 3 and result["num_tasks"] == 5
+    assert result["seconds"] > 0 and result["device"] and result["versions"]["jax"]
+    assert set(result["metrics"]) == {"mse"}
+    for statistic in ("mean", "median", "ci95"):
+        values = result["metrics"]["mse"][statistic]
+        assert len(values) == 4 and np.all(np.isfinite(values))  # K + 1
+
+
+def test_config_has_every_field_and_the_choices_made(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["recipe"] == "maml-sinusoid" and config["seed"] == 3
+    assert config["num_steps"] == 40 and config["inner_learning_rate"] == 0.01 and config["hidden"] == [40, 40]
+
+
+def test_metrics_have_a_line_for_each_chunk(finished):
+    assert [line["step"] for line in lines(finished)] == list(range(1, 41))
+    assert all(np.isfinite(line["mse"]) for line in lines(finished))
+
+
+def test_pictures_are_pictures(finished):
+    from PIL import Image
+
+    names = {path.name for path in finished.glob("*.png")}
+    assert names == {"adaptation.png", "adaptation_curve.png", "learning_curve.png"}
+    for name in names:
+        with Image.open(finished / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(image.size[0] * image.size[1])) > 10  # not blank
+
+
+def test_evaluate_finds_the_same_figures_again(finished, capsys):
+    assert main(["evaluate", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((finished / "result.json").read_text())
+    for value in result["metrics"]["mse"]["mean"]:
+        assert f"{value:10.4f}" in printed
+
+
+def test_evaluate_on_other_numbers_of_tasks(finished, capsys):
+    assert main(["evaluate", str(finished), "--num-tasks", "7"]) == 0
+    assert "7 test tasks" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    log = runs._Log.__call__
+
+    def log_and_die(self, state, metrics):
+        log(self, state, metrics)
+        if int(state.step) == 17:
+            raise Killed
+
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(runs._Log, "__call__", log_and_die)
+    with pytest.raises(Killed):
+        train(tmp_path / "run", "--seed", "3")
+    monkeypatch.setattr(runs._Log, "__call__", log)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 18, "seconds": 1.0}) + "\n")  # logged after the last checkpoint
+
+    assert train(tmp_path / "run", "--seed", "3", "--resume") == 0
+    assert lines(tmp_path / "run") == lines(finished)
+    resumed, whole = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", finished))
+    assert resumed["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "usage"),
+        (["trian"], "there is no command 'trian'"),
+        (["train", "maml-sinusiod"], "did you mean maml-sinusoid?"),
+        (["train", "maml-sinusoid", "--num-step", "3"], "--num-steps"),
+        (["train", "maml-sinusoid", "--num-steps", "many"], "--num-steps"),
+        (["train", "maml-sinusoid", "--num-steps", "0"], "num_steps must be an integer >= 1, got 0"),
+        (["train", "maml-sinusoid", "--num-shots", "-1"], "num_shots"),
+        (["train", "maml-sinusoid", "--inner-learning-rate", "nan"], "learning_rate"),
+        (["train", "maml-sinusoid", "--resume"], "--out DIR"),
+        (["train", "maml-omniglot", "--data-dir", "nowhere"], "data_dir"),
+        (["evaluate", "nowhere"], "holds no run of jaxmeta"),
+        (["list", "all"], "takes no arguments"),
+    ],
+)
+def test_a_wrong_call_says_what_to_type_with_status_2(argv, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(argv)
+    except SystemExit as stopped:  # tyro's own
+        status = stopped.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert says in printed.err + printed.out
+    assert "Traceback" not in printed.err
+    assert not list(tmp_path.rglob("*"))  # nothing written
+
+
+@pytest.mark.parametrize("arguments", [[], ["--seed", "4", "--resume"], ["--seed", "3", "--resume"]])
+def test_a_directory_that_holds_a_run_is_left_as_it_is(finished, arguments, capsys):
+    """Without --resume, with another seed, and finished already."""
+    before = contents(finished)
+    assert train(finished, *arguments) == 2
+    assert f"--out {finished}" in capsys.readouterr().err
+    assert contents(finished) == before
+
+
+def test_a_directory_of_something_else_is_left_as_it_is(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert train(tmp_path) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_runs_without_a_name_get_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["train", "maml-linear", *SMALL]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["maml-linear-seed0", "maml-linear-seed0-2"]
+
+
+def test_a_run_whose_checkpoint_is_lost_says_so(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "state")
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "checkpoint" in capsys.readouterr().err
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "maml-omniglot", "--help"])
+    assert stopped.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for explained in ("--data-dir", "downloaded into a cache if None", "--num-ways", "Classes of a task", "--seed"):
+        assert explained in printed

@@ -1,0 +1,36 @@
+"""The README is what a stranger types: its example runs, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+import jax
+
+import jaxmeta
+from jaxmeta.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_and_learns(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert "600 test tasks" in capsys.readouterr().out
+    accuracy = jaxmeta.evaluate(
+        jax.random.key(1), names["learner"], names["tasks"], names["state"].meta_params
+    ).metrics["accuracy"]["mean"]
+    assert accuracy[0] < 0.3 < 0.5 < accuracy[3]  # chance is 0.2
+    assert jax.tree.map(jax.numpy.shape, names["params"]) == {"w": (64, 5), "b": (5,)}
+
+
+def test_every_recipe_is_in_the_table():
+    for name in RECIPES:
+        assert f"| `{name}` |" in README
+
+
+def test_every_file_that_is_named_exists():
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"^(jaxmeta/\S+|tests/\S+)  ", README, flags=re.MULTILINE):
+        assert (ROOT / path).exists(), path

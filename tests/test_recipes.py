@@ -1,0 +1,74 @@
+"""Every recipe trains; the quick ones reach their figures here, the slow ones with `-m slow`."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxmeta.__main__ import main
+from jaxmeta.recipes import RECIPES, Omniglot
+from jaxmeta.tasks import polynomial_optimum
+
+
+def result(name, directory, *arguments):
+    assert main(["train", name, "--out", str(directory), *arguments]) == 0
+    return json.loads((directory / "result.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("omniglot")])
+def test_regression_recipes_train(name, tmp_path):
+    found = result(name, tmp_path / name, "--num-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
+    config = RECIPES[name].config()
+    assert len(found["metrics"]["mse"]["mean"]) == config.num_eval_steps + 1
+    assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
+
+
+@pytest.mark.parametrize("name", ["maml-omniglot", "anil-omniglot"])
+def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
+    monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
+    found = result(
+        name, tmp_path / name, "--data-dir", str(omniglot_dir), "--num-filters", "4",
+        "--num-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "4",
+    )  # fmt: skip
+    assert set(found["metrics"]) == {"accuracy", "loss"}
+    assert len(found["metrics"]["accuracy"]["mean"]) == 4
+    assert "transductive" in found["batch_norm"]
+    assert (tmp_path / name / "episode.png").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fields_are_documented_and_frozen(name):
+    config = RECIPES[name].config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_steps = 1
+
+
+def test_omniglot_protocol_follows_the_device(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    paper = RECIPES["maml-omniglot"].config()
+    assert isinstance(paper, Omniglot)
+    assert (paper.num_steps, paper.num_tasks, paper.num_filters) == (60_000, 32, 64)
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    assert RECIPES["maml-omniglot"].config().num_steps < 60_000
+
+
+@pytest.mark.parametrize(("name", "degree", "noise"), [("maml-linear", 1, 0.3), ("maml-quadratic", 2, 0.0)])
+def test_polynomials_reach_the_optimum_in_closed_form(name, degree, noise, tmp_path):
+    found = result(name, tmp_path / name)["metrics"]["mse"]
+    _, optimum = polynomial_optimum(degree, 10, noise)
+    assert found["mean"][1] <= 1.03 * optimum
+    assert found["mean"][1] >= optimum - 4 / 1.96 * found["ci95"][1]  # nothing beats it by more than 4 sigma
+
+
+@pytest.mark.slow
+def test_sinusoid_reaches_the_paper(tmp_path):
+    mean = result("maml-sinusoid", tmp_path / "run")["metrics"]["mse"]["mean"]
+    assert mean[1] <= 0.75 and mean[10] <= 0.45
+
+
+@pytest.mark.slow
+def test_omniglot_reaches_its_figure(tmp_path, omniglot_dir):
+    found = result("maml-omniglot", tmp_path / "run", "--data-dir", str(omniglot_dir))
+    assert found["num_tasks"] == 600
+    assert found["metrics"]["accuracy"]["mean"][-1] >= 0.95

@@ -1,0 +1,95 @@
+"""The evaluation protocol: which tasks, what statistics, what is printed and saved."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmeta
+from jaxmeta import Report, adapt, evaluate
+
+pytestmark = pytest.mark.usefixtures("strict_shapes")
+
+TASKS = jaxmeta.tasks.linear(num_shots=3, num_queries=4)
+LEARNER = jaxmeta.maml(
+    lambda key: jax.random.normal(key, (2,)),
+    jaxmeta.nn.mean_squared_error(lambda theta, x: theta[0] * x + theta[1]),
+    inner_optimizer=adapt.sgd(0.3),
+    num_steps=2,
+)
+NUM_TASKS = 11
+
+
+def report_of(key=1, **arguments):
+    meta_params = LEARNER.init(jax.random.key(0)).meta_params
+    return evaluate(jax.random.key(key), LEARNER, TASKS, meta_params, **{"num_tasks": NUM_TASKS, **arguments})
+
+
+@pytest.fixture(scope="module")
+def report(strict_shapes):
+    return report_of()
+
+
+def test_samples_are_the_learners_own_on_tasks_of_fixed_keys(report):
+    meta_params = LEARNER.init(jax.random.key(0)).meta_params
+    assert report.num_tasks == NUM_TASKS and list(report.samples) == ["mse"]
+    assert report.samples["mse"].shape == (NUM_TASKS, 3)
+    for i in (0, 4, NUM_TASKS - 1):
+        task_key, adapt_key = jax.random.split(jax.random.fold_in(jax.random.key(1), i))
+        curve = LEARNER.evaluate(adapt_key, meta_params, TASKS.sample(task_key, TASKS.data))["mse"]
+        np.testing.assert_allclose(report.samples["mse"][i], curve, rtol=1e-5)  # float32, another order of sums
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, NUM_TASKS])
+def test_the_batch_size_does_not_change_the_result(report, batch_size):
+    np.testing.assert_allclose(report_of(batch_size=batch_size).samples["mse"], report.samples["mse"], rtol=1e-5)
+
+
+def test_more_tasks_begin_with_the_same_tasks(report):
+    more = report_of(num_tasks=NUM_TASKS + 5).samples["mse"]
+    np.testing.assert_allclose(more[:NUM_TASKS], report.samples["mse"], rtol=1e-5)
+    assert len(np.unique(more[:, 0])) == NUM_TASKS + 5
+
+
+def test_the_key_decides_the_tasks(report, num_compiled):
+    np.testing.assert_array_equal(report_of().samples["mse"], report.samples["mse"])
+    num_compiled()
+    assert not np.any(report_of(key=2).samples["mse"] == report.samples["mse"])
+    assert num_compiled() <= 1  # of this test: a new key compiles no new evaluation
+
+
+SAMPLES = np.array([[1, 10], [2, 20], [4, 0], [9, 50]], np.float32)
+
+
+def test_statistics_are_those_of_the_textbook():
+    summary = Report({"mse": SAMPLES}).metrics["mse"]
+    np.testing.assert_allclose(summary["mean"], [4, 20])
+    np.testing.assert_allclose(summary["median"], [3, 15])
+    deviations = [np.sqrt((9 + 4 + 0 + 25) / 3), np.sqrt((100 + 0 + 400 + 900) / 3)]
+    np.testing.assert_allclose(summary["ci95"], 1.96 * np.array(deviations) / 2)
+
+
+def test_means_are_taken_in_float64():
+    values = np.array([[1e8], [1.0], [1.0], [1.0]], np.float32)
+    np.testing.assert_allclose(Report({"mse": values}).metrics["mse"]["mean"], [(1e8 + 3) / 4], rtol=1e-15)
+
+
+def test_a_saved_report_is_its_numbers(report, tmp_path):
+    named = report._replace(batch_norm="test batch")
+    named.save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content == {"num_tasks": NUM_TASKS, "batch_norm": "test batch", "metrics": report.metrics}
+    assert report_of(batch_norm="test batch").batch_norm == "test batch"
+
+
+def test_the_table_holds_every_number(report):
+    both = Report({"mse": SAMPLES, "accuracy": SAMPLES / 50}, batch_norm="test batch")
+    lines = str(both).splitlines()
+    assert "4 test tasks" in lines[0] and "batch norm: test batch" in lines[0] and len(lines) == 1 + 2 * 3
+    for name, start in (("mse", 1), ("accuracy", 4)):
+        assert lines[start].split() == [name, "mean", "±", "95%", "median"]
+        for step in range(2):
+            summary = both.metrics[name]
+            numbers = [f"{summary[statistic][step]:.4f}" for statistic in ("mean", "ci95", "median")]
+            assert lines[start + 1 + step].split() == ["step", str(step), *numbers]
