@@ -95,7 +95,7 @@ def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
 
 def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:
     """A pytree with the structure and the shapes of `expected`."""
-    same = jax.tree.structure(value) == jax.tree.structure(expected)
-    if not same or jax.tree.map(np.shape, value) != jax.tree.map(np.shape, expected):
+    given, wanted = ([jax.tree.structure(tree), *map(np.shape, jax.tree.leaves(tree))] for tree in (value, expected))
+    if given != wanted:
         shapes = jax.tree.map(np.shape, expected)
         raise ValueError(f"{name} must be {remedy}, with the shapes {shapes}, got {jax.tree.map(np.shape, value)}")

@@ -32,7 +32,7 @@ def learning_curve(steps: np.ndarray, values: np.ndarray, name: str, title: str)
     return figure
 
 
-def adaptation_curve(metrics: dict[str, dict[str, list[float]]], name: str, title: str) -> "Figure":
+def adaptation_curve(metrics: dict[str, dict[str, list[float | None]]], name: str, title: str) -> "Figure":
     """A metric of the test tasks, mean and 95% interval, against the inner steps: `Report.metrics` and a name in it.
 
     >>> curve = {"mse": {"mean": [2.0, 1.0], "median": [2.0, 1.0], "ci95": [0.1, 0.1]}}
@@ -40,9 +40,9 @@ def adaptation_curve(metrics: dict[str, dict[str, list[float]]], name: str, titl
     'inner step'
     """
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
-    mean, ci95 = np.asarray(metrics[name]["mean"]), np.asarray(metrics[name]["ci95"])
+    mean, median, ci95 = (np.asarray(metrics[name][row], float) for row in ("mean", "median", "ci95"))
     axes.errorbar(np.arange(len(mean)), mean, ci95, color=STEPS[2], marker="o", capsize=3, label="mean, 95% interval")
-    axes.plot(metrics[name]["median"], color=STEPS[3], linestyle="--", label="median")
+    axes.plot(median, color=STEPS[3], linestyle="--", label="median")
     axes.set(xlabel="inner step", ylabel=f"{name} on test tasks", title=title)
     axes.set_xticks(np.arange(len(mean)))
     axes.legend(frameon=False)

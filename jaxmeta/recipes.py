@@ -267,7 +267,7 @@ def _omniglot() -> Omniglot:
     if jax.default_backend() != "cpu":
         return paper
     return replace(
-        paper, num_steps=8000, num_tasks=8, num_queries=5, inner_learning_rate=0.4, learning_rate=3e-3,
+        paper, num_steps=6000, num_tasks=8, num_queries=5, inner_learning_rate=0.4, learning_rate=3e-3,
         schedule="cosine", microbatch=1,
     )  # fmt: skip
 
@@ -308,8 +308,8 @@ RECIPES: dict[str, Recipe] = {
         1,
     ),
     "meta-sgd-sinusoid": Recipe(
-        lambda: replace(_sinusoid, inner_optimizer="meta_sgd"),
-        "MAML that learns a rate for each parameter",
+        lambda: replace(_sinusoid, inner_optimizer="meta_sgd", num_inner_steps=1, num_eval_steps=1),
+        "MAML that learns a rate for each parameter, one step",
         "Li et al. 2017, https://arxiv.org/abs/1707.09835",
         "below maml-sinusoid after 1 step",
         1,

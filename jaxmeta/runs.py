@@ -103,7 +103,7 @@ class _Log:
         self.start = self.last_save = time.monotonic()
         self.seconds_before = 0.0
 
-    def lines(self) -> list[dict[str, float]]:
+    def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
 
     def drop_after(self, step: int) -> None:
@@ -117,8 +117,10 @@ class _Log:
 
     def __call__(self, state: MetaState, metrics: dict[str, np.ndarray]) -> None:
         means = {name: float(np.mean(values)) for name, values in metrics.items()}
+        line = {"step": int(state.step), "seconds": round(self.seconds(), 2), **means}
+        finite = {name: value if np.isfinite(value) else None for name, value in line.items()}  # JSON has no NaN
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": int(state.step), "seconds": round(self.seconds(), 2), **means}) + "\n")
+            file.write(json.dumps(finite) + "\n")
         if time.monotonic() - self.last_save > _SECONDS_BETWEEN_SAVES:
             self.save(state)
 
@@ -138,7 +140,7 @@ def _draw(
     directory: Path, name: str, experiment: Experiment, report: Report, log: _Log, key: jax.Array, state: MetaState
 ) -> None:
     lines, metric = log.lines(), experiment.metric
-    steps, values = (np.array([line[column] for line in lines]) for column in ("step", metric))
+    steps, values = (np.array([line[column] for line in lines], float) for column in ("step", metric))
     figures = experiment.pictures(key, state.meta_params) | {
         "learning_curve.png": plotting.learning_curve(steps, values, metric, name),
         "adaptation_curve.png": plotting.adaptation_curve(
@@ -198,7 +200,7 @@ def _restore(directory: Path, experiment: Experiment) -> MetaState:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """All or nothing."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
 
 

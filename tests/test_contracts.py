@@ -1,5 +1,7 @@
 """What every inner optimizer, strategy, meta-learner and task distribution promises: pure, jits, vmaps, keeps types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def loss_fn(params, batch):
 
 
 def learners(dtype=jnp.float32):
-    """Every inner optimizer with `exact`, every strategy around two of them, every constructor."""
+    """Every inner optimizer with `exact`, every strategy around the most involved one, every constructor."""
 
     def init_fn(key):
         body, head = jax.random.normal(key, (2,), dtype)
@@ -55,12 +57,11 @@ def learners(dtype=jnp.float32):
         for name, inner in INNER_OPTIMIZERS.items()
     )
     yield from (
-        (f"{name} {inner}", jaxmeta.maml(
-            init_fn, loss_fn, inner_optimizer=INNER_OPTIMIZERS[inner], meta_gradient=strategy, **both
+        (name, jaxmeta.maml(
+            init_fn, loss_fn, inner_optimizer=INNER_OPTIMIZERS["adapt_only adam"], meta_gradient=strategy, **both
         ))
-        for inner in ("adam", "adapt_only meta_sgd")
         for name, strategy in STRATEGIES.items()
-        if name != "exact"
+        if name not in ("exact", "reptile")
     )  # fmt: skip
     for name in ("maml", "fomaml", "anil", "meta_sgd", "reptile"):
         yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_steps=2, batch_size=2, microbatch=1)
@@ -104,9 +105,8 @@ def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name):
     update(key, *update(key, after, tasks)[:1], tasks)
     assert update._cache_size() == 1
     jax.tree.map(np.testing.assert_array_equal, (state, tasks), before)
-    learns = {"head"} if name.startswith("reptile adapt_only") else {"body", "head"}
     params, old = after.meta_params.params, before[0].meta_params.params
-    assert {part for part in params if params[part] != old[part]} == learns
+    assert params["body"] != old["body"] and params["head"] != old["head"]
 
 
 @over_learners
@@ -126,7 +126,7 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     assert {name: curve.shape for name, curve in curves.items()} == {"mse": (6, 3)}
 
 
-@pytest.mark.parametrize("name", ["mixed_mode adam", "reptile"])
+@pytest.mark.parametrize("name", ["mixed_mode", "reptile"])
 def test_vmapped_updates_are_the_separate_ones(name):
     """float32, one step, another order of sums: 1e-5."""
     learner, tasks = LEARNERS[name], make_tasks(4)
@@ -139,8 +139,7 @@ def test_vmapped_updates_are_the_separate_ones(name):
         assert_same(own(together), update(keys[i], own(states), own(tasks)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("data", ["float32", "float64"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(("dtype", "data"), [("bfloat16", "float32"), ("float32", "float64"), ("float64", "float32")])
 def test_an_update_keeps_the_parameters_dtype_whatever_the_datas(x64, dtype, data):
     tasks = jax.tree.map(lambda leaf: leaf.astype(data), make_tasks())
     for name, learner in learners(jnp.dtype(dtype)):
@@ -148,9 +147,6 @@ def test_an_update_keeps_the_parameters_dtype_whatever_the_datas(x64, dtype, dat
         assert {leaf.dtype for leaf in jax.tree.leaves(state.meta_params)} == {jnp.dtype(dtype)}, name
         after, _ = jax.eval_shape(learner.update, jax.random.key(1), state, tasks)
         assert types(after) == types(state), name
-        task = jax.tree.map(lambda leaf: leaf[0], tasks)
-        adapted = jax.eval_shape(learner.adapt, jax.random.key(1), state.meta_params, task)
-        assert types(adapted) == types(state.meta_params.params), name
 
 
 def test_python_numbers_as_parameters_compile_once():
@@ -172,32 +168,36 @@ def test_an_inner_optimizer_keeps_the_types_of_its_state(name):
     assert types(optimizer.params(meta_params, after.fast)) == types(params)
 
 
+@functools.cache
+def twenty_tasks(name):
+    """Twenty keys, and the tasks that they are."""
+    keys = jax.random.split(jax.random.key(0), 20)
+    return keys, jax.jit(jax.vmap(TASKS[name].sample, (0, None)))(keys, TASKS[name].data)
+
+
 @over_tasks
 def test_a_sampler_is_pure_jits_vmaps_and_compiles_once(name):
-    tasks, keys = TASKS[name], jax.random.split(jax.random.key(0), 3)
+    tasks, (keys, together) = TASKS[name], twenty_tasks(name)
     sample = jax.jit(tasks.sample)
     before = jax.tree.map(np.array, tasks.data)
-    drawn = [sample(key, tasks.data) for key in keys]
-    assert_same(sample(keys[0], tasks.data), drawn[0])
-    assert_same(tasks.sample(keys[0], tasks.data), drawn[0], rtol=1e-5, atol=1e-6)  # sin and x² of a fused program
-    together = jax.vmap(tasks.sample, (0, None))(keys, tasks.data)
     for i in range(3):
-        assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], together), drawn[i], rtol=1e-5, atol=1e-6)
+        task = sample(keys[i], tasks.data)
+        assert_same(sample(keys[i], tasks.data), task)
+        vmapped = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        assert_same(vmapped, task, rtol=1e-5, atol=1e-6)  # a vectorised sine rounds differently
     assert sample._cache_size() == 1
     jax.tree.map(np.testing.assert_array_equal, tasks.data, before)
-    assert isinstance(drawn[0], Task) and not any(weak for *_, weak in types(drawn[0])[1])
+    assert isinstance(task, Task) and not any(weak for *_, weak in types(task)[1])
 
 
 @over_tasks
 def test_a_key_is_a_task_and_support_and_query_differ(name):
-    tasks = TASKS[name]
-    keys = jax.random.split(jax.random.key(0), 20)
-    drawn = jax.vmap(tasks.sample, (0, None))(keys, tasks.data)
+    _, tasks = twenty_tasks(name)
     rows = lambda leaf: {np.asarray(row).tobytes() for row in leaf}
-    assert len(rows(drawn.support[0])) == len(rows(drawn.query[0])) == 20
+    assert len(rows(tasks.support[0])) == len(rows(tasks.query[0])) == 20
     if name != "few_shot":  # 6 * 5 * 4 ordered triples of classes do collide
-        assert all(len(rows(leaf)) == 20 for leaf in jax.tree.leaves(drawn.info))
-    for support, query in zip(drawn.support[0], drawn.query[0], strict=True):
+        assert all(len(rows(leaf)) == 20 for leaf in jax.tree.leaves(tasks.info))
+    for support, query in zip(tasks.support[0], tasks.query[0], strict=True):
         assert not rows(support) & rows(query)
 
 

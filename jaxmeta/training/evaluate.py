@@ -29,8 +29,11 @@ class Report(NamedTuple):
         return len(next(iter(self.samples.values())))
 
     @property
-    def metrics(self) -> dict[str, dict[str, list[float]]]:
-        """{metric: {"mean": [K + 1], "median": [K + 1], "ci95": [K + 1]}}; the interval is mean ± ci95."""
+    def metrics(self) -> dict[str, dict[str, list[float | None]]]:
+        """{metric: {"mean": [K + 1], "median": [K + 1], "ci95": [K + 1]}}; the interval is mean ± ci95.
+
+        None where a task diverged, so that there is no mean.
+        """
         return {name: _summary(values) for name, values in self.samples.items()}
 
     def save(self, path: str | os.PathLike) -> None:
@@ -44,7 +47,9 @@ class Report(NamedTuple):
             lines.append(f"{name:>12}  {'mean':>10} {'± 95%':>10} {'median':>10}")
             columns = zip(summary["mean"], summary["ci95"], summary["median"], strict=True)
             for step, values in enumerate(columns):
-                lines.append(f"{f'step {step}':>12}  " + " ".join(f"{value:10.4f}" for value in values))
+                cells = " ".join(f"{'-':>10}" if value is None else f"{value:10.4f}" for value in values)
+                diverged = int(np.sum(~np.isfinite(self.samples[name][:, step])))
+                lines.append(f"{f'step {step}':>12}  {cells}" + f"  {diverged} tasks diverged" * bool(diverged))
         return "\n".join(lines)
 
 
@@ -116,11 +121,9 @@ def _evaluate_tasks(
     return jax.lax.map(evaluate_task, jax.numpy.arange(num_tasks), batch_size=min(batch_size, num_tasks))
 
 
-def _summary(values: np.ndarray) -> dict[str, list[float]]:
+def _summary(values: np.ndarray) -> dict[str, list[float | None]]:
     values = values.astype(np.float64)
-    standard_error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    return {
-        "mean": values.mean(axis=0).tolist(),
-        "median": np.median(values, axis=0).tolist(),
-        "ci95": (1.96 * standard_error).tolist(),
-    }
+    with np.errstate(all="ignore"):  # what is not finite is said below
+        standard_error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        summary = {"mean": values.mean(axis=0), "median": np.median(values, axis=0), "ci95": 1.96 * standard_error}
+    return {name: [float(x) if np.isfinite(x) else None for x in row] for name, row in summary.items()}

@@ -99,9 +99,8 @@ def fit(
             bar.update(length)
             for callback in callbacks:
                 callback(state, metrics)
-    return state, {
-        name: np.concatenate([chunk[name] for chunk in history], axis=-1) for name in history[0]
-    } if history else {}
+    names = history[0] if history else ()
+    return state, {name: np.concatenate([metrics[name] for metrics in history], axis=-1) for name in names}
 
 
 @partial(jax.jit, static_argnames="learner")

@@ -93,3 +93,13 @@ def test_the_table_holds_every_number(report):
             summary = both.metrics[name]
             numbers = [f"{summary[statistic][step]:.4f}" for statistic in ("mean", "ci95", "median")]
             assert lines[start + 1 + step].split() == ["step", str(step), *numbers]
+
+
+def test_a_diverged_task_is_reported_and_the_file_stays_json(tmp_path):
+    report = Report({"mse": np.array([[1.0, np.inf], [2.0, 1.0], [3.0, np.nan]])})
+    assert report.metrics["mse"] == {
+        "mean": [2.0, None], "median": [2.0, None], "ci95": [pytest.approx(1.96 / np.sqrt(3)), None]
+    }  # fmt: skip
+    assert "2 tasks diverged" in str(report) and str(report).count("diverged") == 1
+    report.save(tmp_path / "report.json")
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
