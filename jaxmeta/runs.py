@@ -48,9 +48,10 @@ def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume:
     directory = _claim(name, config, seed, out, resume)
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}\nunder {directory}", flush=True)
 
-    train_key, test_key, picture_key = jax.random.split(jax.random.key(seed), 3)
+    train_key, *_ = jax.random.split(jax.random.key(seed), 3)
+    test_key, picture_key = _test_keys()
     log = _Log(directory)
-    state = _restore(directory, experiment) if resume else None
+    state = _restore(directory, experiment) if any(directory.glob("state/[0-9]*")) else None
     log.drop_after(0 if state is None else int(state.step))
     state, _ = fit(
         train_key, experiment.learner, experiment.train_tasks, state=state,
@@ -88,11 +89,17 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
             raise ValueError(f"--data-dir is for recipes that read data, and {name} draws its own")
         config = dataclasses.replace(config, data_dir=data_dir)
     experiment = config.build()
-    _, test_key, _ = jax.random.split(jax.random.key(seed), 3)
+    test_key, _ = _test_keys()
     state = _restore(directory, experiment)
     report = _evaluate(experiment, config, test_key, state)
     print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}\n{report}")
     return report
+
+
+def _test_keys() -> tuple[jax.Array, jax.Array]:
+    """The same test tasks whatever the seed, so that runs compare."""
+    _, test_key, picture_key = jax.random.split(jax.random.key(0), 3)
+    return test_key, picture_key
 
 
 class _Log:

@@ -1,4 +1,4 @@
-"""The command, used as a stranger would: what it writes, what it says when a call is wrong, and that a killed run goes on."""
+"""The command, as a stranger uses it: what it writes, what it says of a wrong call, and that a killed run goes on."""
 
 import json
 import shutil
@@ -88,7 +88,10 @@ def test_evaluate_on_other_numbers_of_tasks(finished, capsys):
     assert "7 test tasks" in capsys.readouterr().out
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds_between_saves", [0, 1000])
+def test_a_killed_run_goes_on_as_if_it_had_not_stopped(seconds_between_saves, finished, tmp_path, monkeypatch):
+    """From its last checkpoint, or from the start where it had none yet."""
+
     class Killed(BaseException):
         pass
 
@@ -99,7 +102,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, monke
         if int(state.step) == 17:
             raise Killed
 
-    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(runs, "_SECONDS_BETWEEN_SAVES", seconds_between_saves)
     monkeypatch.setattr(runs._Log, "__call__", log_and_die)
     with pytest.raises(Killed):
         train(tmp_path / "run", "--seed", "3")

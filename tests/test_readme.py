@@ -1,9 +1,11 @@
 """The README is what a stranger types: its example runs, its commands and files exist."""
 
+import json
 import re
 from pathlib import Path
 
 import jax
+import pytest
 
 import jaxmeta
 from jaxmeta.recipes import RECIPES
@@ -34,3 +36,15 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / path).is_file(), path
     for path in re.findall(r"^(jaxmeta/\S+|tests/\S+)  ", README, flags=re.MULTILINE):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_figures_in_the_table_are_those_of_the_results(name):
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
+    result = json.loads((ROOT / "benchmarks" / "results" / "cpu" / name / "result.json").read_text())
+    assert result["recipe"] == name and RECIPES[name].figure in row and f"{result['seconds']:.0f} s" in row
+    figures = re.findall(r"([0-9.]+) ± ([0-9.]+) after ([0-9]+) step", row)
+    assert figures
+    for mean, ci95, step in figures:
+        metric = result["metrics"]["accuracy" if name.endswith("omniglot") else "mse"]
+        assert (mean, ci95) == tuple(f"{metric[statistic][int(step)]:.4f}" for statistic in ("mean", "ci95"))

@@ -101,7 +101,8 @@ def truncated(num_exact: int) -> MetaGradient:
 def reptile() -> MetaGradient:
     """Reptile: the "gradient" is the way back from the adapted parameters, θ − θ'.
 
-    With `optax.sgd(ε)` outside, the update is the paper's θ ← θ + ε (θ' − θ). Learned hyperparameters get no gradient.
+    With `optax.sgd(ε)` outside, the update is the paper's θ ← θ + ε (θ' − θ). Learned hyperparameters, and parameters
+    that do not adapt, get no gradient.
 
     Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms" (2018), https://arxiv.org/abs/1803.02999
 
