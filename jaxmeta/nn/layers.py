@@ -238,8 +238,12 @@ def _patches(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padd
     rows, columns = padded.shape[1] - kh + 1, padded.shape[2] - kw + 1
     if rows < 1 or columns < 1:
         raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
-    slices = [padded[:, i : i + rows : sh, j : j + columns : sw] for i in range(kh) for j in range(kw)]
-    return jnp.concatenate(slices, axis=-1)
+    batch, *_, channels = padded.shape
+
+    def tap(i: int, j: int) -> jax.Array:  # lax.slice: indexing with a stride is a slow gather in older releases of jax
+        return lax.slice(padded, (0, i, j, 0), (batch, i + rows, j + columns, channels), (1, sh, sw, 1))
+
+    return jnp.concatenate([tap(i, j) for i in range(kh) for j in range(kw)], axis=-1)
 
 
 def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
