@@ -32,6 +32,7 @@ INNER_OPTIMIZERS = {
 STRATEGIES = {
     "exact": adapt.exact(),
     "mixed_mode": adapt.mixed_mode(),
+    "segments": adapt.exact(num_segments=2),
     "truncated": adapt.truncated(1),
     "first_order": adapt.first_order(),
     "reptile": adapt.reptile(),

@@ -93,6 +93,8 @@ TABLE = {
     "adapt.from_optax": (adapt.from_optax, {}, {"transform": transform}),
     "adapt.adapt_only": (adapt.adapt_only, {"where": "head"}, {"optimizer": inner}),
     "adapt.truncated": (adapt.truncated, {}, {"num_exact": count(0)}),
+    "adapt.exact": (adapt.exact, {}, {"num_segments": count(1)}),
+    "adapt.mixed_mode": (adapt.mixed_mode, {}, {"num_segments": count(1)}),
     "tasks.sinusoid": (tasks.sinusoid, {}, SHOTS),
     "tasks.linear": (tasks.linear, {}, SHOTS | {"noise": number}),
     "tasks.quadratic": (tasks.quadratic, {}, SHOTS | {"noise": number}),

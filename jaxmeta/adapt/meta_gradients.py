@@ -6,6 +6,7 @@ With θ' = θ − α ∇L(θ) the exact meta-gradient is (I − α ∇²L(θ)) �
 |-----------------|-------------------------------------------------------------------|-------------------------------|
 | `exact`         | exact, reverse over reverse                                       | all activations of K steps    |
 | `mixed_mode`    | exact, forward over reverse; the activations are recomputed       | K copies of the parameters    |
+| either, with `num_segments` | the same, the inner loop run twice                    | that of K / S steps, S states |
 | `truncated(n)`  | exact through the last n steps, first-order through the early ones| activations of n steps        |
 | `first_order`   | ∇L'(θ') alone (FOMAML)                                            | independent of K              |
 | `reptile`       | θ − θ', no outer derivative at all                                | independent of K              |
@@ -31,28 +32,41 @@ from jaxmeta.types import MetaParams, PyTree
 MetaGradient: TypeAlias = Callable[[Callable, Callable], Callable]
 
 
-def exact() -> MetaGradient:
+def exact(*, num_segments: int = 1) -> MetaGradient:
     """The exact meta-gradient by reverse over reverse: fastest where activations are small, as in few-shot learning.
+
+    With `num_segments` S > 1, a divisor of K, the inner loop is cut into S pieces and each is run again when the
+    reverse sweep reaches it: memory for K / S steps and S states in place of K steps, least near S = √K.
 
     Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017),
     https://arxiv.org/abs/1703.03400
 
+    Raises:
+      ValueError: `num_segments` is no positive integer; while tracing, it does not divide K.
+
     >>> strategy = exact()
     """
-    return _through(jax.value_and_grad)
+    check_integer("num_segments", num_segments, minimum=1)
+    return _through(jax.value_and_grad, num_segments=num_segments)
 
 
-def mixed_mode() -> MetaGradient:
+def mixed_mode(*, num_segments: int = 1, save_gradients: bool = False) -> MetaGradient:
     """The exact meta-gradient with each inner gradient transposed by a forward-over-reverse Hessian-vector product.
 
     Equal to `exact` up to rounding, because second derivatives commute. Only θ_k and the batch are kept of each step,
     so it wins in memory, and in time too, where activations outweigh parameters: long inputs, big support sets.
+    `num_segments` as in `exact`; with it, `save_gradients` keeps the K inner gradients, so that running a segment again
+    takes none, for K more copies of the parameters.
 
     Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (2025), https://arxiv.org/abs/2505.00793
 
+    Raises:
+      ValueError: `num_segments` is no positive integer; while tracing, it does not divide K.
+
     >>> strategy = mixed_mode()
     """
-    return _through(_mixed_value_and_grad)
+    check_integer("num_segments", num_segments, minimum=1)
+    return _through(_mixed_value_and_grad, num_segments=num_segments, save_gradients=save_gradients)
 
 
 def first_order() -> MetaGradient:
@@ -120,12 +134,12 @@ def reptile() -> MetaGradient:
     return strategy
 
 
-def _through(value_and_grad: Callable) -> MetaGradient:
+def _through(value_and_grad: Callable, **how) -> MetaGradient:
     """Differentiates the outer loss through an inner loop that uses `value_and_grad`."""
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         def loss(meta_params: MetaParams, sources: PyTree, task: PyTree):
-            params, _ = adapt(meta_params, sources, task, value_and_grad=value_and_grad)
+            params, _ = adapt(meta_params, sources, task, value_and_grad=value_and_grad, **how)
             return outer(params, task)
 
         return jax.value_and_grad(loss, has_aux=True)
