@@ -6,10 +6,11 @@ With θ' = θ − α ∇L(θ) the exact meta-gradient is (I − α ∇²L(θ)) �
 |-----------------|-------------------------------------------------------------------|-------------------------------|
 | `exact`         | exact, reverse over reverse                                       | all activations of K steps    |
 | `mixed_mode`    | exact, forward over reverse; the activations are recomputed       | K copies of the parameters    |
-| either, with `num_segments` | the same, the inner loop run twice                    | that of K / S steps, S states |
 | `truncated(n)`  | exact through the last n steps, first-order through the early ones| activations of n steps        |
 | `first_order`   | ∇L'(θ') alone (FOMAML)                                            | independent of K              |
 | `reptile`       | θ − θ', no outer derivative at all                                | independent of K              |
+
+The first two cut a long loop into `num_segments` S pieces: memory for K / S steps and S states, in place of K steps.
 
 A strategy takes two functions of one task,
 
