@@ -255,6 +255,7 @@ class Recipe(NamedTuple):
 
 
 _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400"
+# Two inner steps, where the paper trains with one: after one, ten steps at test diverge for about one seed in six.
 _sinusoid = Sinusoid(num_steps=50_000, num_tasks=25, inner_learning_rate=0.01, num_inner_steps=2, num_shots=5)
 
 
