@@ -75,7 +75,7 @@ def unroll(
         params = optimizer.params(meta_params, state.fast)
         batch = draw(source, params)
         (loss, metrics), grads = inner_grad(state.fast, meta_params, batch)
-        grads = checkpoint_name(grads, "inner_gradient")
+        grads = jax.tree.map(lambda g: checkpoint_name(g, "inner_gradient"), grads)
         trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observe(params))
         return optimizer.step(meta_params, state, grads), trace
 
