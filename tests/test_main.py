@@ -88,8 +88,10 @@ def test_evaluate_on_other_numbers_of_tasks(finished, capsys):
     assert "7 test tasks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seconds_between_saves", [0, 1000])
-def test_a_killed_run_goes_on_as_if_it_had_not_stopped(seconds_between_saves, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("seconds_between_saves", "steps_to_go"), [(0, 23), (1000, 40)])
+def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
+    seconds_between_saves, steps_to_go, finished, tmp_path, monkeypatch
+):
     """From its last checkpoint, or from the start where it had none yet."""
 
     class Killed(BaseException):
@@ -106,11 +108,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(seconds_between_saves, fi
     monkeypatch.setattr(runs._Log, "__call__", log_and_die)
     with pytest.raises(Killed):
         train(tmp_path / "run", "--seed", "3")
-    monkeypatch.setattr(runs._Log, "__call__", log)
+    steps = []
+    monkeypatch.setattr(runs._Log, "__call__", lambda self, state, metrics: steps.append(log(self, state, metrics)))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 18, "seconds": 1.0}) + "\n")  # logged after the last checkpoint
 
     assert train(tmp_path / "run", "--seed", "3", "--resume") == 0
+    assert len(steps) == steps_to_go
     assert lines(tmp_path / "run") == lines(finished)
     resumed, whole = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", finished))
     assert resumed["metrics"] == whole["metrics"]
