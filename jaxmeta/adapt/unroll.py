@@ -96,5 +96,5 @@ def _scan_segments(
     policy = policies.save_only_these_names("inner_gradient") if save_gradients else policies.nothing_saveable
     segment = jax.checkpoint(lambda *args: jax.lax.scan(body, *args), policy=policy, prevent_cse=False)
     segments = jax.tree.map(lambda x: x.reshape(num_segments, -1, *x.shape[1:]), sources)
-    state, trace = jax.lax.scan(lambda *args: segment(*args), start, segments)
+    state, trace = jax.lax.scan(segment, start, segments)
     return state, jax.tree.map(lambda x: x.reshape(num_steps, *x.shape[2:]), trace)
