@@ -47,8 +47,8 @@ def check_loss_fn(loss_fn: Any) -> Callable:
     """`loss_fn`, which says while it is traced if it returns anything but (scalar loss, dict of scalars)."""
     check_callable("loss_fn", loss_fn, "(params, batch) -> (loss, metrics)")
 
-    def checked(params: Any, batch: Any) -> Any:
-        result = loss_fn(params, batch)
+    def checked(*args: Any) -> Any:
+        result = loss_fn(*args)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise ValueError(f"loss_fn must return (loss, metrics), metrics a dict, {{}} if none; got {result!r}")
         for name, value in (("loss", result[0]), *result[1].items()):

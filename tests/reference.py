@@ -39,6 +39,28 @@ def momentum(rate, decay):
     return lambda params: jax.tree.map(jnp.zeros_like, params), step
 
 
+def clipped_adamw(rate, max_norm, decay, eps_root):
+    """Loshchilov and Hutter's AdamW on gradients whose norm is at most `max_norm`."""
+    start, adam_step = adam(rate, eps_root=eps_root)
+
+    def step(params, slots, grads, hyper, k):
+        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+        grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, max_norm / norm), grads)
+        after, slots = adam_step(params, slots, grads, hyper, k)
+        return jax.tree.map(lambda a, p: a - rate * decay * p, after, params), slots
+
+    return start, step
+
+
+def lslr():
+    """A rate for every leaf and step, in `hyper`; the last goes on."""
+
+    def step(params, slots, grads, hyper, k):
+        return jax.tree.map(lambda p, a, g: p - a[min(k, len(a) - 1)] * g, params, hyper, grads), slots
+
+    return lambda params: None, step
+
+
 def meta_sgd():
     """A rate for every parameter, in `hyper`."""
 
@@ -74,6 +96,17 @@ def mean_meta_gradient(loss, update, params, hyper, tasks, num_constant=0):
     """The mean of `meta_gradient` over a list of (batches, query)."""
     results = [meta_gradient(loss, update, params, hyper, *task, num_constant) for task in tasks]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *results)
+
+
+def multi_step_meta_gradient(loss, update, params, hyper, batches, query, weights):
+    """`meta_gradient` of the weighted sum of the query losses after each step."""
+
+    def query_loss(params, hyper):
+        adapted = [adapt(loss, update, params, hyper, batches[: k + 1]) for k in range(len(batches))]
+        return sum(w * loss(params, query) for w, params in zip(weights, adapted, strict=True))
+
+    value, (params_grad, hyper_grad) = jax.value_and_grad(query_loss, (0, 1))(params, hyper)
+    return value, params_grad, hyper_grad
 
 
 def least_squares_meta_gradient(theta, rate, support, query):

@@ -1,23 +1,57 @@
 """The inner loop: one `unroll`, inner optimizers that step in it, strategies that differentiate through it."""
 
-from jaxmeta.adapt.meta_gradients import MetaGradient, exact, first_order, mixed_mode, reptile, truncated
-from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, adapt_only, from_optax, meta_sgd, sgd
+from jaxmeta.adapt.auto import auto
+from jaxmeta.adapt.evolution import evolution_strategy, persistent_evolution_strategy
+from jaxmeta.adapt.implicit import Solver, conjugate_gradient, implicit, neumann_series
+from jaxmeta.adapt.meta_gradients import (
+    Adapted,
+    MetaGradient,
+    exact,
+    first_order,
+    forward_mode,
+    mixed_mode,
+    reptile,
+    truncated,
+)
+from jaxmeta.adapt.optimizers import (
+    InnerOptimizer,
+    InnerState,
+    adapt_only,
+    from_optax,
+    lslr,
+    meta_sgd,
+    per_step,
+    proximal,
+    sgd,
+)
 from jaxmeta.adapt.outer import mean_over_tasks, outer_step
 from jaxmeta.adapt.unroll import Trace, unroll
 
 __all__ = [
+    "Adapted",
     "InnerOptimizer",
     "InnerState",
     "MetaGradient",
+    "Solver",
     "Trace",
     "adapt_only",
+    "auto",
+    "conjugate_gradient",
+    "evolution_strategy",
     "exact",
     "first_order",
+    "forward_mode",
     "from_optax",
+    "implicit",
+    "lslr",
     "mean_over_tasks",
     "meta_sgd",
     "mixed_mode",
+    "neumann_series",
     "outer_step",
+    "per_step",
+    "persistent_evolution_strategy",
+    "proximal",
     "reptile",
     "sgd",
     "truncated",

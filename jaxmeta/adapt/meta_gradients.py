@@ -4,70 +4,136 @@ With θ' = θ − α ∇L(θ) the exact meta-gradient is (I − α ∇²L(θ)) �
 
 | strategy        | the meta-gradient                                                 | memory for K steps            |
 |-----------------|-------------------------------------------------------------------|-------------------------------|
+| `auto`          | exact; chooses among the next three by the shapes (`auto.py`)     | within a budget, if it can    |
 | `exact`         | exact, reverse over reverse                                       | all activations of K steps    |
 | `mixed_mode`    | exact, forward over reverse; the activations are recomputed       | K copies of the parameters    |
+| `forward_mode`  | exact, forward over reverse over the whole loop                   | independent of K              |
+| `implicit`      | that of the inner problem's solution (`implicit.py`)              | independent of K              |
 | `truncated(n)`  | exact through the last n steps, first-order through the early ones| activations of n steps        |
 | `first_order`   | ∇L'(θ') alone (FOMAML)                                            | independent of K              |
 | `reptile`       | θ − θ', no outer derivative at all                                | independent of K              |
+| `evolution_strategy` | from losses alone (`evolution.py`)                           | independent of K              |
 
-The first two cut a long loop into `num_segments` S pieces: memory for K / S steps and S states, in place of K steps.
+`exact` and `mixed_mode` cut a long loop into `num_segments` S pieces: memory for K / S steps and S states, in place of
+K steps.
 
 A strategy takes two functions of one task,
 
-    adapt(meta_params, sources, task, *, state, value_and_grad) -> (params, state)
-    outer(params, task) -> (loss, metrics)
+    adapt(meta_params, sources, task, *, state, value_and_grad, num_segments, remat) -> (Adapted, state)
+    outer(adapted, task) -> (loss, metrics)
 
-and returns `(meta_params, sources, task) -> ((loss, metrics), grads)`, where `grads` has the structure of
-`meta_params`. It carries no flags: it injects the gradient primitive into the inner loop.
+and returns `(key, meta_params, sources, task) -> ((loss, metrics), grads)`, where `grads` has the structure of
+`meta_params`. It carries no flags: it injects the gradient primitive, and what is kept of a step, into the inner loop.
 """
 
+import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
-from jaxmeta.checks import check_integer
-from jaxmeta.types import MetaParams, PyTree
+from jaxmeta.adapt.select import Where, merge, select
+from jaxmeta.checks import check_callable, check_integer
+from jaxmeta.types import MetaParams, Params, PyTree
 
 MetaGradient: TypeAlias = Callable[[Callable, Callable], Callable]
 
 
-def exact(*, num_segments: int = 1) -> MetaGradient:
-    """The exact meta-gradient by reverse over reverse: fastest where activations are small, as in few-shot learning.
+class Adapted(NamedTuple):
+    """What the outer loss is made of: the adapted parameters, and what was observed on the way to them."""
 
-    With `num_segments` S > 1, a divisor of K, the inner loop is cut into S pieces and each is run again when the
-    reverse sweep reaches it: memory for K / S steps and S states in place of K steps, least near S = √K.
+    params: Params
+    observed: PyTree = ()
+
+
+def exact(*, num_segments: int | Literal["sqrt"] = 1, remat: Callable | None = None) -> MetaGradient:
+    """The exact meta-gradient by reverse over reverse: fastest where activations are small, as in few-shot learning.
 
     Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017),
     https://arxiv.org/abs/1703.03400
 
+    Args:
+      num_segments: S; with S > 1 the inner loop is cut into S pieces and each is run again when the reverse sweep
+        reaches it: memory for K / S steps and S states in place of K steps, least near S = √K, which is "sqrt".
+      remat: a policy of `jax.checkpoint_policies` for each inner step: what is kept of it, the rest being computed
+        again. All that its derivative needs is kept if None.
+
     Raises:
-      ValueError: `num_segments` is no positive integer; while tracing, it does not divide K.
+      ValueError: `num_segments` is neither a positive integer nor "sqrt", or `remat` is no policy.
 
     >>> strategy = exact()
     """
-    check_integer("num_segments", num_segments, minimum=1)
-    return _through(jax.value_and_grad, num_segments=num_segments)
+    _check_num_segments(num_segments)
+    if remat is not None:
+        check_callable("remat", remat, "such as jax.checkpoint_policies.nothing_saveable")
+    return _through(jax.value_and_grad, num_segments, remat)
 
 
-def mixed_mode(*, num_segments: int = 1, save_gradients: bool = False) -> MetaGradient:
+def mixed_mode(*, num_segments: int | Literal["sqrt"] = 1, save_gradients: bool = False) -> MetaGradient:
     """The exact meta-gradient with each inner gradient transposed by a forward-over-reverse Hessian-vector product.
 
-    Equal to `exact` up to rounding, because second derivatives commute. Only θ_k and the batch are kept of each step,
-    so it wins in memory, and in time too, where activations outweigh parameters: long inputs, big support sets.
-    `num_segments` as in `exact`; with it, `save_gradients` keeps the K inner gradients, so that running a segment again
-    takes none, for K more copies of the parameters.
+    Equal to `exact` up to rounding, because second derivatives commute. Only θ_k, the optimizer's state and the batch
+    are kept of each step, so it wins in memory, and in time too, where activations outweigh parameters: long inputs,
+    big support sets.
 
     Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation" (2025), https://arxiv.org/abs/2505.00793
 
+    Args:
+      num_segments: as in `exact`.
+      save_gradients: keeps the K inner gradients, so that running a step again takes none, for K more copies of the
+        parameters. It pays with an inner optimizer that has a state, such as Adam, and with segments.
+
     Raises:
-      ValueError: `num_segments` is no positive integer; while tracing, it does not divide K.
+      ValueError: `num_segments` is neither a positive integer nor "sqrt".
 
     >>> strategy = mixed_mode()
     """
-    check_integer("num_segments", num_segments, minimum=1)
-    return _through(_mixed_value_and_grad, num_segments=num_segments, save_gradients=save_gradients)
+    _check_num_segments(num_segments)
+    policies = jax.checkpoint_policies
+    remat = policies.save_only_these_names("inner_gradient") if save_gradients else policies.nothing_saveable
+    return _through(_mixed_value_and_grad, num_segments, remat)
+
+
+def forward_mode(where: Where = lambda path: path.startswith("hyper/")) -> MetaGradient:
+    """The exact gradient in a few meta-parameters, carried forward along with the inner loop: memory free of K.
+
+    For n numbers it costs (3 + 6n) forward passes a step, and n copies of one step's memory: for learned rates or
+    the weights of a loss, and long loops.
+
+    Franceschi, Donini, Frasconi, Pontil, "Forward and Reverse Gradient-Based Hyperparameter Optimization" (2017),
+    https://arxiv.org/abs/1703.01785
+
+    Args:
+      where: which leaves of the `MetaParams` are learned, as in `adapt_only`; their paths begin with "params/" or
+        "hyper/". By default all of the inner optimizer's hyperparameters. The others get a gradient of zero.
+
+    Raises:
+      ValueError: while tracing, `where` chooses nothing or does not fit the meta-parameters.
+
+    >>> strategy = forward_mode("loss_weights")
+    """
+
+    def strategy(adapt: Callable, outer: Callable) -> Callable:
+        def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+            flat, unravel = ravel_pytree(select(meta_params, where))
+
+            def loss(flat: jax.Array):
+                merged = merge(unravel(flat), meta_params)
+                return outer(adapt(merged, sources, task)[0], task)
+
+            def derivative(direction: jax.Array):
+                value, slope, metrics = jax.jvp(loss, (flat,), (direction,), has_aux=True)
+                return (value, metrics), slope
+
+            directions = jnp.eye(flat.size, dtype=flat.dtype)
+            value, slopes = jax.vmap(derivative, out_axes=(None, 0))(directions)
+            return value, merge(unravel(slopes), jax.tree.map(jnp.zeros_like, meta_params))
+
+        return task_gradient
+
+    return strategy
 
 
 def first_order() -> MetaGradient:
@@ -99,16 +165,16 @@ def truncated(num_exact: int) -> MetaGradient:
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         def loss(meta_params: MetaParams, sources: PyTree, task: PyTree):
-            num_steps = len(jax.tree.leaves(sources)[0])
+            num_steps = num_sources(sources)
             if num_exact > num_steps:
                 raise ValueError(f"num_exact must be at most the {num_steps} inner steps, got {num_exact}")
             early = jax.tree.map(lambda s: s[: num_steps - num_exact], sources)
             late = jax.tree.map(lambda s: s[num_steps - num_exact :], sources)
             _, state = adapt(meta_params, early, task, value_and_grad=_constant_value_and_grad)
-            params, _ = adapt(meta_params, late, task, state=state)
-            return outer(params, task)
+            adapted, _ = adapt(meta_params, late, task, state=state)
+            return outer(adapted, task)
 
-        return jax.value_and_grad(loss, has_aux=True)
+        return _without_key(jax.value_and_grad(loss, has_aux=True))
 
     return strategy
 
@@ -125,27 +191,43 @@ def reptile() -> MetaGradient:
     """
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
-        def value_and_way_back(meta_params: MetaParams, sources: PyTree, task: PyTree):
-            params, _ = adapt(meta_params, sources, task)
-            way_back = jax.tree.map(jnp.subtract, meta_params.params, params)
-            return outer(params, task), MetaParams(way_back, jax.tree.map(jnp.zeros_like, meta_params.hyper))
+        def value_and_way_back(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+            adapted, _ = adapt(meta_params, sources, task)
+            way_back = jax.tree.map(jnp.subtract, meta_params.params, adapted.params)
+            return outer(adapted, task), MetaParams(way_back, jax.tree.map(jnp.zeros_like, meta_params.hyper))
 
         return value_and_way_back
 
     return strategy
 
 
-def _through(value_and_grad: Callable, **how) -> MetaGradient:
-    """Differentiates the outer loss through an inner loop that uses `value_and_grad`."""
+def num_sources(sources: PyTree) -> int:
+    """K, the leading axis of the `sources`."""
+    return len(jax.tree.leaves(sources)[0])
+
+
+def _check_num_segments(value: int | str) -> None:
+    if value != "sqrt":
+        check_integer("num_segments", value, minimum=1)
+
+
+def _through(value_and_grad: Callable, num_segments: int | str = 1, remat: Callable | None = None) -> MetaGradient:
+    """Differentiates the outer loss in reverse through an inner loop that uses `value_and_grad`."""
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         def loss(meta_params: MetaParams, sources: PyTree, task: PyTree):
-            params, _ = adapt(meta_params, sources, task, value_and_grad=value_and_grad, **how)
-            return outer(params, task)
+            segments = round(math.sqrt(num_sources(sources))) if num_segments == "sqrt" else num_segments
+            how = {"value_and_grad": value_and_grad, "num_segments": segments, "remat": remat}
+            return outer(adapt(meta_params, sources, task, **how)[0], task)
 
-        return jax.value_and_grad(loss, has_aux=True)
+        return _without_key(jax.value_and_grad(loss, has_aux=True))
 
     return strategy
+
+
+def _without_key(gradient: Callable) -> Callable:
+    """A gradient that draws nothing, with the arguments that all have."""
+    return lambda key, *args: gradient(*args)
 
 
 def _constant_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
@@ -180,7 +262,7 @@ def _mixed(fn: Callable, value_and_grad: Callable) -> Callable:
         floats, rest = _split_floats(args)
 
         def gradient(fast):
-            return jax.grad(lambda floats: fn(*_join(floats, rest))[0])((fast, *floats[1:]))
+            return jax.grad(lambda floats: fn(*merge(floats, rest))[0])((fast, *floats[1:]))
 
         primal, tangent = jax.jvp(gradient, (floats[0],), (grads_bar,))
         return jax.tree.map(lambda p, t: t + (loss_bar * p).astype(t.dtype), primal, tangent)
@@ -209,7 +291,3 @@ def _split_floats(tree: PyTree) -> tuple[PyTree, PyTree]:
     is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
     floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
     return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
-
-
-def _join(floats: PyTree, rest: PyTree) -> PyTree:
-    return jax.tree.map(lambda f, r: r if f is None else f, floats, rest, is_leaf=lambda leaf: leaf is None)

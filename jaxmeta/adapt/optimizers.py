@@ -5,6 +5,9 @@
 | MAML                     | `sgd(learning_rate)`                                              |
 | any optax transform      | `from_optax(optax.adam(1e-3, eps_root=1e-8))`                     |
 | Meta-SGD                 | `meta_sgd(learning_rate)`, a learned rate for every parameter     |
+| MAML++                   | `lslr(learning_rate, num_steps)`, a learned rate per layer and step |
+| MAML++, per-step norms   | `per_step(lslr(...), "scale", num_steps)`, other values each step |
+| iMAML                    | `proximal(sgd(learning_rate), strength)`, drawn back to θ         |
 | ANIL, by filter          | `adapt_only(sgd(learning_rate), "head")`                          |
 | ANIL, by optax partition | `from_optax(optax.partition({"head": ..., "body": ...}, labels))` |
 
@@ -18,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.checks import check_fields, check_number
+from jaxmeta.adapt.select import Where, merge, select, split
+from jaxmeta.checks import check_fields, check_integer, check_number
 from jaxmeta.types import MetaParams, Params, PyTree
 
 
@@ -114,7 +118,126 @@ def meta_sgd(learning_rate: float) -> InnerOptimizer:
     return InnerOptimizer(init, start, step, lambda meta_params, fast: fast)
 
 
-def adapt_only(optimizer: InnerOptimizer, where: str | Callable[[str], bool] | PyTree) -> InnerOptimizer:
+def lslr(learning_rate: float, num_steps: int) -> InnerOptimizer:
+    """Gradient descent with a meta-learned rate for every layer and step, θ_{k+1} = θ_k − α_{l,k} ∇_l L(θ_k).
+
+    A layer is a leaf of the parameters; each α has the shape [K] and starts at `learning_rate`. Steps after the K-th,
+    at test, go on with the last rate.
+
+    Antoniou, Edwards, Storkey, "How to train your MAML" (2019), https://arxiv.org/abs/1810.09502
+
+    Args:
+      learning_rate: where the rates start.
+      num_steps: K.
+
+    Raises:
+      ValueError: `learning_rate` is negative or not finite, or `num_steps` is no positive integer.
+
+    >>> lslr(0.1, num_steps=3).init({"w": jnp.zeros((2, 2))})["w"].shape
+    (3,)
+    """
+    check_number("learning_rate", learning_rate)
+    check_integer("num_steps", num_steps, minimum=1)
+
+    def init(params: Params) -> PyTree:
+        return jax.tree.map(lambda p: jnp.full(num_steps, learning_rate, p.dtype), params)
+
+    def start(meta_params: MetaParams) -> InnerState:
+        return InnerState(meta_params.params, jnp.int32(0))
+
+    def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
+        k = jnp.minimum(state.opt_state, num_steps - 1)
+        fast = jax.tree.map(lambda p, rates, g: p - rates[k] * g, state.fast, meta_params.hyper, grads)
+        return InnerState(fast, state.opt_state + 1)
+
+    return InnerOptimizer(init, start, step, lambda meta_params, fast: fast)
+
+
+def per_step(optimizer: InnerOptimizer, where: Where, num_steps: int) -> InnerOptimizer:
+    """Gives some parameters a meta-learned value of their own at each of θ_0 .. θ_K; they do not adapt.
+
+    With the scales, biases and statistics of a batch norm chosen, this is MAML++'s per-step batch normalisation. The
+    values start at those of the parameters. Steps after the K-th, at test, go on with the last.
+
+    Antoniou, Edwards, Storkey, "How to train your MAML" (2019), https://arxiv.org/abs/1810.09502
+
+    Args:
+      optimizer: the inner optimizer of the other parameters.
+      where: which leaves have a value per step, as in `adapt_only`.
+      num_steps: K.
+
+    Raises:
+      ValueError: an argument is wrong, or `where` chooses nothing or does not fit the parameters.
+
+    >>> optimizer = per_step(sgd(0.1), "scale", num_steps=2)
+    >>> optimizer.init({"scale": jnp.ones(4), "w": jnp.ones(4)}).values["scale"].shape
+    (3, 4)
+    """
+    check_inner_optimizer("optimizer", optimizer)
+    check_integer("num_steps", num_steps, minimum=1)
+
+    def others(meta_params: MetaParams) -> MetaParams:
+        return MetaParams(split(meta_params.params, where)[1], meta_params.hyper.others)
+
+    def value(meta_params: MetaParams, k: int | jax.Array) -> Params:
+        return jax.tree.map(lambda values: values[jnp.minimum(k, num_steps)], meta_params.hyper.values)
+
+    def init(params: Params) -> PerStep:
+        chosen, rest = split(params, where)
+        copies = jax.tree.map(lambda p: jnp.repeat(p[None], num_steps + 1, axis=0), chosen)
+        return PerStep(copies, optimizer.init(rest))
+
+    def start(meta_params: MetaParams) -> InnerState:
+        fast, opt_state = optimizer.start(others(meta_params))
+        return InnerState(PerStep(value(meta_params, 0), fast), (opt_state, jnp.int32(0)))
+
+    def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
+        opt_state, k = state.opt_state
+        stepped = optimizer.step(others(meta_params), InnerState(state.fast.others, opt_state), grads.others)
+        return InnerState(PerStep(value(meta_params, k + 1), stepped.fast), (stepped.opt_state, k + 1))
+
+    def params(meta_params: MetaParams, fast: Params) -> Params:
+        return merge(fast.values, optimizer.params(others(meta_params), fast.others))
+
+    return InnerOptimizer(init, start, step, params)
+
+
+class PerStep(NamedTuple):
+    """What `per_step` chose, and what belongs to the optimizer of the others."""
+
+    values: PyTree
+    others: PyTree
+
+
+def proximal(optimizer: InnerOptimizer, strength: float) -> InnerOptimizer:
+    """Draws the fast weights back to where they started: the inner loss becomes L(φ) + λ/2 |φ − θ|².
+
+    Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients" (2019), https://arxiv.org/abs/1909.04630
+
+    Args:
+      optimizer: the inner optimizer, which sees the gradient of the whole.
+      strength: λ.
+
+    Raises:
+      ValueError: `optimizer` is no inner optimizer, or `strength` is negative or not finite.
+
+    >>> optimizer = proximal(sgd(0.1), 2.0)
+    >>> meta_params = MetaParams(jnp.array(1.0))
+    >>> optimizer.step(meta_params, InnerState(jnp.array(2.0), optimizer.start(meta_params).opt_state), 0.0).fast.item()
+    1.7999999523162842
+    """
+    check_inner_optimizer("optimizer", optimizer)
+    check_number("strength", strength)
+
+    def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
+        start = optimizer.start(meta_params).fast
+        pulled = jax.tree.map(lambda g, p, p_0: g + strength * (p - p_0), grads, state.fast, start)
+        return optimizer.step(meta_params, state, pulled)
+
+    return optimizer._replace(step=step)
+
+
+def adapt_only(optimizer: InnerOptimizer, where: Where) -> InnerOptimizer:
     """Restricts adaptation to some parameters; the others keep their meta-learned values. With the head alone: ANIL.
 
     Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML"
@@ -136,47 +259,14 @@ def adapt_only(optimizer: InnerOptimizer, where: str | Callable[[str], bool] | P
     check_inner_optimizer("optimizer", optimizer)
 
     def chosen(meta_params: MetaParams) -> MetaParams:
-        return meta_params._replace(params=_select(meta_params.params, where))
+        return meta_params._replace(params=select(meta_params.params, where))
 
     def params(meta_params: MetaParams, fast: Params) -> Params:
-        adapted = optimizer.params(chosen(meta_params), fast)
-        merge = lambda kept, new: kept if new is None else new
-        return jax.tree.map(merge, meta_params.params, adapted, is_leaf=lambda leaf: leaf is None)
+        return merge(optimizer.params(chosen(meta_params), fast), meta_params.params)
 
     return InnerOptimizer(
-        init=lambda params: optimizer.init(_select(params, where)),
+        init=lambda params: optimizer.init(select(params, where)),
         start=lambda meta_params: optimizer.start(chosen(meta_params)),
         step=lambda meta_params, state, grads: optimizer.step(chosen(meta_params), state, grads),
         params=params,
     )
-
-
-def _select(params: Params, where: str | Callable[[str], bool] | PyTree) -> Params:
-    """`params` with None, an empty pytree, for each leaf that does not adapt."""
-    if isinstance(where, str):
-        mask = _mask_of_paths(params, lambda path: where in path.split("/"))
-    elif callable(where):
-        mask = _mask_of_paths(params, where)
-    else:
-        mask = _broadcast_mask(params, where)
-    if not any(jax.tree.leaves(mask)):
-        paths = [_path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise ValueError(f"where={where!r} chooses no parameter to adapt; the parameters are {', '.join(paths)}")
-    return jax.tree.map(lambda keep, p: p if keep else None, mask, params)
-
-
-def _mask_of_paths(params: Params, where: Callable[[str], bool]) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(where(_path_string(path))), params)
-
-
-def _path_string(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _broadcast_mask(params: Params, where: PyTree) -> PyTree:
-    if not all(isinstance(leaf, bool) for leaf in jax.tree.leaves(where)):
-        raise ValueError(f"where must be a name, a function of a path or a pytree of bools, got {where!r}")
-    try:
-        return jax.tree.map(lambda keep, part: jax.tree.map(lambda _: keep, part), where, params)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"where={where!r} is no prefix of the parameters: {error}") from error

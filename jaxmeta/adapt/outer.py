@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmeta.adapt.cost import CACHE_BYTES, default_memory_budget, peak_bytes
 from jaxmeta.types import MetaParams, MetaState, Metrics, PyTree
+
+TASKS = "tasks"  # the name of the axis of tasks that are vectorised together
 
 
 def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParams, per_task: PyTree) -> PyTree:
@@ -16,27 +19,40 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
       fn: (meta_params, one task's part of `per_task`) -> pytree of arrays. Where it returns gradients they are taken
         task by task, which is several times faster than the gradient of the mean.
       microbatch: how many tasks are vectorised at a time; the chunks follow one another and only their sum is kept, so
-        memory is that of one chunk. All tasks at once if None, right for a GPU; a CPU is often faster with 1.
+        memory is that of one chunk. If None, the largest divisor of N whose estimated memory fits: on a CPU its cache,
+        which is where it is fast, elsewhere half of the device's memory.
 
     Raises:
       ValueError: `microbatch` does not divide N.
+
+    >>> mean_over_tasks(lambda w, x: w * x, 2, jnp.array(2.0), jnp.arange(4.0)).item()
+    3.0
     """
     num_tasks = len(jax.tree.leaves(per_task)[0])
-    over_tasks = jax.vmap(fn, in_axes=(None, 0))
-    if microbatch is None or microbatch == num_tasks:
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0), over_tasks(meta_params, per_task))
+    fn = jax.jit(fn, inline=True)  # traced once for the estimate, and once for all that follows
+    if microbatch is None:
+        microbatch = _default_microbatch(fn, num_tasks, meta_params, per_task)
     if num_tasks % microbatch:
         raise ValueError(f"microbatch must divide the number of tasks, {num_tasks}, got {microbatch}")
 
     def sum_of(chunk: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), over_tasks(meta_params, chunk))
+        values = jax.vmap(fn, in_axes=(None, 0), axis_name=TASKS)(meta_params, chunk)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 
+    if microbatch == num_tasks:
+        return jax.tree.map(lambda x: x / num_tasks, sum_of(per_task))
     chunks = jax.tree.map(lambda x: x.reshape(num_tasks // microbatch, microbatch, *x.shape[1:]), per_task)
     shapes = jax.eval_shape(sum_of, jax.tree.map(lambda x: x[0], chunks))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     add_chunk = lambda total, chunk: (jax.tree.map(jnp.add, total, sum_of(chunk)), None)
     total, _ = jax.lax.scan(add_chunk, zeros, chunks)
     return jax.tree.map(lambda t: t / num_tasks, total)
+
+
+def _default_microbatch(fn: Callable, num_tasks: int, meta_params: MetaParams, per_task: PyTree) -> int:
+    room = CACHE_BYTES if jax.default_backend() == "cpu" else default_memory_budget()
+    one = peak_bytes(fn, meta_params, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), per_task))
+    return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n * one <= max(room, one))
 
 
 def outer_step(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState
@@ -34,7 +35,7 @@ def unroll(
     value_and_grad: Callable = jax.value_and_grad,
     observe: Callable[[Params], PyTree] = lambda params: (),
     num_segments: int = 1,
-    save_gradients: bool = False,
+    remat: Callable | None = None,
 ) -> tuple[InnerState, Trace]:
     """Adapts to one task, θ_{k+1} = step(θ_k, ∇L(θ_k, batch_k)) for the K leading entries of `sources`.
 
@@ -47,17 +48,15 @@ def unroll(
       state: where to go on from; the beginning if None.
       value_and_grad: takes the place of `jax.value_and_grad`; here a strategy decides how to differentiate.
       observe: (params) -> anything, called on θ_0 .. θ_{K-1} and recorded.
-      num_segments: S, a divisor of K. Where the loop is differentiated in reverse, only the S states between segments
-        are kept, and each segment is run again when the sweep reaches it: with S = √K, memory for 2√K steps, not K.
-      save_gradients: keeps the K inner gradients too, so that running a segment again costs no gradient.
+      num_segments: S. Where the loop is differentiated in reverse, only the states between S segments are kept, and
+        each segment is run again when the sweep reaches it: with S = √K, memory for 2√K steps, not K.
+      remat: a policy of `jax.checkpoint_policies`: what is kept of a step where the loop is differentiated in reverse,
+        and of a segment; the rest is computed again. If None, a step keeps what its derivative needs, a segment
+        nothing. The inner gradients have the name "inner_gradient".
 
     Returns:
       The state after the last step, and the trace of all steps.
 
-    Raises:
-      ValueError: `num_segments` is no divisor of K.
-
-    >>> import jax.numpy as jnp
     >>> from jaxmeta.adapt.optimizers import sgd
     >>> loss_fn = lambda params, batch: (jnp.sum((params - batch) ** 2), {})
     >>> state, trace = unroll(
@@ -79,22 +78,26 @@ def unroll(
         trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observe(params))
         return optimizer.step(meta_params, state, grads), trace
 
+    if remat is not None:
+        body = jax.checkpoint(body, policy=remat, prevent_cse=False)
     start = optimizer.start(meta_params) if state is None else state
     if num_segments == 1:
         return jax.lax.scan(body, start, sources)
-    return _scan_segments(body, start, sources, num_segments, save_gradients)
+    return _scan_segments(body, start, sources, num_segments, remat)
 
 
 def _scan_segments(
-    body: Callable, start: InnerState, sources: PyTree, num_segments: int, save_gradients: bool
+    body: Callable, start: InnerState, sources: PyTree, num_segments: int, policy: Callable | None
 ) -> tuple[InnerState, Trace]:
-    """`jax.lax.scan(body, start, sources)` as a scan over rematerialised scans."""
+    """`jax.lax.scan(body, start, sources)` as a scan over rematerialised scans, the last of them maybe shorter."""
     num_steps = len(jax.tree.leaves(sources)[0])
-    if num_steps % num_segments:
-        raise ValueError(f"num_segments must divide the {num_steps} inner steps, got {num_segments}")
-    policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names("inner_gradient") if save_gradients else policies.nothing_saveable
+    length = -(-num_steps // num_segments)
+    num_whole = num_steps // length
     segment = jax.checkpoint(lambda *args: jax.lax.scan(body, *args), policy=policy, prevent_cse=False)
-    segments = jax.tree.map(lambda x: x.reshape(num_segments, -1, *x.shape[1:]), sources)
-    state, trace = jax.lax.scan(segment, start, segments)
-    return state, jax.tree.map(lambda x: x.reshape(num_steps, *x.shape[2:]), trace)
+    whole = jax.tree.map(lambda x: x[: num_whole * length].reshape(num_whole, length, *x.shape[1:]), sources)
+    state, trace = jax.lax.scan(segment, start, whole)
+    trace = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trace)
+    if num_whole * length == num_steps:
+        return state, trace
+    state, rest = segment(state, jax.tree.map(lambda x: x[num_whole * length :], sources))
+    return state, jax.tree.map(lambda x, y: jnp.concatenate([x, y]), trace, rest)

@@ -10,8 +10,14 @@
 | truncated MAML      | `maml(..., meta_gradient=truncated(n))`                                                |
 | Meta-SGD            | `meta_sgd(...)`: `inner_optimizer=adapt.meta_sgd(α)`                                   |
 | ANIL                | `anil(...)`: `inner_optimizer=adapt_only(sgd(α), "head")`                              |
+| MAML++              | `maml_plus_plus(...)`: rates per layer and step, the loss after each step, annealed    |
+| iMAML               | `imaml(...)`: `meta_gradient=adapt.implicit()`, a proximal inner loop                  |
+| ES-MAML             | `maml(..., meta_gradient=adapt.evolution_strategy())`                                  |
 | Reptile             | `reptile(...)`: `meta_gradient=adapt.reptile()`, minibatches inside, SGD outside       |
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +35,6 @@ from jaxmeta.types import (
     MetaState,
     Metrics,
     Params,
-    PyTree,
     Task,
 )
 
@@ -42,7 +47,9 @@ def maml(
     num_steps: int = 1,
     num_eval_steps: int | None = None,
     batch_size: int | None = None,
-    meta_gradient: adapt.MetaGradient = adapt.exact(),
+    stochastic: bool = False,
+    loss_weights: Callable[[jax.Array], jax.Array] | None = None,
+    meta_gradient: adapt.MetaGradient = adapt.auto(),
     optimizer: optax.GradientTransformation = optax.adam(1e-3),
     microbatch: int | None = None,
 ) -> MetaLearner:
@@ -61,9 +68,12 @@ def maml(
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
         whole set if None.
-      meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`).
+      stochastic: the loss draws, for dropout: `loss_fn(params, batch, key)`. The key is None where `evaluate` judges.
+      loss_weights: (outer step) -> [K], the weights of the query losses after each inner step, whose sum is the outer
+        loss; the last one alone if None. See `multi_step_weights`.
+      meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `auto()` is exact.
       optimizer: the outer optax transformation.
-      microbatch: tasks that are vectorised at a time, N if None; on a CPU, 1 is often faster for convolutions.
+      microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `adapt.mean_over_tasks`.
 
     Returns:
       A `MetaLearner` for `Task`s. Its `update` takes N stacked tasks and reports the query set's `loss` and metrics
@@ -85,7 +95,7 @@ def maml(
     0.0
     """
     check_callable("init_fn", init_fn, "(key) -> params")
-    loss_fn = check_loss_fn(loss_fn)
+    checked_loss_fn = check_loss_fn(loss_fn)
     check_inner_optimizer("inner_optimizer", inner_optimizer)
     check_integer("num_steps", num_steps, minimum=1)
     num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
@@ -94,19 +104,31 @@ def maml(
         check_integer("batch_size", batch_size, minimum=1)
     check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
+    if loss_weights is not None:
+        check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_steps]")
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
+    loss_of = checked_loss_fn if stochastic else lambda params, batch, key: checked_loss_fn(params, batch)
 
-    def unroll(meta_params: MetaParams, sources: PyTree, task: Task, **how) -> tuple[InnerState, adapt.Trace]:
-        draw = lambda key, params: _minibatch(key, task.support, batch_size)
-        return adapt.unroll(inner_optimizer, loss_fn, draw, meta_params, sources, **how)
+    def unroll(meta_params: MetaParams, keys: jax.Array, support: Batch, **how) -> tuple[InnerState, adapt.Trace]:
+        def draw(key: jax.Array, params: Params) -> tuple[Batch, jax.Array | None]:
+            batch_key, loss_key = jax.random.split(key) if stochastic else (key, None)
+            return _minibatch(batch_key, support, batch_size), loss_key
 
-    def inner(meta_params: MetaParams, sources: PyTree, task: Task, **how) -> tuple[Params, InnerState]:
-        state, _ = unroll(meta_params, sources, task, **how)
-        return inner_optimizer.params(meta_params, state.fast), state
+        loss_fn = lambda params, drawn: loss_of(params, *drawn)
+        return adapt.unroll(inner_optimizer, loss_fn, draw, meta_params, keys, **how)
 
-    def outer(params: Params, task: Task) -> tuple[jax.Array, Metrics]:
-        return loss_fn(params, task.query)
+    def inner(meta_params: MetaParams, keys: jax.Array, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
+        query_loss = lambda params: loss_of(params, judged.task.query, judged.key)[0]
+        observe = {} if judged.weights is None else {"observe": query_loss}
+        state, trace = unroll(meta_params, keys, judged.task.support, **observe, **how)
+        return adapt.Adapted(inner_optimizer.params(meta_params, state.fast), trace.observed), state
+
+    def outer(adapted: adapt.Adapted, judged: _Judged) -> tuple[jax.Array, Metrics]:
+        loss, metrics = loss_of(adapted.params, judged.task.query, judged.key)
+        if judged.weights is None:
+            return loss, metrics
+        return _weighted(judged.weights, jnp.append(adapted.observed[1:], loss)), metrics
 
     task_gradient = meta_gradient(inner, outer)
 
@@ -116,24 +138,48 @@ def maml(
         return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0))
 
     def update(key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
-        num_tasks = _check_tasks(tasks)
-        sources = jax.random.split(key, (num_tasks, num_steps))
-        gradient = lambda meta_params, per_task: task_gradient(meta_params, *per_task)
-        (loss, metrics), grads = adapt.mean_over_tasks(gradient, microbatch, state.meta_params, (sources, tasks))
+        weights = None if loss_weights is None else loss_weights(state.step)
+
+        def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Task]):
+            key, task = per_task
+            gradient_key, query_key, inner_key = jax.random.split(key, 3)
+            keys = jax.random.split(inner_key, num_steps)
+            return task_gradient(gradient_key, meta_params, keys, _Judged(task, query_key, weights))
+
+        keys = jax.random.split(key, _check_tasks(tasks))
+        (loss, metrics), grads = adapt.mean_over_tasks(gradient, microbatch, state.meta_params, (keys, tasks))
         return adapt.outer_step(optimizer, state, loss, metrics, grads)
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
         _check_task(task)
-        return inner(meta_params, jax.random.split(key, num_eval_steps), task)[0]
+        state, _ = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support)
+        return inner_optimizer.params(meta_params, state.fast)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
         _check_query(task)
-        metrics_of = lambda params: _metrics(*loss_fn(params, task.query))
-        state, trace = unroll(meta_params, jax.random.split(key, num_eval_steps), task, observe=metrics_of)
-        last = metrics_of(inner_optimizer.params(meta_params, state.fast))
+        judge = lambda params: _metrics(*loss_of(params, task.query, None))
+        state, trace = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support, observe=judge)
+        last = judge(inner_optimizer.params(meta_params, state.fast))
         return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
 
     return MetaLearner(init, update, adapt_to, evaluate)
+
+
+class _Judged(NamedTuple):
+    """A task, the key of its query loss, and the weights of that loss after each inner step."""
+
+    task: Task
+    key: jax.Array
+    weights: jax.Array | None
+
+
+def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    if jnp.shape(weights) != losses.shape:
+        raise ValueError(
+            f"loss_weights must return one weight for each of the {losses.size} inner steps that the outer loss is "
+            f"differentiated through, got shape {jnp.shape(weights)}"
+        )
+    return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
 
 def _metrics(loss: jax.Array, metrics: Metrics) -> Metrics:
@@ -201,6 +247,103 @@ def anil(init_fn: InitFn, loss_fn: LossFn, *, head="head", learning_rate: float 
     >>> learner = anil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["head"] ** 2, {}))
     """
     return maml(init_fn, loss_fn, inner_optimizer=adapt.adapt_only(adapt.sgd(learning_rate), head), **kwargs)
+
+
+def multi_step_weights(num_steps: int, num_outer_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """MAML++'s annealed weights of the query loss after each inner step: from 1/K each to the last one alone.
+
+    At a share t = step / `num_outer_steps` of the way, at most 1, an early weight is max(1 − t, 0.03) / K; the last is
+    what is missing to 1.
+
+    Antoniou, Edwards, Storkey, "How to train your MAML" (2019), https://arxiv.org/abs/1810.09502; the floor is that
+    of their code.
+
+    Args:
+      num_steps: K, inner steps.
+      num_outer_steps: outer steps until the weights stay.
+
+    Raises:
+      ValueError: an argument is no positive integer.
+
+    >>> multi_step_weights(4, 100)(0).tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    check_integer("num_steps", num_steps, minimum=1)
+    check_integer("num_outer_steps", num_outer_steps, minimum=1)
+
+    def weights(step: jax.Array) -> jax.Array:
+        early = jnp.maximum(1 - step / num_outer_steps, 0.03) / num_steps
+        return jnp.full(num_steps, early).at[-1].set(1 - (num_steps - 1) * early)
+
+    return weights
+
+
+def maml_plus_plus(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    learning_rate: float = 0.01,
+    num_steps: int = 5,
+    num_annealing_steps: int,
+    **kwargs,
+) -> MetaLearner:
+    """MAML++: `maml` that learns a rate per layer and step, and is judged after each step. Other arguments as there.
+
+    Per-step batch normalisation is `inner_optimizer=adapt.per_step(adapt.lslr(...), ...)`; the paper's falling outer
+    rate is the `optimizer`'s.
+
+    Antoniou, Edwards, Storkey, "How to train your MAML" (2019), https://arxiv.org/abs/1810.09502
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      learning_rate: where the inner rates start.
+      num_steps: K.
+      num_annealing_steps: outer steps until only the loss after the last inner step counts (`multi_step_weights`).
+
+    Raises:
+      ValueError: as `maml`.
+
+    >>> learner = maml_plus_plus(lambda key: 0.0, lambda params, batch: (params**2, {}), num_annealing_steps=100)
+    """
+    kwargs.setdefault("inner_optimizer", adapt.lslr(learning_rate, num_steps))
+    loss_weights = multi_step_weights(num_steps, num_annealing_steps)
+    return maml(init_fn, loss_fn, num_steps=num_steps, loss_weights=loss_weights, **kwargs)
+
+
+def imaml(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    strength: float = 2.0,
+    learning_rate: float = 0.01,
+    solver: adapt.Solver = adapt.conjugate_gradient(5),
+    damping: float = 0.0,
+    **kwargs,
+) -> MetaLearner:
+    """iMAML: `maml` through the solution of a proximal inner problem, min L(φ) + λ/2 |φ − θ|². Others as in `maml`.
+
+    The meta-gradient is (I + ∇²L(φ) / λ)⁻¹ ∇L'(φ), by conjugate gradient. The inner loop must come near the solution:
+    many steps, of a rate below 2 / (λ + the largest curvature).
+
+    Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients" (2019), https://arxiv.org/abs/1909.04630
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      strength: λ.
+      learning_rate: α, of the inner gradient descent.
+      solver: as in `adapt.implicit`.
+      damping: as in `adapt.implicit`.
+
+    Raises:
+      ValueError: as `maml`, `adapt.proximal` and `adapt.implicit`.
+
+    >>> learner = imaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}), num_steps=16)
+    """
+    inner_optimizer = adapt.proximal(adapt.sgd(learning_rate), strength)
+    meta_gradient = adapt.implicit(solver=solver, damping=damping)
+    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **kwargs)
 
 
 def reptile(init_fn: InitFn, loss_fn: LossFn, *, step_size: float = 0.1, num_steps: int = 5, **kwargs) -> MetaLearner:

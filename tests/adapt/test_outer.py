@@ -38,11 +38,12 @@ def test_memory_is_that_of_a_microbatch():
         return jnp.sum(jnp.linalg.cholesky(jnp.eye(256) + jnp.outer(task, w * task)))
 
     sizes = {}
-    for microbatch in (None, 4):
+    for microbatch in (64, 4, None):
         program = jax.jit(lambda w, tasks, m=microbatch: adapt.mean_over_tasks(fn, m, w, tasks))
         analysis = program.lower(jnp.ones(256), jnp.ones((64, 256))).compile().memory_analysis()
         sizes[microbatch] = analysis.temp_size_in_bytes
-    assert sizes[4] < sizes[None] / 8
+    assert sizes[4] < sizes[64] / 8
+    assert sizes[None] < sizes[64]
 
 
 @pytest.mark.parametrize("microbatch", [5, 7, 24])

@@ -1,0 +1,101 @@
+"""The default strategy: the exact meta-gradient, differentiated the way that these shapes ask for.
+
+A few schedules give the same gradient at different prices. While tracing, `auto` estimates the memory that each would
+need (`cost.peak_bytes`) and takes the first rule that holds:
+
+1. All that plain reverse mode keeps fits a processor's cache, or is less than K copies of the fast weights and the
+   inner optimizer's state, which every other schedule keeps: plain reverse mode, with the fewest operations.
+2. The loop is long, and those K copies are most of what is left and do not fit the cache: √K segments.
+3. Otherwise what a step needs is computed again: writing all of it to memory and reading it back costs more.
+
+Where the schedule so chosen does not fit the memory budget, the quickest that does is taken.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import jax
+
+from jaxmeta.adapt.cost import CACHE_BYTES, default_memory_budget, peak_bytes
+from jaxmeta.adapt.meta_gradients import MetaGradient, exact, mixed_mode, num_sources
+from jaxmeta.adapt.outer import TASKS
+from jaxmeta.checks import check_integer
+from jaxmeta.types import MetaParams, PyTree
+
+_log = logging.getLogger("jaxmeta")
+
+# Fastest first, by the operations that they take.
+SCHEDULES = {
+    "exact()": exact(),
+    "mixed_mode()": mixed_mode(),
+    'mixed_mode(num_segments="sqrt")': mixed_mode(num_segments="sqrt"),
+}
+_PLAIN, _STEPS, _SEGMENTS = SCHEDULES
+
+
+def auto(*, memory_budget: int | None = None) -> MetaGradient:
+    """The exact meta-gradient by the schedule, of `exact` and `mixed_mode`, that suits the shapes. Never approximate.
+
+    The choice, and why, is logged once by the logger "jaxmeta", at level INFO. The module's docstring has the rules.
+
+    Args:
+      memory_budget: bytes for the inner loops of all tasks that are vectorised together; if None, half of the device's
+        memory.
+
+    Raises:
+      ValueError: `memory_budget` is no positive integer.
+
+    >>> strategy = auto(memory_budget=2**30)
+    """
+    if memory_budget is not None:
+        check_integer("memory_budget", memory_budget, minimum=1)
+
+    def strategy(adapt: Callable, outer: Callable) -> Callable:
+        traced_once = lambda schedule: jax.jit(schedule(adapt, outer), inline=True)
+        gradients = {name: traced_once(schedule) for name, schedule in SCHEDULES.items()}
+
+        def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+            budget = default_memory_budget() if memory_budget is None else memory_budget
+            args = (key, meta_params, sources, task)
+            peak = lambda name: _num_tasks() * peak_bytes(gradients[name], *args)
+            name, reason = _choose(functools.cache(peak), num_sources(sources), budget)
+            _say(f"auto: {name} for {num_sources(sources)} inner steps and {_num_tasks()} tasks at a time: {reason}")
+            return gradients[name](*args)
+
+        return task_gradient
+
+    return strategy
+
+
+def _choose(peak: Callable[[str], int], num_steps: int, budget: int) -> tuple[str, str]:
+    """The schedule to take, and why; `peak` gives the bytes of one."""
+    mib = lambda name: f"{peak(name) / 2**20:.3g} MiB"
+    if num_steps == 1 or peak(_PLAIN) <= CACHE_BYTES:
+        name, reason = _PLAIN, f"it keeps {mib(_PLAIN)}"
+    elif peak(_PLAIN) <= peak(_STEPS):
+        name, reason = _PLAIN, f"it keeps {mib(_PLAIN)}, not more than recomputed steps, {mib(_STEPS)}"
+    elif peak(_STEPS) > CACHE_BYTES and 2 * peak(_SEGMENTS) <= peak(_STEPS):
+        name, reason = _SEGMENTS, f"recomputed segments keep {mib(_SEGMENTS)}, steps {mib(_STEPS)}"
+    else:
+        name, reason = _STEPS, f"recomputed steps keep {mib(_STEPS)}, plain reverse mode {mib(_PLAIN)}"
+    if peak(name) <= budget:
+        return name, reason
+    fitting = [other for other in SCHEDULES if peak(other) <= budget]
+    name = fitting[0] if fitting else min(SCHEDULES, key=peak)
+    relation = "within" if fitting else "though above"
+    return name, f"it keeps {mib(name)}, {relation} the budget of {budget / 2**20:.3g} MiB"
+
+
+def _num_tasks() -> int:
+    """How many tasks are vectorised together; 1 where `mean_over_tasks` is not around."""
+    try:
+        return jax.lax.axis_size(TASKS)
+    except NameError:
+        return 1
+
+
+@functools.cache
+def _say(message: str) -> None:
+    """Once for each message, however often programs are traced."""
+    _log.info(message)

@@ -1,0 +1,108 @@
+"""Implicit meta-gradients: differentiate the solution of the inner problem, not the way to it.
+
+With a fast step φ ↦ Φ(φ, θ) whose fixed point the inner loop has reached, φ* = Φ(φ*, θ),
+
+    dL'(φ*)/dθ = v ∂Φ/∂θ   with   v (I − ∂Φ/∂φ) = ∇L'(φ*).
+
+For gradient descent on L(φ) + λ/2 |φ − θ|², which is `proximal(sgd(α), λ)`, the matrix is α (∇²L + λ I) and
+∂Φ/∂θ = α λ I: the meta-gradient of iMAML, (I + ∇²L / λ)⁻¹ ∇L'. Only products with the matrix are needed.
+"""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jaxmeta.adapt.meta_gradients import MetaGradient
+from jaxmeta.checks import check_callable, check_integer, check_number
+from jaxmeta.types import MetaParams, PyTree
+
+Solver = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
+
+
+def conjugate_gradient(num_steps: int = 5) -> Solver:
+    """`num_steps` conjugate gradient steps from 0, for a positive definite matrix; exact after as many as its rank.
+
+    Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems" (1952),
+    https://doi.org/10.6028/jres.049.044
+
+    Raises:
+      ValueError: `num_steps` is no positive integer.
+
+    >>> import jax.numpy as jnp
+    >>> conjugate_gradient(2)(lambda x: jnp.array([2.0, 4.0]) * x, jnp.array([2.0, 8.0])).tolist()
+    [1.0, 2.0]
+    """
+    check_integer("num_steps", num_steps, minimum=1)
+    return lambda matrix, b: jax.scipy.sparse.linalg.cg(matrix, b, maxiter=num_steps, tol=0.0)[0]
+
+
+def neumann_series(num_terms: int = 5) -> Solver:
+    """The first terms of A⁻¹ = Σ_j (I − A)^j, for a matrix A within 1 of the identity: small inner rates.
+
+    With A = I − ∂Φ/∂φ the terms are powers of ∂Φ/∂φ: the reverse sweep of an inner loop that has stood at its fixed
+    point for `num_terms` steps.
+
+    Lorraine, Vicol, Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation" (2020),
+    https://arxiv.org/abs/1911.02590
+
+    Raises:
+      ValueError: `num_terms` is no positive integer.
+
+    >>> neumann_series(3)(lambda x: 0.5 * x, 1.0).item()  # 1 + 1/2 + 1/4
+    1.75
+    """
+    check_integer("num_terms", num_terms, minimum=1)
+
+    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+        add_term = lambda _, x: jax.tree.map(lambda x, ax, b: x - ax + b, x, matrix(x), b)
+        return jax.lax.fori_loop(0, num_terms - 1, add_term, b)
+
+    return solve
+
+
+def implicit(*, solver: Solver = conjugate_gradient(5), damping: float = 0.0) -> MetaGradient:
+    """The meta-gradient of the inner problem's solution, whatever way the inner loop took: memory independent of K.
+
+    It is as exact as the inner loop has converged and the solver has solved. The inner optimizer is gradient descent,
+    with a `proximal` term if the solution is to depend on the initialisation; learned rates get no gradient, for the
+    solution does not depend on them. The matrix is taken at the last of the `sources`.
+
+    Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients" (2019), https://arxiv.org/abs/1909.04630
+
+    Args:
+      solver: (matrix, b) -> x with matrix(x) ≈ b, both pytrees: `conjugate_gradient`, `neumann_series`, or one of
+        `jax.scipy.sparse.linalg`.
+      damping: δ, added to the matrix as δ I, for inner problems that are not convex enough.
+
+    Raises:
+      ValueError: `solver` is no function, or `damping` is negative or not finite; while tracing, the inner optimizer
+        has a state, such as a momentum, so that its steps are not a map of the fast weights.
+
+    >>> strategy = implicit(solver=conjugate_gradient(10))
+    """
+    check_callable("solver", solver, "(matrix, b) -> x, such as conjugate_gradient(5)")
+    check_number("damping", damping)
+
+    def strategy(adapt: Callable, outer: Callable) -> Callable:
+        def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+            _, state = jax.lax.stop_gradient(adapt(meta_params, sources, task))
+            if jax.tree.leaves(state.opt_state):
+                raise ValueError("implicit needs an inner optimizer without a state: proximal(sgd(...), strength)")
+            none, last = (jax.tree.map(lambda s, cut=cut: s[cut], sources) for cut in (slice(0, 0), slice(-1, None)))
+
+            def query_loss(meta_params: MetaParams, fast: PyTree):
+                return outer(adapt(meta_params, none, task, state=state._replace(fast=fast))[0], task)
+
+            def step(meta_params: MetaParams, fast: PyTree) -> PyTree:
+                return adapt(meta_params, last, task, state=state._replace(fast=fast))[1].fast
+
+            value, (direct, fast_bar) = jax.value_and_grad(query_loss, (0, 1), has_aux=True)(meta_params, state.fast)
+            _, through_fast = jax.vjp(lambda fast: step(meta_params, fast), state.fast)
+            _, through_meta = jax.vjp(lambda meta_params: step(meta_params, state.fast), meta_params)
+            matrix = lambda v: jax.tree.map(lambda v, phi: (1 + damping) * v - phi, v, through_fast(v)[0])
+            return value, optax.tree.add(direct, through_meta(solver(matrix, fast_bar))[0])
+
+        return task_gradient
+
+    return strategy
