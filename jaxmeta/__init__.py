@@ -12,7 +12,7 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
 """
 
 from jaxmeta import adapt, nn, tasks, training
-from jaxmeta.algorithms import anil, fomaml, maml, meta_sgd, reptile
+from jaxmeta.algorithms import anil, cavia, fomaml, maml, meta_sgd, protonet, reptile, ridge
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
@@ -27,13 +27,16 @@ __all__ = [
     "TaskDistribution",
     "adapt",
     "anil",
+    "cavia",
     "evaluate",
     "fit",
     "fomaml",
     "maml",
     "meta_sgd",
     "nn",
+    "protonet",
     "reptile",
+    "ridge",
     "tasks",
     "training",
 ]

@@ -23,7 +23,8 @@ class MLP(nn.Module):
 
     The default is the sinusoid network of Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks", 2017, https://arxiv.org/abs/1703.03400; `hidden=()` is a linear model. Kernels are Glorot uniform,
-    biases zero.
+    biases zero. With `num_context`, h_0 = [x, φ]: a parameter "context" φ [num_context], zero at first, goes in beside
+    every x, for `jaxmeta.cavia`.
 
     >>> network = MLP()
     >>> params = network.init(jax.random.key(0), jnp.ones((10, 1)))
@@ -35,15 +36,20 @@ class MLP(nn.Module):
 
     hidden: Sequence[int] = (40, 40)
     num_outputs: int = 1
+    num_context: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, D] -> [B, num_outputs]."""
         check_integer("num_outputs", self.num_outputs, 1)
+        check_integer("num_context", self.num_context, 0)
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}: give a single feature its own axis, x[:, None]")
         if not isinstance(self.hidden, Sequence):
             raise ValueError(f"hidden must be a sequence of widths, such as (40, 40), got {self.hidden!r}")
+        if self.num_context:
+            context = self.param("context", nn.initializers.zeros, (self.num_context,), jnp.float32)
+            x = jnp.concatenate([x, jnp.broadcast_to(context, (len(x), self.num_context))], axis=1)
         for i, width in enumerate(self.hidden):
             check_integer(f"hidden[{i}]", width, 1)
             x = nn.relu(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
@@ -52,6 +58,8 @@ class MLP(nn.Module):
 
 class Conv4(nn.Module):
     """Four blocks of 3x3 convolution, batch norm and relu, then a dense head: images -> logits [B, num_classes].
+
+    Without classes, `num_classes=None`, there is no head: an embedding, images -> features [B, D].
 
     With `strided`, convolutions have stride 2 and the head sees the mean over the positions that are left: the
     Omniglot network of Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
@@ -69,14 +77,15 @@ class Conv4(nn.Module):
     (5, 5)
     """
 
-    num_classes: int
+    num_classes: int | None
     num_filters: int = 64
     strided: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W] or [B, H, W, C] -> [B, num_classes]."""
-        check_integer("num_classes", self.num_classes, 1)
+        """[B, H, W] or [B, H, W, C] -> [B, num_classes], or [B, D] without classes."""
+        if self.num_classes is not None:
+            check_integer("num_classes", self.num_classes, 1)
         check_integer("num_filters", self.num_filters, 1)
         x = _as_images(x)
         strides = 2 if self.strided else 1
@@ -88,7 +97,7 @@ class Conv4(nn.Module):
             if not self.strided:
                 x = max_pool(x)
         x = jnp.mean(x, axis=(1, 2)) if self.strided else x.reshape(x.shape[0], -1)
-        return nn.Dense(self.num_classes, kernel_init=_glorot, name="head")(x)
+        return x if self.num_classes is None else nn.Dense(self.num_classes, kernel_init=_glorot, name="head")(x)
 
 
 def _as_images(x: jax.Array) -> jax.Array:
