@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 from jaxmeta import adapt, nn, plotting, tasks
-from jaxmeta.algorithms import maml
+from jaxmeta.algorithms import maml, protonet, ridge
+from jaxmeta.algorithms.cavia import context_only
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
 
@@ -35,7 +36,7 @@ class Experiment(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Supervised:
     """The choices that every supervised recipe has."""
 
     num_steps: int
@@ -48,18 +49,6 @@ class Method:
     """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """The outer optimizer; Reptile's paper has sgd."""
-    meta_gradient: Literal["exact", "mixed_mode", "first_order", "reptile"] = "exact"
-    """How the inner loop is differentiated; exact and mixed_mode give the same gradient."""
-    inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head"] = "sgd"
-    """How to step inside: one rate, a learned rate per parameter, or only the last layer (ANIL)."""
-    inner_learning_rate: float
-    """The inner learning rate; with meta_sgd, where the learned rates start."""
-    num_inner_steps: int = 1
-    """K, inner steps while training."""
-    num_eval_steps: int = 10
-    """Inner steps at test."""
-    inner_batch_size: int | None = None
-    """Shots that each inner step draws; all of them if None."""
     microbatch: int | None = None
     """Tasks computed at a time; all N if None."""
     num_eval_tasks: int = 600
@@ -73,47 +62,84 @@ class Method:
         check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
         check_number("learning_rate", self.learning_rate)
 
-    def learner(self, init_fn: InitFn, loss_fn: LossFn, **overrides) -> MetaLearner:
+    def outer_optimizer(self) -> optax.GradientTransformation:
         rate = self.learning_rate
         schedule = optax.cosine_decay_schedule(rate, self.num_steps) if self.schedule == "cosine" else rate
+        return getattr(optax, self.optimizer)(schedule)
+
+    def protocol(self) -> str:
+        return (
+            f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {self.optimizer} {self.learning_rate:g} "
+            f"({self.schedule})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientBased(Supervised):
+    """The choices of an inner loop."""
+
+    meta_gradient: Literal["exact", "mixed_mode", "first_order", "reptile"] = "exact"
+    """How the inner loop is differentiated; exact and mixed_mode give the same gradient."""
+    inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head", "sgd_on_context"] = "sgd"
+    """How to step inside: one rate, a learned rate per parameter, only the last layer (ANIL), or only a context (CAVIA;
+    the network needs one)."""
+    inner_learning_rate: float
+    """The inner learning rate; with meta_sgd, where the learned rates start."""
+    num_inner_steps: int = 1
+    """K, inner steps while training."""
+    num_eval_steps: int = 10
+    """Inner steps at test."""
+    inner_batch_size: int | None = None
+    """Shots that each inner step draws; all of them if None."""
+
+    def learner(self, init_fn: InitFn, loss_fn: LossFn, **overrides) -> MetaLearner:
         sgd = adapt.sgd(self.inner_learning_rate)
         arguments = {
             "inner_optimizer": {
                 "sgd": sgd,
                 "meta_sgd": adapt.meta_sgd(self.inner_learning_rate),
                 "sgd_on_head": adapt.adapt_only(sgd, "head"),
+                "sgd_on_context": context_only(sgd),
             }[self.inner_optimizer],
             "num_steps": self.num_inner_steps,
             "num_eval_steps": self.num_eval_steps,
             "batch_size": self.inner_batch_size,
             "meta_gradient": getattr(adapt, self.meta_gradient)(),
-            "optimizer": getattr(optax, self.optimizer)(schedule),
+            "optimizer": self.outer_optimizer(),
             "microbatch": self.microbatch,
         }
         return maml(init_fn, loss_fn, **{**arguments, **overrides})
 
+    def protocol(self) -> str:
+        return (
+            f"{super().protocol()}; {self.meta_gradient} meta-gradient through {self.num_inner_steps} inner steps of "
+            f"{self.inner_optimizer} {self.inner_learning_rate:g}, {self.num_eval_steps} at test"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sinusoid(Method):
+class Sinusoid(GradientBased):
     """y = A sin(x − φ), A ~ U(0.1, 5), φ ~ U(0, π), x ~ U(−5, 5); an MLP with relu."""
 
     num_queries: int = 10
     """Query examples of a task while training."""
     hidden: tuple[int, ...] = (40, 40)
     """Widths of the network's hidden layers."""
+    num_context: int = 0
+    """Context parameters, inputs of the network beside x; for sgd_on_context."""
     num_eval_queries: int = 100
     """Query examples of a test task."""
     num_eval_shots: int | None = None
     """Shots of a test task; as in training if None."""
 
     def build(self) -> Experiment:
-        network = nn.MLP(self.hidden)
+        network = nn.MLP(self.hidden, num_context=self.num_context)
         init_fn = lambda key: network.init(key, jnp.ones((1, 1)))
         return _regression(self, init_fn, network.apply, nn.mean_squared_error, tasks.sinusoid, half_width=5.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Method):
+class Linear(GradientBased):
     """y = a x + b + ε, a, b ~ N(0, 1), x ~ U(−1, 1), ε ~ N(0, noise²); a single linear unit."""
 
     noise: float = 0.3
@@ -146,7 +172,7 @@ class Quadratic(Linear):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omniglot(Method):
+class Omniglot(Supervised):
     """N-way K-shot episodes of Omniglot's characters, with rotations by 90 degrees as classes; four convolutions."""
 
     data_dir: str | None = None
@@ -157,46 +183,50 @@ class Omniglot(Method):
     """Queries of each class while training."""
     num_filters: int = 64
     """Filters of each convolution."""
-    num_eval_steps: int = 3
-    """Inner steps at test."""
     num_eval_queries: int = 15
     """Queries of each class at test."""
     split_seed: int = 0
     """Chooses the 1,200 training and the 423 test characters."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOmniglot(Omniglot, GradientBased):
+    """Omniglot with an inner loop; the network's head has an output for each class."""
+
+    num_eval_steps: int = 3
+    """Inner steps at test."""
+
     def build(self) -> Experiment:
         network = nn.Conv4(self.num_ways, self.num_filters)
-        init_fn = lambda key: network.init(key, jnp.zeros((1, 28, 28), jnp.uint8))
-        apply_fn: Callable = network.apply
-        learner = self.learner(init_fn, nn.cross_entropy(apply_fn))
-
-        def episodes(split: str, num_queries: int) -> TaskDistribution:
-            return tasks.omniglot(
-                split, data_dir=self.data_dir, seed=self.split_seed,
-                num_ways=self.num_ways, num_shots=self.num_shots, num_queries=num_queries,
-            )  # fmt: skip
-
-        test_tasks = episodes("test", self.num_eval_queries)
-
-        def pictures(key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
-            task = test_tasks.sample(key, test_tasks.data)
-            params = learner.adapt(key, meta_params, task)
-            predictions = np.asarray(jnp.argmax(apply_fn(params, task.query[0]), axis=-1))
-            title = f"{self.num_ways}-way {self.num_shots}-shot, after {self.num_eval_steps} inner steps"
-            support, query = jax.tree.map(np.asarray, (task.support, task.query))
-            return {"episode.png": plotting.episode(support, query, predictions, title)}
-
-        protocol = (
-            f"{self.num_ways}-way {self.num_shots}-shot Omniglot, 28x28, {self.num_filters} filters; trained on 1,100 "
-            f"characters and their rotations with {self.num_queries} queries a class, tested on 423 with "
-            f"{self.num_eval_queries}; {_protocol(self)}"
-        )
-        batch_norm = "statistics of the batch, at test those of the query set (transductive)"
-        train_tasks = episodes("train", self.num_queries)
-        return Experiment(learner, train_tasks, test_tasks, "accuracy", protocol, pictures, batch_norm)
+        learner = self.learner(_init_fn(network), nn.cross_entropy(network.apply))
+        return _episodes(self, learner, network.apply, self.num_ways, f"after {self.num_eval_steps} inner steps")
 
 
-Config: TypeAlias = Sinusoid | Linear | Quadratic | Omniglot
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormOmniglot(Omniglot):
+    """Omniglot with a head that is computed from the shots; the convolutions are an embedding."""
+
+    head: Literal["prototypes", "ridge"] = "prototypes"
+    """The nearest class mean, or ridge regression onto the labels."""
+    num_ways: int = 60
+    """Classes of a task while training; many make a better embedding."""
+    num_eval_ways: int = 5
+    """Classes of a test task."""
+
+    def build(self) -> Experiment:
+        network = nn.Conv4(None, self.num_filters)
+        learner = {"prototypes": protonet, "ridge": ridge}[self.head](
+            _init_fn(network), network.apply, num_ways=self.num_ways, num_eval_ways=self.num_eval_ways,
+            optimizer=self.outer_optimizer(), microbatch=self.microbatch,
+        )  # fmt: skip
+        predict = lambda adapted, x: adapted.head(network.apply(adapted.params, x))
+        return _episodes(self, learner, predict, self.num_eval_ways, f"with {self.head}")
+
+    def protocol(self) -> str:
+        return f"{super().protocol()}; {self.num_ways}-way while training, {self.head} as head"
+
+
+Config: TypeAlias = Sinusoid | Linear | Quadratic | GradientOmniglot | ClosedFormOmniglot
 
 
 def _regression(
@@ -232,16 +262,46 @@ def _regression(
         return {"adaptation.png": figure}
 
     shots = f"{config.num_shots} shots" + f", {num_eval_shots} at test" * (num_eval_shots != config.num_shots)
-    protocol = f"{type(config).__name__.lower()}, {shots}; {_protocol(config)}"
+    protocol = f"{type(config).__name__.lower()}, {shots}; {config.protocol()}"
     return Experiment(learner, train_tasks, test_tasks, "mse", protocol, pictures)
 
 
-def _protocol(config: Config) -> str:
-    return (
-        f"{config.num_steps:,} outer steps of {config.num_tasks} tasks, {config.optimizer} {config.learning_rate:g} "
-        f"({config.schedule}); {config.meta_gradient} meta-gradient through {config.num_inner_steps} inner steps of "
-        f"{config.inner_optimizer} {config.inner_learning_rate:g}, {config.num_eval_steps} at test"
+def _init_fn(network: nn.Conv4) -> InitFn:
+    return lambda key: network.init(key, jnp.zeros((1, 28, 28), jnp.uint8))
+
+
+def _episodes(
+    config: GradientOmniglot | ClosedFormOmniglot,
+    learner: MetaLearner,
+    predict: Callable,
+    num_eval_ways: int,
+    adapted: str,
+) -> Experiment:
+    """An Omniglot experiment; `predict(what learner.adapt returns, images)` are logits. Its picture is a test task."""
+
+    def episodes(split: str, num_ways: int, num_queries: int) -> TaskDistribution:
+        return tasks.omniglot(
+            split, data_dir=config.data_dir, seed=config.split_seed,
+            num_ways=num_ways, num_shots=config.num_shots, num_queries=num_queries,
+        )  # fmt: skip
+
+    test_tasks = episodes("test", num_eval_ways, config.num_eval_queries)
+    what = f"{num_eval_ways}-way {config.num_shots}-shot"
+
+    def pictures(key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        task = test_tasks.sample(key, test_tasks.data)
+        params = learner.adapt(key, meta_params, task)
+        predictions = np.asarray(jnp.argmax(predict(params, task.query[0]), axis=-1))
+        support, query = jax.tree.map(np.asarray, (task.support, task.query))
+        return {"episode.png": plotting.episode(support, query, predictions, f"{what}, {adapted}")}
+
+    protocol = (
+        f"{what} Omniglot, 28x28, {config.num_filters} filters; trained on 1,100 characters and their rotations with "
+        f"{config.num_queries} queries a class, tested on 423 with {config.num_eval_queries}; {config.protocol()}"
     )
+    batch_norm = "statistics of the batch, at test those of the query set (transductive)"
+    train_tasks = episodes("train", config.num_ways, config.num_queries)
+    return Experiment(learner, train_tasks, test_tasks, "accuracy", protocol, pictures, batch_norm)
 
 
 class Recipe(NamedTuple):
@@ -259,17 +319,28 @@ _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400"
 _sinusoid = Sinusoid(num_steps=50_000, num_tasks=25, inner_learning_rate=0.01, num_inner_steps=2, num_shots=5)
 
 
-def _omniglot() -> Omniglot:
+def _omniglot() -> GradientOmniglot:
     """The paper's protocol on an accelerator; on a CPU one that fits into minutes. `train` prints which.
 
     The paper's inner rate of 0.4 is for a loss summed over the 5 classes: 2.0 for the mean.
     """
-    paper = Omniglot(num_steps=60_000, num_tasks=32, num_shots=1, num_queries=1, inner_learning_rate=2.0)
+    paper = GradientOmniglot(num_steps=60_000, num_tasks=32, num_shots=1, num_queries=1, inner_learning_rate=2.0)
     if jax.default_backend() != "cpu":
         return paper
     return replace(
         paper, num_steps=6000, num_tasks=8, num_queries=5, inner_learning_rate=0.4, learning_rate=3e-3,
         schedule="cosine", microbatch=1,
+    )  # fmt: skip
+
+
+def _closed_form() -> ClosedFormOmniglot:
+    """ProtoNet's episodes, 60-way with 5 queries, and MAML's network; the rate falls along a cosine.
+
+    The paper's network pools where this one strides, four times as slow on a CPU.
+    """
+    return ClosedFormOmniglot(
+        num_steps=20_000 if jax.default_backend() != "cpu" else 4000, num_tasks=1, num_shots=1, num_queries=5,
+        learning_rate=3e-3, schedule="cosine",
     )  # fmt: skip
 
 
@@ -282,6 +353,9 @@ _reptile = replace(
     _sinusoid, meta_gradient="reptile", num_steps=20_000, schedule="cosine",
     num_inner_steps=10, inner_batch_size=5, num_shots=25, num_eval_shots=5,
 )  # fmt: skip
+_cavia = replace(
+    _sinusoid, inner_optimizer="sgd_on_context", num_context=5, inner_learning_rate=1.0, num_inner_steps=1, num_shots=10
+)
 _linear = Linear(
     num_steps=3000, num_tasks=25, num_shots=10, num_eval_steps=1, num_eval_tasks=20_000,
     inner_learning_rate=round(tasks.polynomial_optimum(1, 10, 0.3)[0], 4), learning_rate=1e-2, schedule="cosine",
@@ -326,6 +400,13 @@ RECIPES: dict[str, Recipe] = {
         "curves only in the paper; beside maml-sinusoid",
         1,
     ),
+    "cavia-sinusoid": Recipe(
+        lambda: _cavia,
+        "CAVIA on sinusoids: only 5 inputs of the network adapt, 10 shots",
+        "Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642",
+        "mse .19 after 1 step",
+        1,
+    ),
     "anil-omniglot": Recipe(
         lambda: replace(_omniglot(), inner_optimizer="sgd_on_head"),
         "MAML whose inner loop adapts the last layer only",
@@ -335,5 +416,19 @@ RECIPES: dict[str, Recipe] = {
     ),
     "maml-omniglot": Recipe(
         _omniglot, "MAML on Omniglot, 5-way 1-shot", _MAML, "accuracy .987 (paper's protocol); .95 on a CPU", 6
+    ),
+    "protonet-omniglot": Recipe(
+        _closed_form,
+        "prototypical networks on Omniglot, 5-way 1-shot",
+        "Snell et al. 2017, https://arxiv.org/abs/1703.05175",
+        "accuracy .988 (paper); .96 on a CPU",
+        6,
+    ),
+    "ridge-omniglot": Recipe(
+        lambda: replace(_closed_form(), head="ridge"),
+        "ridge regression in a learned embedding (R2-D2), 5-way 1-shot",
+        "Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136",
+        "close to protonet-omniglot",
+        6,
     ),
 }

@@ -45,6 +45,10 @@ def loss_fn(params, batch):
     return loss, {"mse": loss}
 
 
+def embed_fn(params, x):
+    return jnp.concatenate([jnp.tanh(x * params["body"]), x * params["head"]], axis=1)
+
+
 def learners(dtype=jnp.float32):
     """Every inner optimizer with `exact`, every strategy around the most involved one, every constructor."""
 
@@ -66,8 +70,12 @@ def learners(dtype=jnp.float32):
     )  # fmt: skip
     for name in ("maml", "fomaml", "anil", "meta_sgd", "reptile"):
         yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_steps=2, batch_size=2, microbatch=1)
+    yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_steps=2)
+    for name in CLASSIFIERS:
+        yield name, getattr(jaxmeta, name)(init_fn, embed_fn, num_ways=2, optimizer=optax.adam(1e-3), microbatch=1)
 
 
+CLASSIFIERS = ("protonet", "ridge")
 LEARNERS = dict(learners())
 over_learners = pytest.mark.parametrize("name", LEARNERS)
 over_tasks = pytest.mark.parametrize("name", TASKS)
@@ -79,8 +87,12 @@ def types(tree):
     return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
-def make_tasks(num_tasks=2):
+def make_tasks(num_tasks=2, name="maml"):
+    """Of the kind that the learner of this name takes."""
     x = jnp.linspace(-1, 1, 4 * num_tasks).reshape(num_tasks, 4, 1)
+    if name in CLASSIFIERS:
+        labels = jnp.tile(jnp.array([[0, 1, 0, 1]]), (num_tasks, 1))
+        return Task((x, labels), (x + 0.1, labels))
     return Task((x, jnp.sin(3 * x)), (x + 0.1, jnp.sin(3 * x + 0.3)))
 
 
@@ -94,7 +106,7 @@ def assert_same(actual, expected, **tolerance):
 
 @over_learners
 def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name):
-    learner, key, tasks = LEARNERS[name], jax.random.key(1), make_tasks()
+    learner, key, tasks = LEARNERS[name], jax.random.key(1), make_tasks(name=name)
     update = jax.jit(learner.update)
     state = learner.init(jax.random.key(0))
     assert_same(learner.init(jax.random.key(0)), state)
@@ -107,31 +119,36 @@ def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name):
     assert update._cache_size() == 1
     jax.tree.map(np.testing.assert_array_equal, (state, tasks), before)
     params, old = after.meta_params.params, before[0].meta_params.params
-    assert params["body"] != old["body"] and params["head"] != old["head"]
+    assert params["body"] != old["body"]
+    assert (params["head"] != old["head"]) == (name != "cavia")  # there it is the context
 
 
 @over_learners
 def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     """By shape for all; one program of each kind is also compared with the separate runs, below."""
-    learner, tasks = LEARNERS[name], make_tasks(6)
+    learner, tasks = LEARNERS[name], make_tasks(6, name)
     states = jax.eval_shape(jax.vmap(learner.init), jax.random.split(jax.random.key(0), 3))
-    keys, seeds_tasks = jax.random.split(jax.random.key(1), 3), jax.tree.map(lambda x: x.reshape(3, 2, 4, 1), tasks)
+    keys, seeds_tasks = (
+        jax.random.split(jax.random.key(1), 3),
+        jax.tree.map(lambda x: x.reshape(3, 2, *x.shape[1:]), tasks),
+    )
     after, metrics = jax.eval_shape(jax.vmap(learner.update), keys, states, seeds_tasks)
     assert types(after) == types(states) and {metric.shape for metric in metrics.values()} == {(3,)}
     meta_params = learner.init(jax.random.key(0)).meta_params
     keys = jax.random.split(jax.random.key(1), 6)
     adapted = jax.eval_shape(jax.vmap(learner.adapt, (0, None, 0)), keys, meta_params, tasks)
     stacked = jax.eval_shape(lambda p: jax.tree.map(lambda x: jnp.stack([x] * 6), p), meta_params.params)
-    assert types(adapted) == types(stacked)
+    assert types(adapted.params if name in CLASSIFIERS else adapted) == types(stacked)
     curves = jax.eval_shape(jax.vmap(learner.evaluate, (0, None, 0)), keys, meta_params, tasks)
-    assert {name: curve.shape for name, curve in curves.items()} == {"mse": (6, 3)}
+    expected = {"loss": (6, 2), "accuracy": (6, 2)} if name in CLASSIFIERS else {"mse": (6, 3)}
+    assert {metric: curve.shape for metric, curve in curves.items()} == expected
 
 
-@pytest.mark.parametrize("name", ["mixed_mode", "reptile"])
+@pytest.mark.parametrize("name", ["mixed_mode", "reptile", *CLASSIFIERS])
 def test_vmapped_updates_are_the_separate_ones(name):
     """float32, one step, another order of sums: 1e-5."""
-    learner, tasks = LEARNERS[name], make_tasks(4)
-    keys, tasks = jax.random.split(jax.random.key(1)), jax.tree.map(lambda x: x.reshape(2, 2, 4, 1), tasks)
+    learner, tasks = LEARNERS[name], make_tasks(4, name)
+    keys, tasks = jax.random.split(jax.random.key(1)), jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), tasks)
     states = jax.vmap(learner.init)(jax.random.split(jax.random.key(0)))
     together = jax.jit(jax.vmap(learner.update))(keys, states, tasks)
     update = jax.jit(learner.update)
@@ -142,8 +159,9 @@ def test_vmapped_updates_are_the_separate_ones(name):
 
 @pytest.mark.parametrize(("dtype", "data"), [("bfloat16", "float32"), ("float32", "float64"), ("float64", "float32")])
 def test_an_update_keeps_the_parameters_dtype_whatever_the_datas(x64, dtype, data):
-    tasks = jax.tree.map(lambda leaf: leaf.astype(data), make_tasks())
+    is_real = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
     for name, learner in learners(jnp.dtype(dtype)):
+        tasks = jax.tree.map(lambda leaf: leaf.astype(data) if is_real(leaf) else leaf, make_tasks(name=name))
         state = jax.eval_shape(learner.init, jax.random.key(0))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.meta_params)} == {jnp.dtype(dtype)}, name
         after, _ = jax.eval_shape(learner.update, jax.random.key(1), state, tasks)

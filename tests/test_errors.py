@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import jaxmeta
 from jaxmeta import Task, adapt, nn, tasks
+from jaxmeta.algorithms.cavia import context_only
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -59,6 +60,7 @@ def optional(bad):
 
 negative = st.one_of(st.floats(max_value=-1e-300, allow_infinity=False), st.integers(max_value=-1))
 number = st.one_of(st.none(), junk, non_finite, booleans, negative, st.just(np.ones(2)))
+positive = st.one_of(number, st.just(0), st.just(0.0))
 widths = st.one_of(count(1).map(lambda width: (2, width)), st.integers(), st.none(), st.just("40"), st.just(np.ones(2)))
 not_callable = st.one_of(st.none(), junk, non_finite, booleans, floats, st.integers())
 a_key = st.one_of(not_callable, st.just(np.zeros(2, np.uint32)), st.just(lambda: None))
@@ -80,6 +82,15 @@ SHOTS = {"num_shots": count(1), "num_queries": count(1)}
 FIT = {"key": jax.random.key(0), "learner": LEARNER, "tasks": TASKS, "num_steps": 1, "num_tasks": 1, "progress": False}
 EVALUATE = {"key": jax.random.key(0), "learner": LEARNER, "tasks": TASKS, "meta_params": STATE.meta_params}
 FUNCTIONS = {"init_fn": init_fn, "loss_fn": loss_fn}
+OF_CLASSIFIERS = {
+    "init_fn": not_callable,
+    "embed_fn": not_callable,
+    "num_ways": count(1),
+    "num_eval_ways": optional(count(1)),
+    "optimizer": transform,
+    "microbatch": optional(count(1)),
+}
+CLASSIFIER = {"init_fn": init_fn, "embed_fn": lambda params, x: params["head"] * x, "num_ways": 2}
 
 # name: (function, good arguments, {argument: bad values})
 TABLE = {
@@ -87,6 +98,10 @@ TABLE = {
     "fomaml": (jaxmeta.fomaml, FUNCTIONS, OF_MAML | {"inner_optimizer": inner}),
     "meta_sgd": (jaxmeta.meta_sgd, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "anil": (jaxmeta.anil, FUNCTIONS, OF_MAML | {"learning_rate": number}),
+    "cavia": (jaxmeta.cavia, FUNCTIONS, OF_MAML | {"learning_rate": number}),
+    "cavia.context_only": (context_only, {"optimizer": adapt.sgd(0.1)}, {"optimizer": inner}),
+    "protonet": (jaxmeta.protonet, CLASSIFIER, OF_CLASSIFIERS),
+    "ridge": (jaxmeta.ridge, CLASSIFIER, OF_CLASSIFIERS | {"regularization": positive, "scale": positive}),
     "reptile": (jaxmeta.reptile, FUNCTIONS, OF_MAML | {"step_size": number, "num_steps": count(2)}),
     "adapt.sgd": (adapt.sgd, {}, {"learning_rate": number}),
     "adapt.meta_sgd": (adapt.meta_sgd, {}, {"learning_rate": number}),
@@ -147,12 +162,12 @@ TABLE = {
     "nn.MLP": (
         lambda **fields: jax.eval_shape(nn.MLP(**fields).init, jax.random.key(0), jnp.ones((1, 1))),
         {},
-        {"num_outputs": count(1), "hidden": widths},
+        {"num_outputs": count(1), "num_context": count(0), "hidden": widths},
     ),
     "nn.Conv4": (
         lambda **fields: jax.eval_shape(nn.Conv4(**fields).init, jax.random.key(0), jnp.ones((1, 28, 28))),
         {"num_classes": 2},
-        {"num_classes": count(1), "num_filters": count(1)},
+        {"num_classes": optional(count(1)), "num_filters": count(1)},
     ),
 }
 

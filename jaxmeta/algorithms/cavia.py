@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.algorithms.maml import maml
-from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, Task
+from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams
 
 
 def cavia(init_fn: InitFn, loss_fn: LossFn, *, context="context", learning_rate: float = 1.0, **kwargs) -> MetaLearner:
@@ -25,6 +25,7 @@ def cavia(init_fn: InitFn, loss_fn: LossFn, *, context="context", learning_rate:
     Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning" (2019),
     https://arxiv.org/abs/1810.03642
 
+    >>> from jaxmeta import Task
     >>> init_fn = lambda key: {"context": jnp.zeros(()), "slope": jnp.ones(())}
     >>> def loss_fn(params, batch):
     ...     x, y = batch

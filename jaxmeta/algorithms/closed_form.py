@@ -1,4 +1,4 @@
-"""Few-shot classifiers whose head has a closed form: the embedding is meta-learned, the head is computed from the shots.
+"""Few-shot classifiers with a head in closed form: the embedding is meta-learned, the head computed from the shots.
 
     head_i = h(f_θ(support_i); η)                            for each task i, without an inner loop
     θ, η   ← θ, η − β ∇_{θ,η} mean_i L(head_i ∘ f_θ; query_i)
@@ -253,4 +253,3 @@ def _check_labels(labels: jax.Array, z: jax.Array, num_ways: int) -> None:
             f"num_ways (num_eval_ways at test) must be at most the {len(labels)} examples of the support set, got "
             f"{num_ways}: a class needs a shot"
         )
-

@@ -1,4 +1,4 @@
-"""Heads in closed form: against float64 loops, numpy's solver, finite differences, and Gaussians whose answer is known."""
+"""Heads in closed form: against loops in float64, numpy's solver, finite differences, Gaussians with a known answer."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,9 @@ def embedding(params, x):
 def prototype_logits(params, hyper, task):
     (x, labels), (query_x, _) = task
     z, labels = embedding(params, x), np.asarray(labels)
-    means = [sum(v for v, l in zip(z, labels, strict=True) if l == c) / np.sum(labels == c) for c in range(WAYS)]
+    means = [
+        sum(v for v, label in zip(z, labels, strict=True) if label == c) / np.sum(labels == c) for c in range(WAYS)
+    ]
     return np.array([[-sum((q - c) ** 2) for c in means] for q in embedding(params, query_x)])
 
 
