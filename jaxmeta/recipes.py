@@ -338,9 +338,10 @@ def _closed_form() -> ClosedFormOmniglot:
 
     The paper's network pools where this one strides, four times as slow on a CPU.
     """
+    is_cpu = jax.default_backend() == "cpu"
     return ClosedFormOmniglot(
-        num_steps=20_000 if jax.default_backend() != "cpu" else 4000, num_tasks=1, num_shots=1, num_queries=5,
-        learning_rate=3e-3, schedule="cosine",
+        num_steps=4000 if is_cpu else 20_000, num_tasks=1, num_shots=1, num_queries=5,
+        learning_rate=3e-3, schedule="cosine", microbatch=1 if is_cpu else None,
     )  # fmt: skip
 
 
@@ -425,7 +426,7 @@ RECIPES: dict[str, Recipe] = {
         6,
     ),
     "ridge-omniglot": Recipe(
-        lambda: replace(_closed_form(), head="ridge"),
+        lambda: replace(_closed_form(), head="ridge", num_ways=20, num_steps=2 * _closed_form().num_steps),
         "ridge regression in a learned embedding (R2-D2), 5-way 1-shot",
         "Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136",
         "close to protonet-omniglot",

@@ -97,9 +97,7 @@ def protonet(
     def head_of(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> Prototypes:
         return Prototypes(one_hot.T @ z / jnp.sum(one_hot, axis=0)[:, None])
 
-    return _closed_form(
-        init_fn, embed_fn, lambda params: (), head_of, num_ways, num_eval_ways, optimizer, microbatch
-    )  # fmt: skip
+    return _closed_form(init_fn, embed_fn, lambda params: (), head_of, num_ways, num_eval_ways, optimizer, microbatch)
 
 
 def ridge(
@@ -178,7 +176,8 @@ def ridge_weights(z: jax.Array, y: jax.Array, regularization: jax.Array | float)
     solve = lambda gram, right: jax.scipy.linalg.solve(
         gram + regularization * jnp.eye(len(gram), dtype=dtype), right, assume_a="pos"
     )
-    return z.T @ solve(z @ z.T, y) if num_examples < num_features else solve(z.T @ z, z.T @ y)
+    with jax.default_matmul_precision("highest"):  # a GPU's default has ten bits, too few for a system of equations
+        return z.T @ solve(z @ z.T, y) if num_examples < num_features else solve(z.T @ z, z.T @ y)
 
 
 def _closed_form(
@@ -208,7 +207,8 @@ def _closed_form(
         return z
 
     def fit(meta_params: MetaParams, support: Batch, num_ways: int) -> Adapted:
-        z, labels = embed(meta_params.params, support[0]), support[1]
+        x, labels = _pair(support)
+        z = embed(meta_params.params, x)
         _check_labels(labels, z, num_ways)
         head = head_of(meta_params.hyper, z, jax.nn.one_hot(labels, num_ways, dtype=z.dtype))
         return Adapted(meta_params.params, head)
@@ -242,11 +242,17 @@ def _closed_form(
     return MetaLearner(init, update, adapt_to, evaluate)
 
 
+def _pair(support: Batch) -> tuple[jax.Array, jax.Array]:
+    if not isinstance(support, tuple | list) or len(support) != 2:
+        raise ValueError(f"support must be a pair (x, labels), got {type(support).__name__}")
+    return support[0], jnp.asarray(support[1])
+
+
 def _check_labels(labels: jax.Array, z: jax.Array, num_ways: int) -> None:
-    if jnp.shape(labels) != z.shape[:1] or not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+    if labels.shape != z.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels of the support set must be integers of shape [B] for features [B, D], got {labels.dtype} of shape "
-            f"{jnp.shape(labels)} for features {z.shape}: pass class numbers, not one-hot rows or [B, 1]"
+            f"{labels.shape} for features {z.shape}: pass class numbers, not one-hot rows or [B, 1]"
         )
     if num_ways > len(labels):
         raise ValueError(

@@ -215,6 +215,7 @@ FAULTS = {
     "labels in one-hot rows": (embed_fn, (jnp.ones((3, 2)), jnp.eye(3, dtype=int)), "labels"),
     "labels that are not integers": (embed_fn, (jnp.ones((3, 2)), jnp.arange(3.0)), "labels"),
     "labels of other examples": (embed_fn, (jnp.ones((3, 2)), jnp.arange(4)), "labels"),
+    "no pair": (embed_fn, jnp.ones((3, 2)), "support must be a pair"),
     "fewer shots than classes": (embed_fn, (jnp.ones((2, 2)), jnp.arange(2)), "num_ways"),
 }
 
