@@ -3,6 +3,7 @@
 from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, conv_batch_norm, max_pool
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
+from jaxmeta.nn.norms import TrackedBatchNorm, TrackedConvBatchNorm, collect_statistics, track_statistics
 
 __all__ = [
     "MLP",
@@ -10,11 +11,15 @@ __all__ = [
     "Conv",
     "Conv4",
     "ConvBatchNorm",
+    "TrackedBatchNorm",
+    "TrackedConvBatchNorm",
     "batch_norm",
+    "collect_statistics",
     "conv",
     "conv_batch_norm",
     "cross_entropy",
     "max_pool",
     "mean_squared_error",
     "sum_squared_error",
+    "track_statistics",
 ]

@@ -4,14 +4,16 @@ Their last dense layer is named "head", so that what adapts only the head (ANIL)
 `params = network.init(key, x)` and pass `network.apply` where an `apply_fn` is asked for.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_choice, check_integer
 from jaxmeta.nn.layers import ConvBatchNorm, max_pool
+from jaxmeta.nn.norms import TrackedConvBatchNorm
 
 _glorot = nn.initializers.glorot_uniform()
 
@@ -65,8 +67,10 @@ class Conv4(nn.Module):
     Omniglot network of Finn et al., "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017,
     https://arxiv.org/abs/1703.03400, and of their code. Without, stride 1, each block ends in a 2x2 max-pool and the
     head sees all positions: the network of Vinyals et al., "Matching Networks for One Shot Learning", 2016,
-    https://arxiv.org/abs/1606.04080, in use for Mini-ImageNet. Batch norm uses the statistics of the batch it is given,
-    at test time too: see `jaxmeta.nn.layers.batch_norm`. It also takes the place of the convolutions' biases.
+    https://arxiv.org/abs/1606.04080, in use for Mini-ImageNet. Batch norm takes the place of the convolutions' biases.
+    Its statistics are those of the batch it is given, at test time too, which is fastest (`statistics="batch"`, see
+    `jaxmeta.nn.layers.batch_norm`), or they are collected while meta-training ("collect") and used at test ("running"):
+    see `jaxmeta.nn.norms`.
 
     Images are uint8 (divided by 255, so that ink is 1) or floats in [0, 1]; [B, H, W] or [B, H, W, C].
 
@@ -80,6 +84,7 @@ class Conv4(nn.Module):
     num_classes: int | None
     num_filters: int = 64
     strided: bool = True
+    statistics: str = "batch"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,11 +92,12 @@ class Conv4(nn.Module):
         if self.num_classes is not None:
             check_integer("num_classes", self.num_classes, 1)
         check_integer("num_filters", self.num_filters, 1)
-        x = _as_images(x)
+        x = as_images(x)
+        layer = conv_batch_norm_of(self.statistics)
         strides = 2 if self.strided else 1
         for i in range(4):
-            block = ConvBatchNorm(
-                self.num_filters, (3, 3), strides, epsilon=1e-3, kernel_init=_glorot, name=f"block{i}"
+            block = layer(
+                self.num_filters, (3, 3), strides=strides, epsilon=1e-3, kernel_init=_glorot, name=f"block{i}"
             )
             x = nn.relu(block(x))
             if not self.strided:
@@ -100,7 +106,7 @@ class Conv4(nn.Module):
         return x if self.num_classes is None else nn.Dense(self.num_classes, kernel_init=_glorot, name="head")(x)
 
 
-def _as_images(x: jax.Array) -> jax.Array:
+def as_images(x: jax.Array) -> jax.Array:
     """uint8 or float images, with or without a channel axis, as floats [B, H, W, C]."""
     if x.ndim not in (3, 4):
         raise ValueError(f"x must be images [B, H, W] or [B, H, W, C], got shape {x.shape}")
@@ -109,3 +115,9 @@ def _as_images(x: jax.Array) -> jax.Array:
     elif not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be uint8 in [0, 255] or floating in [0, 1], got {x.dtype}: convert it")
     return x if x.ndim == 4 else x[..., None]
+
+
+def conv_batch_norm_of(statistics: str) -> Callable[..., nn.Module]:
+    """The constructor of a convolution with batch norm by the statistics of the "batch", or tracked ones."""
+    check_choice("statistics", statistics, ("batch", "collect", "running"))
+    return ConvBatchNorm if statistics == "batch" else functools.partial(TrackedConvBatchNorm, mode=statistics)
