@@ -63,6 +63,7 @@ number = st.one_of(st.none(), junk, non_finite, booleans, negative, st.just(np.o
 positive = st.one_of(number, st.just(0), st.just(0.0))
 widths = st.one_of(count(1).map(lambda width: (2, width)), st.integers(), st.none(), st.just("40"), st.just(np.ones(2)))
 not_callable = st.one_of(st.none(), junk, non_finite, booleans, floats, st.integers())
+a_name = st.one_of(not_callable, st.just("moving"))
 a_key = st.one_of(not_callable, st.just(np.zeros(2, np.uint32)), st.just(lambda: None))
 transform = st.one_of(not_callable, st.just(optax.sgd), st.just(len))
 inner = st.one_of(not_callable, st.just(optax.sgd(0.1)), st.just(adapt.sgd))
@@ -167,7 +168,39 @@ TABLE = {
     "nn.Conv4": (
         lambda **fields: jax.eval_shape(nn.Conv4(**fields).init, jax.random.key(0), jnp.ones((1, 28, 28))),
         {"num_classes": 2},
-        {"num_classes": optional(count(1)), "num_filters": count(1)},
+        {"num_classes": optional(count(1)), "num_filters": count(1), "statistics": a_name},
+    ),
+    "nn.ResNet12": (
+        lambda **fields: jax.eval_shape(nn.ResNet12(**fields).init, jax.random.key(0), jnp.ones((1, 16, 16))),
+        {"num_classes": 2},
+        {"num_classes": count(1), "widths": st.one_of(widths, st.just(())), "statistics": a_name},
+    ),
+    "nn.Transformer": (
+        lambda **fields: jax.eval_shape(nn.Transformer(**fields).init, jax.random.key(0), jnp.zeros((1, 4), int)),
+        {"num_outputs": 2, "max_length": 4, "num_tokens": 2},
+        {
+            "num_outputs": count(1),
+            "max_length": st.one_of(count(1), st.integers(1, 3)),
+            "num_tokens": count(1),
+            "num_layers": count(1),
+            "width": st.one_of(count(1), st.integers(1, 3)),
+            "num_heads": st.one_of(count(1), st.integers(min_value=129)),
+        },
+    ),
+    "nn.TrackedBatchNorm": (
+        lambda **fields: jax.eval_shape(nn.TrackedBatchNorm(**fields).init, jax.random.key(0), jnp.ones((1, 1))),
+        {"mode": "running"},
+        {"mode": a_name},
+    ),
+    "nn.collect_statistics": (
+        nn.collect_statistics,
+        {"loss": nn.cross_entropy, "apply_fn": len},
+        {"loss": not_callable, "apply_fn": not_callable},
+    ),
+    "nn.track_statistics": (
+        nn.track_statistics,
+        {"optimizer": optax.adam(1e-3)},
+        {"optimizer": transform, "rate": st.one_of(number, st.floats(1.001, 1e300), st.integers(min_value=2))},
     ),
 }
 

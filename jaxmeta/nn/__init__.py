@@ -4,6 +4,8 @@ from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, 
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
 from jaxmeta.nn.norms import TrackedBatchNorm, TrackedConvBatchNorm, collect_statistics, track_statistics
+from jaxmeta.nn.resnet import ResNet12
+from jaxmeta.nn.transformer import Transformer
 
 __all__ = [
     "MLP",
@@ -11,8 +13,10 @@ __all__ = [
     "Conv",
     "Conv4",
     "ConvBatchNorm",
+    "ResNet12",
     "TrackedBatchNorm",
     "TrackedConvBatchNorm",
+    "Transformer",
     "batch_norm",
     "collect_statistics",
     "conv",

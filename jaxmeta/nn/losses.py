@@ -61,7 +61,9 @@ def cross_entropy(apply_fn: ApplyFn) -> LossFn:
     """The mean over examples of -log softmax(logits)[y], with metrics {"accuracy", "loss"}.
 
     `apply_fn(params, x)` returns logits [B, num_classes]; `y` holds integer labels [B] in [0, num_classes). A label
-    outside that range has no meaning and is not noticed: values are not known while tracing.
+    outside that range has no meaning and is not noticed: values are not known while tracing. For sequences, logits
+    [B, T, num_classes] and labels [B, T], the mean is over all tokens: with x = tokens[:, :-1] and y = tokens[:, 1:]
+    it is the loss of next-token prediction.
 
     Raises:
       ValueError: while tracing, where labels are not integers or not of the logits' leading shape.

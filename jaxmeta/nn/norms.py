@@ -157,7 +157,7 @@ def collect_statistics(loss: Callable[[Callable], LossFn], apply_fn: Callable) -
         value, metrics = loss(collecting)(params, batch)
         if not pulls:
             raise ValueError(f"loss must call its apply_fn, such as cross_entropy does, got {loss!r}")
-        pull = sum(pulls) / len(pulls)
+        pull = jnp.mean(jnp.stack(pulls))
         return value + (pull - lax.stop_gradient(pull)), metrics
 
     return loss_fn
@@ -223,4 +223,4 @@ def _total(collected: PyTree) -> jax.Array:
     distances = jax.tree.leaves(collected, is_leaf=lambda leaf: isinstance(leaf, tuple))
     if not distances:
         raise ValueError("apply_fn must be of a network with TrackedBatchNorm(mode='collect'), it collected nothing")
-    return sum(sum(calls) / len(calls) for calls in distances)
+    return sum((jnp.mean(jnp.stack(calls)) for calls in distances), start=jnp.zeros(()))

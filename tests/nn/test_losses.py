@@ -40,6 +40,16 @@ def test_cross_entropy_equals_its_formula():
     assert sorted(metrics) == ["accuracy", "loss"]
 
 
+def test_cross_entropy_of_sequences_is_the_mean_over_tokens():
+    """Logits [B, T, V] and labels [B, T]: next-token prediction."""
+    logits = np.random.default_rng(3).normal(size=(2, 4, 3))
+    labels = np.array([[0, 2, 1, 1], [2, 0, 0, 1]])
+    terms = [np.log(np.exp(logits[b, t]).sum()) - logits[b, t, labels[b, t]] for b, t in np.ndindex(*labels.shape)]
+    loss, metrics = cross_entropy(lambda params, x: params)(jnp.asarray(logits, jnp.float32), (X, labels))
+    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(axis=-1) == labels).mean())
+
+
 def test_cross_entropy_has_the_hessian_of_softmax():
     def loss(logits):
         return cross_entropy(lambda params, x: params)(logits, (X[:1], LABELS[:1]))[0]

@@ -1,0 +1,111 @@
+"""A small causal transformer: for sequences of tokens or of features, differentiated as often as meta-learning asks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.checks import check_integer
+
+
+class Transformer(nn.Module):
+    """A causal transformer: tokens [B, T] or features [B, T, D] -> [B, T, num_outputs], output t of inputs 0 .. t.
+
+        h = embed(x) + positions,   then in each layer   h += attention(norm(h)),   h += mlp(norm(h)),
+        y = head(norm(h)),          attention = softmax(Q K' / sqrt(width / num_heads) + causal mask) V
+
+    with layer norm before each part (pre-norm), learned positions, and one hidden layer of 4 * width with GELU. The
+    network of Radford et al., "Language Models are Unsupervised Multitask Learners" (2019),
+    https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf, with a head
+    of its own: small, no dropout. For next-token prediction use `cross_entropy` with the batch
+    `(tokens[:, :-1], tokens[:, 1:])` and `num_outputs=num_tokens`.
+
+    Fields:
+      num_outputs: width of the output, the number of classes or of tokens.
+      max_length: the longest T there is a position for.
+      num_tokens: size of the vocabulary; inputs are integers below it. If None they are features, embedded by a matrix.
+      num_layers: blocks of attention and mlp.
+      width: size of h, a multiple of `num_heads`.
+      num_heads: heads of attention.
+      remat: keep only each block's input for the backward pass, and run the block again there: less memory, more time.
+
+    >>> network = Transformer(num_outputs=10, max_length=16, num_tokens=10, num_layers=1, width=8, num_heads=2)
+    >>> tokens = jnp.zeros((2, 16), int)
+    >>> params = network.init(jax.random.key(0), tokens)
+    >>> network.apply(params, tokens).shape
+    (2, 16, 10)
+    >>> sorted(params["params"])
+    ['block0', 'embed', 'head', 'norm', 'positions']
+    """
+
+    num_outputs: int
+    max_length: int
+    num_tokens: int | None = None
+    num_layers: int = 4
+    width: int = 128
+    num_heads: int = 4
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T] or [B, T, D] -> [B, T, num_outputs]."""
+        self._check(x)
+        if self.num_tokens is None:
+            h = nn.Dense(self.width, name="embed")(x)
+        else:
+            h = nn.Embed(self.num_tokens, self.width, name="embed")(x)
+        positions = self.param("positions", nn.initializers.normal(0.02), (self.max_length, self.width), jnp.float32)
+        h = h + positions[None, : x.shape[1]]
+        block = nn.remat(_Block) if self.remat else _Block
+        for i in range(self.num_layers):
+            h = block(self.num_heads, name=f"block{i}")(h)
+        return nn.Dense(self.num_outputs, name="head")(_norm("norm")(h))
+
+    def _check(self, x: jax.Array) -> None:
+        for name in ("num_outputs", "max_length", "num_layers", "width", "num_heads"):
+            check_integer(name, getattr(self, name), 1)
+        if self.width % self.num_heads:
+            raise ValueError(f"width must be a multiple of num_heads, {self.num_heads}, got {self.width}")
+        if self.num_tokens is None:
+            if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(
+                    f"x must be features [B, T, D], got {x.dtype} of shape {x.shape}: give num_tokens for tokens [B, T]"
+                )
+        else:
+            check_integer("num_tokens", self.num_tokens, 1)
+            if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
+                raise ValueError(
+                    f"x must be integer tokens [B, T], got {x.dtype} of shape {x.shape}: num_tokens=None for features"
+                )
+        if x.shape[1] > self.max_length:
+            raise ValueError(f"x must be at most max_length={self.max_length} long, got shape {x.shape}")
+
+
+class _Block(nn.Module):
+    """Attention, then an mlp, each added to what it was given: [B, T, W] -> [B, T, W]."""
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, h: jax.Array) -> jax.Array:
+        *batch, length, width = h.shape
+        heads = (*batch, length, self.num_heads, width // self.num_heads)
+        qkv = nn.Dense(3 * width, name="qkv")(_norm("norm0")(h))
+        query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        h = h + nn.Dense(width, name="out")(_causal_attention(query, key, value).reshape(h.shape))
+        hidden = nn.gelu(nn.Dense(4 * width, name="hidden")(_norm("norm1")(h)))
+        return h + nn.Dense(width, name="mlp")(hidden)
+
+
+def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(Q K' / sqrt(D)) V over positions not later than the query's, for [B, T, H, D] each.
+
+    Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are.
+    """
+    length, size = query.shape[1], query.shape[3]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / size**0.5
+    past = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(past, scores, -jnp.inf)), value)
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
