@@ -12,7 +12,7 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
 """
 
 from jaxmeta import adapt, nn, tasks, training
-from jaxmeta.algorithms import anil, cavia, fomaml, maml, meta_sgd, protonet, reptile, ridge
+from jaxmeta.algorithms import anil, cavia, fomaml, imaml, maml, maml_plus_plus, meta_sgd, protonet, reptile, ridge
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
@@ -31,7 +31,9 @@ __all__ = [
     "evaluate",
     "fit",
     "fomaml",
+    "imaml",
     "maml",
+    "maml_plus_plus",
     "meta_sgd",
     "nn",
     "protonet",

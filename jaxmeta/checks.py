@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.types import Task
+
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
     """A whole number of at least `minimum`."""
@@ -99,3 +101,25 @@ def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:
     if given != wanted:
         shapes = jax.tree.map(np.shape, expected)
         raise ValueError(f"{name} must be {remedy}, with the shapes {shapes}, got {jax.tree.map(np.shape, value)}")
+
+
+def check_tasks(tasks: Task) -> int:
+    """N, the leading axis that all arrays of `tasks` share."""
+    check_query(tasks)
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(
+            f"tasks must be stacked, every array with the same leading axis N; the leading axes are {sizes}"
+        )
+    return sizes.pop()[0]
+
+
+def check_task(task: Task) -> None:
+    if not isinstance(task, Task):
+        raise ValueError(f"task must be a jaxmeta.Task(support, query), got {type(task).__name__}")
+
+
+def check_query(task: Task) -> None:
+    check_task(task)
+    if not jax.tree.leaves(task.query):
+        raise ValueError("task must have a query set to be judged on, got none: Task(support, query)")

@@ -16,6 +16,7 @@ import optax
 from jaxmeta import adapt, nn, plotting, tasks
 from jaxmeta.algorithms import maml, protonet, ridge
 from jaxmeta.algorithms.cavia import context_only
+from jaxmeta.algorithms.maml import multi_step_weights
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
 
@@ -50,7 +51,7 @@ class Supervised:
     optimizer: Literal["adam", "sgd"] = "adam"
     """The outer optimizer; Reptile's paper has sgd."""
     microbatch: int | None = None
-    """Tasks computed at a time; all N if None."""
+    """Tasks computed at a time; chosen for the machine if None."""
     num_eval_tasks: int = 600
     """Test tasks."""
     num_shots: int
@@ -78,13 +79,18 @@ class Supervised:
 class GradientBased(Supervised):
     """The choices of an inner loop."""
 
-    meta_gradient: Literal["exact", "mixed_mode", "first_order", "reptile"] = "exact"
-    """How the inner loop is differentiated; exact and mixed_mode give the same gradient."""
-    inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head", "sgd_on_context"] = "sgd"
-    """How to step inside: one rate, a learned rate per parameter, only the last layer (ANIL), or only a context (CAVIA;
-    the network needs one)."""
+    meta_gradient: Literal["auto", "exact", "mixed_mode", "first_order", "reptile", "implicit"] = "auto"
+    """How the inner loop is differentiated; auto, exact and mixed_mode give the same gradient."""
+    inner_optimizer: Literal["sgd", "meta_sgd", "lslr", "sgd_on_head", "sgd_on_context"] = "sgd"
+    """How to step inside: one rate, a learned rate per parameter, a learned rate per layer and step (MAML++), only the
+    last layer (ANIL), or only a context (CAVIA; the network needs one)."""
     inner_learning_rate: float
-    """The inner learning rate; with meta_sgd, where the learned rates start."""
+    """The inner learning rate; where rates are learned, their start."""
+    proximal_strength: float = 0.0
+    """λ, how strongly the inner loop is drawn back to where it started (iMAML)."""
+    num_annealing_steps: int | None = None
+    """Outer steps over which the query losses after early inner steps lose their weight (MAML++); from the start only
+    the last one counts if None."""
     num_inner_steps: int = 1
     """K, inner steps while training."""
     num_eval_steps: int = 10
@@ -94,16 +100,21 @@ class GradientBased(Supervised):
 
     def learner(self, init_fn: InitFn, loss_fn: LossFn, **overrides) -> MetaLearner:
         sgd = adapt.sgd(self.inner_learning_rate)
+        if self.proximal_strength:
+            sgd = adapt.proximal(sgd, self.proximal_strength)
+        anneal = self.num_annealing_steps
         arguments = {
             "inner_optimizer": {
                 "sgd": sgd,
                 "meta_sgd": adapt.meta_sgd(self.inner_learning_rate),
+                "lslr": adapt.lslr(self.inner_learning_rate, self.num_inner_steps),
                 "sgd_on_head": adapt.adapt_only(sgd, "head"),
                 "sgd_on_context": context_only(sgd),
             }[self.inner_optimizer],
             "num_steps": self.num_inner_steps,
             "num_eval_steps": self.num_eval_steps,
             "batch_size": self.inner_batch_size,
+            "loss_weights": None if anneal is None else multi_step_weights(self.num_inner_steps, anneal),
             "meta_gradient": getattr(adapt, self.meta_gradient)(),
             "optimizer": self.outer_optimizer(),
             "microbatch": self.microbatch,
@@ -111,9 +122,12 @@ class GradientBased(Supervised):
         return maml(init_fn, loss_fn, **{**arguments, **overrides})
 
     def protocol(self) -> str:
+        anneal, strength = self.num_annealing_steps, self.proximal_strength
         return (
             f"{super().protocol()}; {self.meta_gradient} meta-gradient through {self.num_inner_steps} inner steps of "
             f"{self.inner_optimizer} {self.inner_learning_rate:g}, {self.num_eval_steps} at test"
+            + (f"; drawn back with strength {strength:g}" if strength else "")
+            + (f"; judged after each step, annealed over {anneal:,} outer steps" if anneal else "")
         )
 
 
@@ -333,6 +347,20 @@ def _omniglot() -> GradientOmniglot:
     )  # fmt: skip
 
 
+def _maml_plus_plus() -> GradientOmniglot:
+    """Without the per-step batch norm: this network always uses the statistics of the batch."""
+    maml = _omniglot()
+    return replace(maml, inner_optimizer="lslr", num_inner_steps=3, num_annealing_steps=maml.num_steps // 4)
+
+
+def _imaml() -> GradientOmniglot:
+    """The paper's λ and 16 inner steps, here at test too."""
+    return replace(
+        _omniglot(), meta_gradient="implicit", proximal_strength=2.0, inner_learning_rate=0.1,
+        num_inner_steps=16, num_eval_steps=16,
+    )  # fmt: skip
+
+
 def _closed_form() -> ClosedFormOmniglot:
     """ProtoNet's episodes, 60-way with 5 queries, and MAML's network; the rate falls along a cosine.
 
@@ -417,6 +445,20 @@ RECIPES: dict[str, Recipe] = {
     ),
     "maml-omniglot": Recipe(
         _omniglot, "MAML on Omniglot, 5-way 1-shot", _MAML, "accuracy .987 (paper's protocol); .95 on a CPU", 6
+    ),
+    "maml++-omniglot": Recipe(
+        _maml_plus_plus,
+        "MAML++: a learned rate for each layer and step, judged after each of 3 steps",
+        "Antoniou et al. 2019, https://arxiv.org/abs/1810.09502",
+        "beside maml-omniglot, as many outer steps",
+        12,
+    ),
+    "imaml-omniglot": Recipe(
+        _imaml,
+        "iMAML: the implicit gradient of 16 proximal inner steps",
+        "Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630",
+        "beside maml-omniglot, as many outer steps",
+        12,
     ),
     "protonet-omniglot": Recipe(
         _closed_form,

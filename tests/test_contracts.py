@@ -25,6 +25,9 @@ INNER_OPTIMIZERS = {
     "momentum": adapt.from_optax(optax.sgd(0.1, momentum=0.9)),
     "adam": adapt.from_optax(optax.adam(0.1, eps_root=1e-8)),
     "meta_sgd": adapt.meta_sgd(0.1),
+    "lslr": adapt.lslr(0.1, num_steps=2),
+    "per_step": adapt.per_step(adapt.meta_sgd(0.1), "head", num_steps=2),
+    "proximal adam": adapt.proximal(adapt.from_optax(optax.adam(0.1, eps_root=1e-8)), 0.5),
     "adapt_only sgd": adapt.adapt_only(adapt.sgd(0.1), "head"),
     "adapt_only meta_sgd": adapt.adapt_only(adapt.meta_sgd(0.1), lambda path: path == "head"),
     "adapt_only adam": adapt.adapt_only(adapt.from_optax(optax.adam(0.1)), {"body": False, "head": True}),
@@ -32,7 +35,12 @@ INNER_OPTIMIZERS = {
 STRATEGIES = {
     "exact": adapt.exact(),
     "mixed_mode": adapt.mixed_mode(),
+    "remat": adapt.exact(remat=jax.checkpoint_policies.nothing_saveable),
     "segments": adapt.exact(num_segments=2),
+    "mixed_mode segments": adapt.mixed_mode(num_segments=2, save_gradients=True),
+    "forward_mode": adapt.forward_mode(lambda path: True),
+    "evolution_strategy": adapt.evolution_strategy(num_pairs=2),
+    "persistent_evolution_strategy": adapt.persistent_evolution_strategy(num_truncations=2, num_pairs=2),
     "truncated": adapt.truncated(1),
     "first_order": adapt.first_order(),
     "reptile": adapt.reptile(),
@@ -43,6 +51,12 @@ def loss_fn(params, batch):
     x, y = batch
     loss = jnp.mean((jnp.tanh(x * params["body"]) * params["head"] - y) ** 2)
     return loss, {"mse": loss}
+
+
+def dropout_loss(params, batch, key):
+    x, y = batch
+    keep = 1.0 if key is None else jax.random.bernoulli(key, 0.5, x.shape).astype(x.dtype)
+    return loss_fn(params, (x * keep, y))
 
 
 def embed_fn(params, x):
@@ -70,6 +84,9 @@ def learners(dtype=jnp.float32):
     )  # fmt: skip
     for name in ("maml", "fomaml", "anil", "meta_sgd", "reptile"):
         yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_steps=2, batch_size=2, microbatch=1)
+    yield "imaml", jaxmeta.imaml(init_fn, loss_fn, num_steps=2, solver=adapt.conjugate_gradient(2))
+    yield "maml_plus_plus", jaxmeta.maml_plus_plus(init_fn, loss_fn, num_steps=2, num_annealing_steps=10)
+    yield "dropout", jaxmeta.maml(init_fn, dropout_loss, num_steps=2, stochastic=True, microbatch=1)
     yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_steps=2)
     for name in CLASSIFIERS:
         yield name, getattr(jaxmeta, name)(init_fn, embed_fn, num_ways=2, optimizer=optax.adam(1e-3), microbatch=1)
@@ -120,7 +137,8 @@ def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name):
     jax.tree.map(np.testing.assert_array_equal, (state, tasks), before)
     params, old = after.meta_params.params, before[0].meta_params.params
     assert params["body"] != old["body"]
-    assert (params["head"] != old["head"]) == (name != "cavia")  # there it is the context
+    unused = ("cavia", "maml per_step")  # there it is the context, or has other values for each step
+    assert (params["head"] != old["head"]) == (name not in unused)
 
 
 @over_learners

@@ -76,6 +76,7 @@ OF_MAML = {
     "num_steps": count(1),
     "num_eval_steps": optional(count(1)),
     "batch_size": optional(count(1)),
+    "loss_weights": optional(not_callable),
     "optimizer": transform,
     "microbatch": optional(count(1)),
 }
@@ -109,8 +110,44 @@ TABLE = {
     "adapt.from_optax": (adapt.from_optax, {}, {"transform": transform}),
     "adapt.adapt_only": (adapt.adapt_only, {"where": "head"}, {"optimizer": inner}),
     "adapt.truncated": (adapt.truncated, {}, {"num_exact": count(0)}),
-    "adapt.exact": (adapt.exact, {}, {"num_segments": count(1)}),
+    "adapt.exact": (adapt.exact, {}, {"num_segments": count(1), "remat": optional(not_callable)}),
     "adapt.mixed_mode": (adapt.mixed_mode, {}, {"num_segments": count(1)}),
+    "adapt.auto": (adapt.auto, {}, {"memory_budget": optional(count(1))}),
+    "adapt.implicit": (adapt.implicit, {}, {"solver": not_callable, "damping": number}),
+    "adapt.conjugate_gradient": (adapt.conjugate_gradient, {}, {"num_steps": count(1)}),
+    "adapt.neumann_series": (adapt.neumann_series, {}, {"num_terms": count(1)}),
+    "adapt.evolution_strategy": (
+        adapt.evolution_strategy,
+        {},
+        {"num_pairs": count(1), "std": st.one_of(number, st.just(0.0), st.just(0))},
+    ),
+    "adapt.persistent_evolution_strategy": (
+        adapt.persistent_evolution_strategy,
+        {"num_truncations": 2},
+        {"num_truncations": count(1), "num_pairs": count(1), "std": number},
+    ),
+    "adapt.lslr": (
+        adapt.lslr,
+        {"learning_rate": 0.1, "num_steps": 2},
+        {"learning_rate": number, "num_steps": count(1)},
+    ),
+    "adapt.per_step": (
+        adapt.per_step,
+        {"optimizer": adapt.sgd(0.1), "where": "head", "num_steps": 2},
+        {"optimizer": inner, "num_steps": count(1)},
+    ),
+    "adapt.proximal": (
+        adapt.proximal,
+        {"optimizer": adapt.sgd(0.1), "strength": 1.0},
+        {"optimizer": inner, "strength": number},
+    ),
+    "imaml": (jaxmeta.imaml, FUNCTIONS, OF_MAML | {"strength": number, "learning_rate": number, "damping": number}),
+    "maml_plus_plus": (
+        jaxmeta.maml_plus_plus,
+        FUNCTIONS | {"num_annealing_steps": 10},
+        {name: bad for name, bad in OF_MAML.items() if name != "loss_weights"}
+        | {"learning_rate": number, "num_annealing_steps": count(1)},
+    ),
     "tasks.sinusoid": (tasks.sinusoid, {}, SHOTS),
     "tasks.linear": (tasks.linear, {}, SHOTS | {"noise": number}),
     "tasks.quadratic": (tasks.quadratic, {}, SHOTS | {"noise": number}),

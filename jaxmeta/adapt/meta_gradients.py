@@ -129,7 +129,7 @@ def forward_mode(where: Where = lambda path: path.startswith("hyper/")) -> MetaG
 
             directions = jnp.eye(flat.size, dtype=flat.dtype)
             value, slopes = jax.vmap(derivative, out_axes=(None, 0))(directions)
-            return value, merge(unravel(slopes), jax.tree.map(jnp.zeros_like, meta_params))
+            return value, merge(unravel(slopes.astype(flat.dtype)), jax.tree.map(jnp.zeros_like, meta_params))
 
         return task_gradient
 
@@ -207,7 +207,7 @@ def num_sources(sources: PyTree) -> int:
 
 
 def _check_num_segments(value: int | str) -> None:
-    if value != "sqrt":
+    if not isinstance(value, str) or value != "sqrt":
         check_integer("num_segments", value, minimum=1)
 
 

@@ -19,8 +19,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import adapt, nn
-from jaxmeta.algorithms.maml import _check_query, _check_task, _check_tasks
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_number, check_params
+from jaxmeta.checks import (
+    check_callable,
+    check_fields,
+    check_integer,
+    check_number,
+    check_params,
+    check_query,
+    check_task,
+    check_tasks,
+)
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task
 
 EmbedFn: TypeAlias = Callable[..., Any]  # (params, x) -> features [B, D]; a flax module's `apply` has further arguments
@@ -224,17 +232,17 @@ def _closed_form(
         return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0))
 
     def update(key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
-        _check_tasks(tasks)
+        check_tasks(tasks)
         gradient = jax.value_and_grad(task_loss, has_aux=True)
         (loss, metrics), grads = adapt.mean_over_tasks(gradient, microbatch, state.meta_params, tasks)
         return adapt.outer_step(optimizer, state, loss, metrics, grads)
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Adapted:
-        _check_task(task)
+        check_task(task)
         return fit(meta_params, task.support, num_eval_ways)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
-        _check_query(task)
+        check_query(task)
         _, metrics = loss_fn(fit(meta_params, task.support, num_eval_ways), task.query)
         guess = {"loss": jnp.log(float(num_eval_ways)), "accuracy": 1 / num_eval_ways}
         return {name: jnp.stack([jnp.asarray(guess[name], after.dtype), after]) for name, after in metrics.items()}

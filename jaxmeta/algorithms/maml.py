@@ -25,7 +25,17 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_loss_fn, check_number, check_params
+from jaxmeta.checks import (
+    check_callable,
+    check_fields,
+    check_integer,
+    check_loss_fn,
+    check_number,
+    check_params,
+    check_query,
+    check_task,
+    check_tasks,
+)
 from jaxmeta.types import (
     Batch,
     InitFn,
@@ -146,17 +156,17 @@ def maml(
             keys = jax.random.split(inner_key, num_steps)
             return task_gradient(gradient_key, meta_params, keys, _Judged(task, query_key, weights))
 
-        keys = jax.random.split(key, _check_tasks(tasks))
+        keys = jax.random.split(key, check_tasks(tasks))
         (loss, metrics), grads = adapt.mean_over_tasks(gradient, microbatch, state.meta_params, (keys, tasks))
         return adapt.outer_step(optimizer, state, loss, metrics, grads)
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
-        _check_task(task)
+        check_task(task)
         state, _ = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support)
         return inner_optimizer.params(meta_params, state.fast)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
-        _check_query(task)
+        check_query(task)
         judge = lambda params: _metrics(*loss_of(params, task.query, None))
         state, trace = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support, observe=judge)
         last = judge(inner_optimizer.params(meta_params, state.fast))
@@ -195,28 +205,6 @@ def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
         raise ValueError(f"batch_size must be at most the {num_examples} examples of the support set, got {batch_size}")
     chosen = jax.random.choice(key, num_examples, (batch_size,), replace=False)
     return jax.tree.map(lambda x: x[chosen], batch)
-
-
-def _check_tasks(tasks: Task) -> int:
-    """N, the leading axis that all arrays of `tasks` share."""
-    _check_query(tasks)
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-    if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(
-            f"tasks must be stacked, every array with the same leading axis N; the leading axes are {sizes}"
-        )
-    return sizes.pop()[0]
-
-
-def _check_task(task: Task) -> None:
-    if not isinstance(task, Task):
-        raise ValueError(f"task must be a jaxmeta.Task(support, query), got {type(task).__name__}")
-
-
-def _check_query(task: Task) -> None:
-    _check_task(task)
-    if not jax.tree.leaves(task.query):
-        raise ValueError("task must have a query set to be judged on, got none: Task(support, query)")
 
 
 def fomaml(init_fn: InitFn, loss_fn: LossFn, **kwargs) -> MetaLearner:
@@ -306,6 +294,7 @@ def maml_plus_plus(
 
     >>> learner = maml_plus_plus(lambda key: 0.0, lambda params, batch: (params**2, {}), num_annealing_steps=100)
     """
+    check_integer("num_annealing_steps", num_annealing_steps, minimum=1)
     kwargs.setdefault("inner_optimizer", adapt.lslr(learning_rate, num_steps))
     loss_weights = multi_step_weights(num_steps, num_annealing_steps)
     return maml(init_fn, loss_fn, num_steps=num_steps, loss_weights=loss_weights, **kwargs)
