@@ -1,0 +1,102 @@
+"""Who competes: jaxmeta, and the JAX that people write. PyTorch's libraries are in `peers`.
+
+A contender builds one exact meta-step of a case from given weights: inner loop, meta-gradient, outer Adam. What it
+builds has taken its first step, and tells the meta-gradient of it: the check of agreement and the clock see the same
+program.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+import jaxmeta
+from benchmarks.cases import Case, cast
+from benchmarks.measure import Program
+from jaxmeta import Task
+from jaxmeta.types import PyTree
+
+OUTER_RATE = 1e-3
+_FIRST_MOMENT = 1 - 0.9  # what Adam's first moment is, after one step, in gradients
+
+
+class MetaStep(NamedTuple):
+    """What a contender built. `gradient`, of the first step, is in numpy and the layout of the case's parameters."""
+
+    program: Program
+    gradient: PyTree
+
+
+class Contender(NamedTuple):
+    """build: (case, params, dtype) -> MetaStep; it raises `Unavailable` where it cannot run."""
+
+    name: str
+    build: Callable[[Case, PyTree, DTypeLike], MetaStep]
+
+
+class Unavailable(Exception):
+    """A contender that is not installed, does not run here or has no such network; the message says what to do."""
+
+
+def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    learner = jaxmeta.maml(
+        lambda key: cast(params, dtype), case.loss,
+        inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate), num_steps=case.num_steps,
+        optimizer=optax.adam(OUTER_RATE), microbatch=case.microbatch,
+    )  # fmt: skip
+    tasks = cast(case.tasks, dtype)
+    key, update = jax.random.key(0), jax.jit(learner.update)
+    return _jax_meta_step(lambda state: update(key, state, tasks)[0], learner.init(key), lambda state: state.opt_state)
+
+
+def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    init, update = plain_update(case)
+    update, tasks = jax.jit(update), cast(case.tasks, dtype)
+    return _jax_meta_step(lambda state: update(state, tasks), init(cast(params, dtype)), lambda state: state[1])
+
+
+def plain_update(case: Case) -> tuple[Callable, Callable]:
+    """`jax.grad(mean(vmap(task_loss)))`, the program of most tutorials: (params) -> state, (state, tasks) -> state."""
+    optimizer = optax.adam(OUTER_RATE)
+
+    def task_loss(params: PyTree, task: Task) -> jax.Array:
+        for _ in range(case.num_steps):
+            grads = jax.grad(case.plain_loss)(params, task.support)
+            params = jax.tree.map(lambda p, g: p - case.learning_rate * g, params, grads)
+        return case.plain_loss(params, task.query)
+
+    def meta_loss(params: PyTree, tasks: Task) -> jax.Array:
+        return jnp.mean(jax.vmap(task_loss, (None, 0))(params, tasks))
+
+    def update(state: tuple, tasks: Task) -> tuple:
+        params, opt_state = state
+        grads = jax.grad(meta_loss)(params, tasks)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    return lambda params: (params, optimizer.init(params)), update
+
+
+JAXMETA, PLAIN = Contender("jaxmeta", build_jaxmeta), Contender("plain JAX", build_plain)
+
+
+def relative_error(actual: PyTree, expected: PyTree) -> float:
+    """||actual − expected|| / ||expected||, over all leaves."""
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
+    return float(norm(jax.tree.map(np.subtract, actual, expected)) / norm(expected))
+
+
+def _jax_meta_step(update: Callable, state: PyTree, opt_state_of: Callable) -> MetaStep:
+    states = [jax.block_until_ready(update(state))]
+    (adam, *_) = opt_state_of(states[0])
+    moment = adam.mu.params if isinstance(adam.mu, jaxmeta.MetaParams) else adam.mu
+
+    def step() -> None:
+        states[0] = update(states[0])
+
+    gradient = jax.tree.map(lambda m: np.asarray(m) / _FIRST_MOMENT, moment)
+    return MetaStep(Program(step, lambda: jax.block_until_ready(states[0])), gradient)

@@ -1,0 +1,235 @@
+"""PyTorch's meta-learning libraries, each used as its own documentation does: imported only where they compete.
+
+Networks are written again, in PyTorch's own layout (channels first, weights [out, in]), with the parameters of the
+case's flax network under the same names. All compute the same meta-step: N tasks, the exact gradient, Adam.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jax.typing import DTypeLike
+from torch import Tensor, nn
+
+from benchmarks.cases import Case
+from benchmarks.contenders import OUTER_RATE, Contender, MetaStep, Unavailable
+from benchmarks.measure import Program
+from jaxmeta.types import PyTree
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Dense(nn.Module):
+    def __init__(self, kernel: Tensor, bias: Tensor):
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(kernel), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.kernel, self.bias)
+
+
+class ConvBatchNorm(nn.Module):
+    """Stride 2 with XLA's "SAME" padding, whose odd pixel goes to the end; statistics of the batch."""
+
+    def __init__(self, kernel: Tensor, scale: Tensor, bias: Tensor):
+        super().__init__()
+        self.kernel, self.scale, self.bias = nn.Parameter(kernel), nn.Parameter(scale), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = (max(0, (-(-x.shape[-1] // 2) - 1) * 2 + 3 - x.shape[-1] + odd) // 2 for odd in (0, 1))
+        y = F.conv2d(F.pad(x, (before, after) * 2), self.kernel, stride=2)
+        return F.batch_norm(y, None, None, self.scale, self.bias, training=True, eps=1e-3)
+
+
+class MLP(nn.Module):
+    def __init__(self, params: dict[str, dict[str, Tensor]]):
+        super().__init__()
+        self.hidden = [name for name in sorted(params) if name != "head"]
+        for name, layer in params.items():
+            self.add_module(name, Dense(**layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.hidden:
+            x = F.relu(getattr(self, name)(x))
+        return self.head(x)
+
+
+class Conv4(nn.Module):
+    def __init__(self, params: dict[str, dict[str, Tensor]]):
+        super().__init__()
+        for name, layer in params.items():
+            self.add_module(name, Dense(**layer) if name == "head" else ConvBatchNorm(**layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(4):
+            x = F.relu(getattr(self, f"block{i}")(x))
+        return self.head(x.mean((2, 3)))
+
+
+NETWORKS: dict[str, Callable[[dict], nn.Module]] = {"MLP": MLP, "Conv4": Conv4}
+
+
+class Problem:
+    """A case in PyTorch: its network with the given weights, its tasks, its loss, and Adam outside."""
+
+    def __init__(self, case: Case, params: PyTree, dtype: DTypeLike):
+        name = type(case.network).__name__
+        if name not in NETWORKS:
+            raise Unavailable(f"there is no {name} in benchmarks/peers.py: write it again in PyTorch there")
+        device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+        tensor = lambda x: torch.tensor(np.asarray(x), device=device)
+        self.module = NETWORKS[name](jax.tree.map(lambda p: tensor(_to_torch(p, dtype)), params["params"]))
+        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=OUTER_RATE)
+        support, query, _ = jax.tree.map(lambda x: tensor(_channels_first(x, dtype)), case.tasks)
+        self.stacked = (support, query)
+        self.tasks = [((support[0][i], support[1][i]), (query[0][i], query[1][i])) for i in range(case.num_tasks)]
+        self.num_steps, self.learning_rate, self.num_tasks = case.num_steps, case.learning_rate, case.num_tasks
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(prediction, y) if y.is_floating_point() else F.cross_entropy(prediction, y.long())
+
+    def meta_step(self, backward: Callable[[], None]) -> MetaStep:
+        """`backward` accumulates the meta-gradient in the module's parameters."""
+
+        def step() -> None:
+            self.optimizer.zero_grad()
+            backward()
+            self.optimizer.step()
+
+        wait = torch.cuda.synchronize if next(self.module.parameters()).is_cuda else lambda: None
+        step()
+        gradient: dict = {}
+        for path, parameter in self.module.named_parameters():
+            *layers, leaf = path.split(".")
+            node = functools.reduce(lambda node, layer: node.setdefault(layer, {}), layers, gradient)
+            node[leaf] = _to_flax(parameter.grad.cpu().numpy())
+        return MetaStep(Program(step, wait), {"params": gradient})
+
+
+def build_torch_func(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    """`torch.func.grad` inside, `vmap` over tasks, `backward` through both."""
+    problem = Problem(case, params, dtype)
+    module = problem.module
+
+    def loss(params: dict[str, Tensor], batch: Batch) -> Tensor:
+        x, y = batch
+        return problem.loss(torch.func.functional_call(module, params, (x,)), y)
+
+    def task_loss(params: dict[str, Tensor], support: Batch, query: Batch) -> Tensor:
+        for _ in range(problem.num_steps):
+            grads = torch.func.grad(loss)(params, support)
+            params = {name: p - problem.learning_rate * grads[name] for name, p in params.items()}
+        return loss(params, query)
+
+    def backward() -> None:
+        losses = torch.func.vmap(task_loss, (None, 0, 0))(dict(module.named_parameters()), *problem.stacked)
+        losses.mean().backward()
+
+    return problem.meta_step(backward)
+
+
+def build_higher(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    """Grefenstette et al., "Generalized Inner Loop Meta-Learning" (2019), https://arxiv.org/abs/1910.01727"""
+    import higher
+
+    problem = Problem(case, params, dtype)
+    inner = torch.optim.SGD(problem.module.parameters(), lr=problem.learning_rate)
+
+    def backward() -> None:
+        for (x, y), (query_x, query_y) in problem.tasks:
+            with higher.innerloop_ctx(problem.module, inner, copy_initial_weights=False) as (module, optimizer):
+                for _ in range(problem.num_steps):
+                    optimizer.step(problem.loss(module(x), y))
+                (problem.loss(module(query_x), query_y) / problem.num_tasks).backward()
+
+    return problem.meta_step(backward)
+
+
+def build_torchopt(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    """Ren et al., "TorchOpt: An Efficient Library for Differentiable Optimization" (2023),
+    https://arxiv.org/abs/2211.06934"""
+    import torchopt
+
+    problem = Problem(case, params, dtype)
+    module = problem.module
+    inner = torchopt.MetaSGD(module, lr=problem.learning_rate)
+
+    def backward() -> None:
+        start = torchopt.extract_state_dict(module, by="reference"), torchopt.extract_state_dict(inner, by="reference")
+        for (x, y), (query_x, query_y) in problem.tasks:
+            for _ in range(problem.num_steps):
+                inner.step(problem.loss(module(x), y))
+            (problem.loss(module(query_x), query_y) / problem.num_tasks).backward()
+            torchopt.recover_state_dict(module, start[0])
+            torchopt.recover_state_dict(inner, start[1])
+
+    return problem.meta_step(backward)
+
+
+def build_learn2learn(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    """Arnold et al., "learn2learn: A Library for Meta-Learning Research" (2020), https://arxiv.org/abs/2008.12284"""
+    from learn2learn.algorithms import MAML
+
+    problem = Problem(case, params, dtype)
+    maml = MAML(problem.module, lr=problem.learning_rate)
+
+    def backward() -> None:
+        for (x, y), (query_x, query_y) in problem.tasks:
+            learner = maml.clone()
+            for _ in range(problem.num_steps):
+                learner.adapt(problem.loss(learner(x), y))
+            (problem.loss(learner(query_x), query_y) / problem.num_tasks).backward()
+
+    return problem.meta_step(backward)
+
+
+def _or_unavailable(build: Callable) -> Callable:
+    """Whatever keeps someone else's library from running is a reason to print, not an error of the benchmark."""
+
+    @functools.wraps(build)
+    def guarded(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+        try:
+            return build(case, params, dtype)
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+
+    return guarded
+
+
+CONTENDERS = [
+    Contender(name, _or_unavailable(build))
+    for name, build in {
+        "torch.func": build_torch_func,
+        "higher": build_higher,
+        "TorchOpt": build_torchopt,
+        "learn2learn": build_learn2learn,
+    }.items()
+]
+
+
+def set_precision(allow_tf32: bool) -> None:
+    """The same for products and convolutions, whose defaults differ in PyTorch."""
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
+def _to_torch(param: jax.Array, dtype: DTypeLike) -> np.ndarray:
+    """[kh, kw, C, F] -> [F, C, kh, kw] and [in, out] -> [out, in]."""
+    array = np.asarray(param, dtype)
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+
+
+def _to_flax(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _channels_first(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Images [N, B, H, W, C] -> [N, B, C, H, W]; anything else as it is."""
+    if np.issubdtype(x.dtype, np.floating):
+        x = x.astype(dtype)
+    return np.ascontiguousarray(np.moveaxis(x, -1, 2)) if x.ndim == 5 else x

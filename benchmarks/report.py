@@ -1,0 +1,101 @@
+"""What a benchmark leaves: a table on the screen, a JSON file with the machine and every sample, and a picture."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+_LIBRARIES = ("jaxmeta", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "higher", "torchopt", "learn2learn")
+
+
+def machine() -> dict[str, Any]:
+    """Versions and device, all that a figure depends on besides the program."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:  # of the peers; their contenders say so
+            continue
+    device = jax.devices()[0]
+    kind = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
+    return {"versions": versions, "device": {**kind, "processor": platform.machine(), "cores": os.cpu_count()}}
+
+
+def default_path(name: str, quick: bool) -> Path:
+    """`benchmarks/results/<device>/NAME.json`; with `quick`, which must not overwrite a real result, under `runs/`."""
+    device = jax.devices()[0]
+    kind = "cpu" if device.platform == "cpu" else re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
+    folder = Path("runs", "benchmarks") if quick else Path(__file__).parent / "results"
+    return folder / kind / f"{name}.json"
+
+
+def write_report(
+    path: Path, name: str, rows: Sequence[Row], draw: Callable[[Sequence[Row], str], "Figure"]
+) -> Sequence[Row]:
+    """Writes the JSON file and its picture, and says where.
+
+    Rows of other cases that the file already has are kept if they come from the same machine and versions, so that a
+    long benchmark may be run case by case.
+    """
+    where = machine()
+    kept = _rows_of_others(path, where, {row["case"] for row in rows})
+    rows = [*kept, *rows]
+    report = {"benchmark": name, "written": datetime.now(UTC).isoformat(timespec="seconds"), **where, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    device = where["device"]
+    figure = draw(rows, f"{device['kind']}, {device['cores']} cores" if device["platform"] == "cpu" else device["kind"])
+    figure.savefig(path.with_suffix(".png"))
+    print(f"\n{path}\n{path.with_suffix('.png')}")
+    return rows
+
+
+def _rows_of_others(path: Path, where: dict[str, Any], cases: Collection[str]) -> list[Row]:
+    if not path.exists():
+        return []
+    old = json.loads(path.read_text())
+    same = all(old.get(key) == value for key, value in where.items())
+    return [row for row in old["rows"] if row["case"] not in cases] if same else []
+
+
+def print_table(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
+    """Columns as wide as they need to be, the first to the left and the others to the right.
+
+    >>> print_table(["name", "ms"], [["a", 1.5], ["long", 12]])
+    name   ms
+    a     1.5
+    long   12
+    """
+    cells = [[_text(cell) for cell in line] for line in (headings, *lines)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    for line in cells:
+        first, *others = (
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print("  ".join([first, *others]).rstrip())
+
+
+def _text(value: Any) -> str:
+    """Three digits of a number, a dash where there is none."""
+    if value is None:
+        return "–"
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

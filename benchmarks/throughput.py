@@ -1,0 +1,181 @@
+"""Tasks per second of one exact meta-step: jaxmeta, plain JAX and PyTorch's libraries, interleaved in one run.
+
+All have the same weights, tasks and loss. First each shows in float64 that it computes the same meta-gradient; one that
+does not is not timed. The limit is the rate of a large matrix product, which takes its turns with the rest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import numpy as np
+
+from benchmarks.cases import FAMILIES, Case
+from benchmarks.contenders import JAXMETA, PLAIN, Contender, Unavailable, relative_error
+from benchmarks.measure import float64, interleave, matrix_product, summary
+from benchmarks.options import Options as CommonOptions
+from benchmarks.options import choose
+from benchmarks.pictures import COLORS, panels
+from benchmarks.report import Row, print_table, write_report
+from jaxmeta.types import PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_QUICK = "sinusoid-t25-k1,omniglot-mlp-t32-k1"
+_TOLERANCE_FLOAT64 = 1e-9
+_TOLERANCE = {"float32": 1e-2, "tf32": 1e-1}  # wide: batch norm and a large inner rate multiply rounding errors
+_PRODUCT = "matrix product"
+
+
+@dataclass(frozen=True)
+class Options(CommonOptions):
+    num_rounds: int = 11
+    """Samples of each contender."""
+    precision: Literal["float32", "tf32"] = "float32"
+    """Of products on NVIDIA GPUs, for all contenders."""
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    """`family-tN-kK` for each N tasks and K inner steps of each family."""
+    return {
+        f"{family}-t{num_tasks}-k{num_steps}": partial(build, num_tasks, num_steps)
+        for family, (build, variants) in FAMILIES.items()
+        for num_tasks, num_steps in variants
+    }
+
+
+def run(options: Options, path: Path) -> Sequence[Row]:
+    chosen = choose(options.cases or (_QUICK if options.quick else "*"), cases())
+    contenders = [JAXMETA, PLAIN, *_peers(options.precision)]
+    num_rounds = 3 if options.quick else options.num_rounds
+    rows: list[Row] = []
+    with jax.default_matmul_precision("highest" if options.precision == "float32" else "tensorfloat32"):
+        for name, build in chosen.items():
+            rows += compete(name, build(), contenders, num_rounds, _TOLERANCE[options.precision])
+            _print_case([row for row in rows if row["case"] == name])
+    return write_report(path, "throughput", rows, draw)
+
+
+def compete(
+    name: str, case: Case, contenders: Sequence[Contender], num_rounds: int, tolerance: float = _TOLERANCE["float32"]
+) -> list[Row]:
+    """A row for each contender: checked and timed, or why not; and one for the matrix product."""
+    params = jax.tree.map(np.asarray, case.init(jax.random.key(0)))
+    built, rows = {}, {}
+    for contender, step, verdict in check(case, params, contenders, tolerance):
+        rows[contender.name] = {"case": name, "contender": contender.name, **verdict}
+        if step is not None:
+            built[contender.name] = step
+    product = matrix_product()
+    programs = {who: step.program for who, step in built.items()} | {_PRODUCT: product.program}
+    times = {who: summary(samples) for who, samples in interleave(programs, num_rounds=num_rounds).items()}
+
+    rate = product.flops / times[_PRODUCT]["median"]
+    rows[_PRODUCT] = {"case": name, "contender": _PRODUCT, "flops": product.flops, **times[_PRODUCT]}
+    flops = case.flops()
+    for who in built:
+        seconds = times[who]["median"]
+        rows[who] |= {
+            "num_tasks": case.num_tasks,
+            "num_steps": case.num_steps,
+            "flops": flops,
+            "tasks_per_second": case.num_tasks / seconds,
+            "speed_relative_to_jaxmeta": times[JAXMETA.name]["median"] / seconds,
+            "fraction_of_matrix_product_rate": flops / seconds / rate,
+            **times[who],
+        }
+    return list(rows.values())
+
+
+def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance: float):
+    """Builds each contender; yields it, its meta-step or None, and its errors or the reason why it is left out.
+
+    The reference is plain JAX. In float64 two of the tasks suffice; the program to be timed, in float32, is then held
+    against the reference in float32.
+    """
+    two = case._replace(tasks=jax.tree.map(lambda x: x[:2], case.tasks))
+    with float64():
+        exact = PLAIN.build(two, params, np.float64).gradient
+    plain = PLAIN.build(case, params, np.float32)
+    for contender in contenders:
+        try:
+            with float64():
+                error64 = relative_error(contender.build(two, params, np.float64).gradient, exact)
+            step = plain if contender == PLAIN else contender.build(case, params, np.float32)
+        except Unavailable as reason:
+            yield contender, None, {"skipped": str(reason)}
+            continue
+        errors = {"error_float64": error64, "error_float32": relative_error(step.gradient, plain.gradient)}
+        if errors["error_float64"] <= _TOLERANCE_FLOAT64 and errors["error_float32"] <= tolerance:
+            yield contender, step, errors
+        else:
+            message = f"another meta-gradient: relative error {error64:.1e} in float64, {errors['error_float32']:.1e}"
+            yield contender, None, {"skipped": f"{message} as timed", **errors}
+
+
+def _peers(precision: str) -> list[Contender]:
+    try:
+        from benchmarks import peers
+    except ImportError as error:
+        print(f"without PyTorch's libraries ({error}): pip install -e '.[peers]' adds them")
+        return []
+    peers.set_precision(allow_tf32=precision == "tf32")
+    return peers.CONTENDERS
+
+
+def _print_case(rows: Sequence[Row]) -> None:
+    product = next(row for row in rows if row["contender"] == _PRODUCT)
+    print(f"\n{rows[0]['case']}; matrix product {product['flops'] / product['median'] / 1e9:,.0f} GFLOP/s")
+    timed = [row for row in rows if "tasks_per_second" in row]
+    print_table(
+        ["", "tasks/s", "× jaxmeta", "of product", "ms", "min", "max", "error float64", "float32"],
+        [
+            [
+                row["contender"], row["tasks_per_second"], row["speed_relative_to_jaxmeta"],
+                f"{row['fraction_of_matrix_product_rate']:.1%}",
+                *(1e3 * row[key] for key in ("median", "min", "max")),
+                f"{row['error_float64']:.0e}", f"{row['error_float32']:.0e}",
+            ]
+            for row in timed
+        ],
+    )  # fmt: skip
+    for row in rows:
+        if "skipped" in row:
+            print(f"{row['contender']}: {row['skipped']}")
+
+
+def draw(rows: Sequence[Row], device: str) -> "Figure":
+    """A panel of bars for each case: the median of tasks per second, with whiskers from the slowest to the fastest."""
+    timed = [row for row in rows if "tasks_per_second" in row]
+    names = list(dict.fromkeys(row["case"] for row in timed))
+    contenders = list(dict.fromkeys(row["contender"] for row in timed))
+    num_columns = min(2, len(names))
+    num_rows = -(-len(names) // num_columns)
+    figure, axes = panels(num_rows, num_columns, f"One exact meta-step, float32, on {device}", width=5.6, height=2.4)
+    for panel, name in zip(axes.flat, names, strict=False):
+        for i, row in enumerate(row for row in timed if row["case"] == name):
+            speed, slowest, fastest = (row["num_tasks"] / row[key] for key in ("median", "max", "min"))
+            color = COLORS[contenders.index(row["contender"]) % len(COLORS)]
+            panel.barh(i, speed, xerr=[[speed - slowest], [fastest - speed]], color=color, capsize=3)
+            percent = 100 * row["fraction_of_matrix_product_rate"]
+            label = f" {speed:,.0f}/s = {row['speed_relative_to_jaxmeta']:.2g}× ({percent:.2g}%)"
+            panel.text(fastest, i, label, va="center", fontsize=8)
+        labels = [row["contender"] for row in timed if row["case"] == name]
+        panel.set_yticks(range(len(labels)), labels)
+        panel.invert_yaxis()
+        panel.set_xlim(0, 1.7 * max(row["num_tasks"] / row["min"] for row in timed if row["case"] == name))
+        panel.set(title=_title(next(row for row in timed if row["case"] == name)), xlabel="tasks per second")
+        panel.grid(False, axis="y")
+    for panel in axes.flat[len(names) :]:
+        panel.set_visible(False)
+    figure.supxlabel("×: speed relative to jaxmeta; %: of this machine's matrix-product rate", fontsize=9)
+    return figure
+
+
+def _title(row: Row) -> str:
+    family = row["case"].rsplit("-t", 1)[0]
+    return f"{family}, {row['num_tasks']} task{'s' * (row['num_tasks'] > 1)}, K = {row['num_steps']}"
