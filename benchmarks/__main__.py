@@ -18,8 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = argv[0]
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return _fail(f"there is no benchmark {name!r}: {hint}\n\n{_usage()}")
+        hint = f": did you mean {near[0]}?" if near else ""
+        return _fail(f"there is no benchmark {name!r}{hint}\n\n{_usage()}")
+    from benchmarks.options import UnknownCase
     from benchmarks.report import default_path
 
     benchmark = importlib.import_module(f"benchmarks.{name}")
@@ -28,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         benchmark.run(options, options.json or default_path(name, options.quick))
-    except ValueError as error:
+    except UnknownCase as error:
         return _fail(str(error))
     return 0
 
 
 def _usage() -> str:
     lines = [
-        "usage: python -m benchmarks NAME [--quick] [--json FILE] [--cases A,B]; NAME --help explains the options",
+        "usage: python -m benchmarks NAME [--quick] [--json FILE] [--cases A,B]; NAME --help explains them",
         "",
     ]
     for name in BENCHMARKS:

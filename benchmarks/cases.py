@@ -151,7 +151,8 @@ def resnet12(num_tasks: int, num_steps: int) -> Case:
 
 def transformer(num_tasks: int, num_steps: int) -> Case:
     tasks = sequences(num_tasks, 4, 4, 128, 64)
-    return Case(nn.Transformer(num_tokens=64, num_layers=4), nn.cross_entropy, tasks, num_steps, 0.01, _one_at_a_time())
+    network = nn.Transformer(num_outputs=64, max_length=128, num_tokens=64, num_layers=4, width=64)
+    return Case(network, nn.cross_entropy, tasks, num_steps, 0.1, _one_at_a_time())
 
 
 # family: its builder, and the (N, K) that are run
@@ -161,5 +162,5 @@ FAMILIES: dict[str, tuple[Callable[[int, int], Case], list[tuple[int, int]]]] = 
     "conv4": (conv4, [(8, 1), (8, 5), (32, 1), (32, 5)]),
     "conv4-20way": (conv4_20way, [(4, 1), (4, 5)]),
     "resnet12": (resnet12, [(1, 1), (2, 1), (2, 5)]),
-    "transformer": (transformer, [(8, 1), (8, 5)]),
+    "transformer": (transformer, [(4, 1), (4, 5)]),
 }

@@ -1,4 +1,4 @@
-"""Error of the meta-gradient against the exact one in float64: of approximations, of precisions, against inner steps.
+"""Error of the meta-gradient against the exact one in float64: approximations and precisions.
 
 Approximations are computed in float64, so that their error is theirs alone; precisions are those of the exact gradient.
 Reptile gives a direction, and is judged after the best rescaling. Samples are initialisations.

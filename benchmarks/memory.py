@@ -70,7 +70,8 @@ def _small_mlp(size: int, num_tasks: int, num_steps: int) -> Case:
 
 def _transformer(size: int, num_tasks: int, num_steps: int) -> Case:
     tasks = sequences(num_tasks, 4, 4, 128, 64)
-    return Case(nn.Transformer(num_tokens=64, num_layers=size), nn.cross_entropy, tasks, num_steps, 0.01)
+    network = nn.Transformer(num_outputs=64, max_length=128, num_tokens=64, num_layers=size, width=64)
+    return Case(network, nn.cross_entropy, tasks, num_steps, 0.1)
 
 
 _STEPS = (1, 5, 20, 100, 500)

@@ -20,11 +20,15 @@ class Options:
     """Cases to run, with commas between; sinusoid stands for all sinusoid-..., and * for anything. All if None."""
 
 
+class UnknownCase(ValueError):
+    """A name that chooses no case; the message says which there are."""
+
+
 def choose(names: str, table: Mapping[str, T]) -> dict[str, T]:
     """The entries of `table` that `names` chooses: by name, by what comes before a hyphen, or with a *.
 
     Raises:
-      ValueError: a name that chooses nothing.
+      UnknownCase: a name that chooses nothing.
 
     >>> choose("conv4-t8", {"mlp-t1-k1": 0, "conv4-t8-k1": 1, "conv4-t8-k5": 2})
     {'conv4-t8-k1': 1, 'conv4-t8-k5': 2}
@@ -36,6 +40,6 @@ def choose(names: str, table: Mapping[str, T]) -> dict[str, T]:
         if not found:
             near = difflib.get_close_matches(name, table, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"there is no case {name!r}: {hint}the cases are {', '.join(table)}")
+            raise UnknownCase(f"there is no case {name!r}: {hint}the cases are {', '.join(table)}")
         chosen |= found
     return chosen

@@ -6,6 +6,7 @@ case's flax network under the same names. All compute the same meta-step: N task
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from jax.typing import DTypeLike
 from torch import Tensor, nn
 
+import jaxmeta
 from benchmarks.cases import Case
 from benchmarks.contenders import OUTER_RATE, Contender, MetaStep, Unavailable
 from benchmarks.measure import Program
@@ -32,36 +34,53 @@ class Dense(nn.Module):
 
 
 class ConvBatchNorm(nn.Module):
-    """Stride 2 with XLA's "SAME" padding, whose odd pixel goes to the end; statistics of the batch."""
+    """XLA's "SAME" padding, whose odd pixel goes to the end, on square images; statistics of the batch."""
 
-    def __init__(self, kernel: Tensor, scale: Tensor, bias: Tensor):
+    def __init__(self, kernel: Tensor, scale: Tensor, bias: Tensor, *, stride: int, epsilon: float):
         super().__init__()
         self.kernel, self.scale, self.bias = nn.Parameter(kernel), nn.Parameter(scale), nn.Parameter(bias)
+        self.stride, self.epsilon = stride, epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        before, after = (max(0, (-(-x.shape[-1] // 2) - 1) * 2 + 3 - x.shape[-1] + odd) // 2 for odd in (0, 1))
-        y = F.conv2d(F.pad(x, (before, after) * 2), self.kernel, stride=2)
-        return F.batch_norm(y, None, None, self.scale, self.bias, training=True, eps=1e-3)
+        size, window = x.shape[-1], self.kernel.shape[-1]
+        total = max(0, (-(-size // self.stride) - 1) * self.stride + window - size)
+        if total % 2 == 0:
+            y = F.conv2d(x, self.kernel, stride=self.stride, padding=total // 2)
+        else:
+            y = F.conv2d(F.pad(x, (total // 2, total - total // 2) * 2), self.kernel, stride=self.stride)
+        return F.batch_norm(y, None, None, self.scale, self.bias, training=True, eps=self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, scale: Tensor, bias: Tensor):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(scale), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.scale, self.bias, eps=1e-5)
 
 
 class MLP(nn.Module):
-    def __init__(self, params: dict[str, dict[str, Tensor]]):
+    def __init__(self, network: jaxmeta.nn.MLP, params: dict[str, dict[str, Tensor]]):
         super().__init__()
-        self.hidden = [name for name in sorted(params) if name != "head"]
+        self.num_hidden = len(network.hidden)
         for name, layer in params.items():
             self.add_module(name, Dense(**layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        for name in self.hidden:
-            x = F.relu(getattr(self, name)(x))
+        for i in range(self.num_hidden):
+            x = F.relu(getattr(self, f"hidden{i}")(x))
         return self.head(x)
 
 
 class Conv4(nn.Module):
-    def __init__(self, params: dict[str, dict[str, Tensor]]):
+    """The strided one."""
+
+    def __init__(self, network: jaxmeta.nn.Conv4, params: dict[str, dict[str, Tensor]]):
         super().__init__()
-        for name, layer in params.items():
-            self.add_module(name, Dense(**layer) if name == "head" else ConvBatchNorm(**layer))
+        self.head = Dense(**params["head"])
+        for i in range(4):
+            self.add_module(f"block{i}", ConvBatchNorm(**params[f"block{i}"], stride=2, epsilon=1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
         for i in range(4):
@@ -69,7 +88,84 @@ class Conv4(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-NETWORKS: dict[str, Callable[[dict], nn.Module]] = {"MLP": MLP, "Conv4": Conv4}
+class ResNetBlock(nn.Module):
+    def __init__(self, params: dict[str, dict[str, Tensor]]):
+        super().__init__()
+        for name, layer in params.items():
+            self.add_module(name, ConvBatchNorm(**layer, stride=1, epsilon=1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.conv0(x), 0.1)
+        y = F.leaky_relu(self.conv1(y), 0.1)
+        return F.max_pool2d(F.leaky_relu(self.conv2(y) + self.shortcut(x), 0.1), 2)
+
+
+class ResNet12(nn.Module):
+    def __init__(self, network: Any, params: dict[str, dict]):
+        super().__init__()
+        self.num_blocks = len(network.widths)
+        self.head = Dense(**params["head"])
+        for i in range(self.num_blocks):
+            self.add_module(f"block{i}", ResNetBlock(params[f"block{i}"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(self.num_blocks):
+            x = getattr(self, f"block{i}")(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Embedding(nn.Module):
+    def __init__(self, embedding: Tensor):
+        super().__init__()
+        self.embedding = nn.Parameter(embedding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self.embedding)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, num_heads: int, params: dict[str, dict[str, Tensor]]):
+        super().__init__()
+        self.num_heads = num_heads
+        for name, layer in params.items():
+            self.add_module(name, LayerNorm(**layer) if name.startswith("norm") else Dense(**layer))
+
+    def forward(self, h: Tensor) -> Tensor:
+        batch, length, width = h.shape
+        heads = self.qkv(self.norm0(h)).reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            heads[0],
+            heads[1],
+            heads[2],
+        )  # [B, heads, T, D]; the fused attention has no second derivative
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        future = torch.ones(length, length, dtype=torch.bool, device=h.device).triu(1)
+        attention = torch.softmax(scores.masked_fill(future, -torch.inf), -1) @ value
+        h = h + self.out(attention.transpose(1, 2).reshape(batch, length, width))
+        return h + self.mlp(F.gelu(self.hidden(self.norm1(h)), approximate="tanh"))
+
+
+class Transformer(nn.Module):
+    def __init__(self, network: Any, params: dict[str, Any]):
+        super().__init__()
+        self.num_layers = network.num_layers
+        self.positions = nn.Parameter(params["positions"])
+        self.embed, self.head = Embedding(**params["embed"]), Dense(**params["head"])
+        self.norm = LayerNorm(**params["norm"])
+        for i in range(self.num_layers):
+            self.add_module(f"block{i}", TransformerBlock(network.num_heads, params[f"block{i}"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.positions[: x.shape[1]]
+        for i in range(self.num_layers):
+            h = getattr(self, f"block{i}")(h)
+        return self.head(self.norm(h))
+
+
+# by the name of jaxmeta's class: (network, params) -> module
+NETWORKS: dict[str, Callable[[Any, dict], nn.Module]] = {
+    network.__name__: network for network in (MLP, Conv4, ResNet12, Transformer)
+}
 
 
 class Problem:
@@ -81,7 +177,8 @@ class Problem:
             raise Unavailable(f"there is no {name} in benchmarks/peers.py: write it again in PyTorch there")
         device = "cpu" if jax.default_backend() == "cpu" else "cuda"
         tensor = lambda x: torch.tensor(np.asarray(x), device=device)
-        self.module = NETWORKS[name](jax.tree.map(lambda p: tensor(_to_torch(p, dtype)), params["params"]))
+        layout = lambda path, p: tensor(_to_torch(path[-1].key, np.asarray(p, dtype)))
+        self.module = NETWORKS[name](case.network, jax.tree_util.tree_map_with_path(layout, params["params"]))
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=OUTER_RATE)
         support, query, _ = jax.tree.map(lambda x: tensor(_channels_first(x, dtype)), case.tasks)
         self.stacked = (support, query)
@@ -89,7 +186,9 @@ class Problem:
         self.num_steps, self.learning_rate, self.num_tasks = case.num_steps, case.learning_rate, case.num_tasks
 
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(prediction, y) if y.is_floating_point() else F.cross_entropy(prediction, y.long())
+        if y.is_floating_point():
+            return F.mse_loss(prediction, y)
+        return F.cross_entropy(prediction.flatten(0, -2), y.flatten().long())
 
     def meta_step(self, backward: Callable[[], None]) -> MetaStep:
         """`backward` accumulates the meta-gradient in the module's parameters."""
@@ -105,7 +204,7 @@ class Problem:
         for path, parameter in self.module.named_parameters():
             *layers, leaf = path.split(".")
             node = functools.reduce(lambda node, layer: node.setdefault(layer, {}), layers, gradient)
-            node[leaf] = _to_flax(parameter.grad.cpu().numpy())
+            node[leaf] = _to_flax(leaf, parameter.grad.cpu().numpy())
         return MetaStep(Program(step, wait), {"params": gradient})
 
 
@@ -218,14 +317,17 @@ def set_precision(allow_tf32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allow_tf32
 
 
-def _to_torch(param: jax.Array, dtype: DTypeLike) -> np.ndarray:
-    """[kh, kw, C, F] -> [F, C, kh, kw] and [in, out] -> [out, in]."""
-    array = np.asarray(param, dtype)
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+def _to_torch(name: str, param: np.ndarray) -> np.ndarray:
+    """Kernels [kh, kw, C, F] -> [F, C, kh, kw] and [in, out] -> [out, in]; anything else as it is."""
+    if name != "kernel":
+        return param
+    return np.ascontiguousarray(param.transpose(3, 2, 0, 1) if param.ndim == 4 else param.T)
 
 
-def _to_flax(array: np.ndarray) -> np.ndarray:
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+def _to_flax(name: str, param: np.ndarray) -> np.ndarray:
+    if name != "kernel":
+        return param
+    return param.transpose(2, 3, 1, 0) if param.ndim == 4 else param.T
 
 
 def _channels_first(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:

@@ -3,20 +3,19 @@
 Each is a function of K, the number of inner steps, because segments have to divide it.
 """
 
-import math
 from collections.abc import Callable
 
 from jaxmeta import adapt
 
 
 def near_square_root(num_steps: int) -> int:
-    """The divisor of K nearest to √K: segments of that number keep memory for about 2√K steps.
+    """The divisor of K nearest to √K, the larger of two: so many segments keep memory for about 2√K steps.
 
     >>> near_square_root(100), near_square_root(20), near_square_root(7)
-    (10, 4, 1)
+    (10, 5, 7)
     """
-    divisors = (n for n in range(1, num_steps + 1) if num_steps % n == 0)
-    return min(divisors, key=lambda n: abs(math.log(n * n / num_steps)))
+    divisors = (n for n in range(num_steps, 0, -1) if num_steps % n == 0)
+    return min(divisors, key=lambda n: max(n * n, num_steps) / min(n * n, num_steps))
 
 
 Strategies = dict[str, Callable[[int], adapt.MetaGradient]]

@@ -1,4 +1,4 @@
-"""Tasks per second of one exact meta-step: jaxmeta, plain JAX and PyTorch's libraries, interleaved in one run.
+"""Tasks per second of one exact meta-step: jaxmeta, plain JAX and PyTorch's libraries in turns.
 
 All have the same weights, tasks and loss. First each shows in float64 that it computes the same meta-gradient; one that
 does not is not timed. The limit is the rate of a large matrix product, which takes its turns with the rest.

@@ -1,0 +1,126 @@
+"""Each benchmark runs on its smallest setting, and leaves JSON that says all and a picture."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import compile_time, gradient_error, memory
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.options import UnknownCase, choose
+from benchmarks.report import write_report
+from benchmarks.strategies import EXACT
+
+
+def quick(tmp_path, name, *arguments):
+    path = tmp_path / f"{name}.json"
+    assert main([name, "--quick", "--json", str(path), *arguments]) == 0
+    report = json.loads(path.read_text())
+    assert report["benchmark"] == name and report["versions"]["jax"] and report["device"]["kind"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return report["rows"]
+
+
+def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "benchmarks.peers", raising=False)
+    rows = quick(tmp_path, "throughput", "--cases", "sinusoid-t25-k1")
+    assert "pip install -e '.[peers]'" in capsys.readouterr().out
+    assert [row["contender"] for row in rows] == ["jaxmeta", "plain JAX", "matrix product"]
+    for row in rows[:2]:
+        assert len(row["samples"]) == 3 and row["min"] <= row["median"] <= row["max"]
+        assert row["tasks_per_second"] > 0 and 0 < row["fraction_of_matrix_product_rate"] < 1
+
+
+def test_memory(tmp_path):
+    rows = quick(tmp_path, "memory")
+    size = {(row["strategy"], row["num_steps"]): row["temporary_bytes"] for row in rows if row["sweep"] == "num_steps"}
+    assert {strategy for strategy, _ in size} == set(memory.STRATEGIES)
+    assert size["exact", 4] > size["exact", 1] > 0
+    assert size["first order", 4] < size["exact", 4]
+    assert all(len(row["samples"]) == 2 for row in rows)
+
+
+def test_memory_compiles_but_does_not_run_what_is_too_large():
+    options = memory.Options(max_bytes=0)
+    model = memory.QUICK_MODELS["few-shot-mlp"]
+    assert all(
+        "median" not in row and row["temporary_bytes"] > 0 for row in memory.measure("m", model, model.at, options)
+    )
+
+
+@pytest.mark.slow
+def test_a_process_grows_by_about_what_the_program_says():
+    at = {"size": 256, "num_tasks": 16, "num_steps": 20}
+    compiled, _ = memory.compile_step(memory.MODELS["few-shot-mlp"], "exact", at)
+    rows = [{"case": "few-shot-mlp", "strategy": "exact", "sweep": "num_steps", "median": 1.0, **at}]
+    memory._add_process_peaks("few-shot-mlp", memory.MODELS["few-shot-mlp"], rows)
+    assert rows[0]["process_bytes"] == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.3)
+
+
+def test_gradient_error(tmp_path):
+    rows = quick(tmp_path, "gradient_error")
+    error = {(row["method"], row["num_steps"]): row["relative_error"]["median"] for row in rows}
+    assert error["truncated(1)", 1] < 1e-14  # all of one step
+    assert error["first order", 1] == pytest.approx(error["truncated(K/2)", 1]) and error["first order", 1] > 1e-3
+    assert error["truncated(K/2)", 5] < error["first order", 5]
+    assert 1e-9 < error["float32", 5] < 1e-4 < error["bfloat16 parameters", 5] < 0.2
+    assert all(-1 <= row["cosine"]["min"] <= row["cosine"]["max"] <= 1 + 1e-12 for row in rows)
+
+
+def test_exact_strategies_have_no_error(x64):
+    case = gradient_error.CASES["sinusoid"](2, 4)
+    expected, *others = (
+        gradient_error.gradients(case, strategy(4), gradient_error.FLOAT64, 1)[0] for strategy in EXACT.values()
+    )
+    assert all(gradient_error.relative_distance(other, expected) < 1e-12 for other in others)
+
+
+def test_sine_and_cosine_of_known_vectors():
+    a, b = np.array([3.0, 0.0]), np.array([1.0, 1.0])
+    assert gradient_error.cosine(a, b) == pytest.approx(np.sqrt(0.5))
+    assert gradient_error.sine(a, b) == pytest.approx(np.sqrt(0.5))
+    assert gradient_error.relative_distance(a, b) == pytest.approx(np.sqrt(5 / 2))
+
+
+def test_compile_time(tmp_path):
+    rows = quick(tmp_path, "compile_time")
+    assert {row["method"] for row in rows} == set(compile_time.METHODS)
+    assert all(row[part]["samples"][0] > 0 for row in rows for part in ("trace", "compile"))
+
+
+def test_rows_of_other_cases_are_kept_if_the_machine_is_the_same(tmp_path):
+    path = tmp_path / "report.json"
+    draw = lambda rows, device: _Figure()
+    write_report(path, "throughput", [{"case": "a", "x": 1}, {"case": "b", "x": 1}], draw)
+    write_report(path, "throughput", [{"case": "b", "x": 2}], draw)
+    assert json.loads(path.read_text())["rows"] == [{"case": "a", "x": 1}, {"case": "b", "x": 2}]
+    old = json.loads(path.read_text())
+    old["versions"]["jax"] = "0.0"
+    path.write_text(json.dumps(old))
+    write_report(path, "throughput", [{"case": "b", "x": 3}], draw)
+    assert json.loads(path.read_text())["rows"] == [{"case": "b", "x": 3}]
+
+
+class _Figure:
+    def savefig(self, path):
+        path.touch()
+
+
+def test_the_command_lists_and_corrects(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in BENCHMARKS)
+    assert main(["troughput"]) == 2
+    assert "did you mean throughput?" in capsys.readouterr().err
+    assert main(["memory", "--cases", "few-shot-mpl"]) == 2
+    assert "did you mean few-shot-mlp?" in capsys.readouterr().err
+
+
+def test_cases_are_chosen_by_name_family_or_star():
+    table = dict.fromkeys(["conv4-t8-k1", "conv4-t8-k5", "conv4-20way-t4-k1", "mlp-t8-k1"])
+    assert list(choose("conv4-t8", table)) == ["conv4-t8-k1", "conv4-t8-k5"]
+    assert list(choose("*-k5,mlp", table)) == ["conv4-t8-k5", "mlp-t8-k1"]
+    with pytest.raises(UnknownCase, match="did you mean mlp-t8-k1"):
+        choose("conv4,mlp-t8-k2", table)
