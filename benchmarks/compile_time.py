@@ -46,7 +46,7 @@ _AT = {"num_tasks": 8, "num_steps": 5, "depth": 4}
 Swept: TypeAlias = tuple[Callable[..., Case], dict[str, Sequence[int]]]
 CASES: dict[str, Swept] = {
     "mlp": (_mlp, {"num_steps": (1, 5, 10, 20), "num_tasks": (1, 8, 64), "depth": (2, 4, 8, 16)}),
-    "conv4": (_conv4, {"num_steps": (1, 5, 10), "num_tasks": (1, 8, 32), "depth": (4,)}),
+    "conv4": (_conv4, {"num_steps": (1, 5, 10), "num_tasks": (1, 8, 32)}),
 }
 _QUICK: dict[str, Swept] = {"mlp": (_mlp, {"num_steps": (1, 2), "num_tasks": (2,), "depth": (2,)})}
 _LABELS = {"num_steps": "inner steps K", "num_tasks": "tasks", "depth": "hidden layers"}
@@ -143,7 +143,12 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
                         [row[sweep] for row in chosen], middle, [middle - low, high - middle], linestyle=line,
                         color=COLORS[i], marker=MARKERS[i], markersize=4, capsize=2, label=f"{method}: {part}",
                     )  # fmt: skip
-            panel.set(xlabel=_LABELS[sweep], ylabel="seconds", ylim=(0, None), title=name)
-            panel.set_xticks([row[sweep] for row in swept])
+            fixed = ", ".join(f"{_LABELS[key]} {value}" for key, value in _AT.items() if key != sweep)
+            panel.set(xlabel=_LABELS[sweep], ylabel="seconds", xscale="log", ylim=(0, None))
+            panel.set_title(f"{name}: {fixed}", fontsize=9)
+            ticks = sorted({row[sweep] for row in swept})
+            panel.set_xticks(ticks, [str(tick) for tick in ticks])
+            panel.minorticks_off()
+            panel.set_visible(bool(swept))
     legend_below(figure, axes.flat, num_columns=3)
     return figure

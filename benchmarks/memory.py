@@ -208,7 +208,9 @@ def _label(model: Model, key: str) -> str:
 def draw(rows: Sequence[Row], device: str) -> "Figure":
     """A row of panels for each model: temporary memory along every sweep, and time against inner steps."""
     names = list(dict.fromkeys(row["case"] for row in rows))
-    figure, axes = panels(len(names), 4, f"Memory and time of one meta-step, all tasks at once, on {device}", width=3.7)
+    title = f"Memory and time of one meta-step, all tasks at once, on {device}"
+    title += "\nlarge circles: by how much the memory of a process of its own grew"
+    figure, axes = panels(len(names), 4, title, width=3.7)
     for panels_of_model, name in zip(axes, names, strict=True):
         model = MODELS[name]
         plots = [(sweep, "temporary_bytes") for sweep in ("num_steps", "num_tasks", "size")] + [("num_steps", "median")]
