@@ -103,9 +103,12 @@ def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance
     plain = PLAIN.build(case, params, np.float32)
     for contender in contenders:
         try:
-            with float64():
-                error64 = relative_error(contender.build(two, params, np.float64).gradient, exact)
-            step = plain if contender == PLAIN else contender.build(case, params, np.float32)
+            if contender == PLAIN:
+                error64, step = 0.0, plain
+            else:
+                with float64():
+                    error64 = relative_error(contender.build(two, params, np.float64).gradient, exact)
+                step = contender.build(case, params, np.float32)
         except Unavailable as reason:
             yield contender, None, {"skipped": str(reason)}
             continue
