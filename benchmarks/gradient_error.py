@@ -153,11 +153,11 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
             style = {"color": COLORS[i], "marker": MARKERS[i], "markersize": 5, "label": method,
                      "linestyle": "--" if chosen[0]["kind"] == "precision" else "-"}  # fmt: skip
             relative = [[row["relative_error"][key] for row in chosen] for key in ("min", "median", "max")]
-            low, middle, high = np.array(relative)
+            low, middle, high = np.array(relative, float)
             shown = middle > 0  # a logarithm has no 0: truncated(K) is exact
             whiskers = [(middle - low)[shown], (high - middle)[shown]]
             error_panel.errorbar(x[shown], middle[shown], whiskers, capsize=2, **style)
-            distance = np.array([1 - row["cosine"]["median"] for row in chosen])
+            distance = 1 - np.array([row["cosine"]["median"] for row in chosen], float)
             shown = distance > 1e-15
             cosine_panel.plot(x[shown], distance[shown], **style)
         for panel, label in ((error_panel, "relative error"), (cosine_panel, "1 − cosine")):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -54,12 +55,21 @@ def write_report(
     rows = [*kept, *rows]
     report = {"benchmark": name, "written": datetime.now(UTC).isoformat(timespec="seconds"), **where, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
     device = where["device"]
     figure = draw(rows, f"{device['kind']}, {device['cores']} cores" if device["platform"] == "cpu" else device["kind"])
     figure.savefig(path.with_suffix(".png"))
     print(f"\n{path}\n{path.with_suffix('.png')}")
     return rows
+
+
+def _finite(value: Any) -> Any:
+    """None, which JSON has, for the numbers that it has not."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows_of_others(path: Path, where: dict[str, Any], cases: Collection[str]) -> list[Row]:

@@ -63,13 +63,15 @@ def run(options: Options, path: Path) -> Sequence[Row]:
 def compete(
     name: str, case: Case, contenders: Sequence[Contender], num_rounds: int, tolerance: float = _TOLERANCE["float32"]
 ) -> list[Row]:
-    """A row for each contender: checked and timed, or why not; and one for the matrix product."""
+    """A row for each contender, jaxmeta among them: checked and timed, or why not; and one for the matrix product."""
     params = jax.tree.map(np.asarray, case.init(jax.random.key(0)))
     built, rows = {}, {}
     for contender, step, verdict in check(case, params, contenders, tolerance):
         rows[contender.name] = {"case": name, "contender": contender.name, **verdict}
         if step is not None:
             built[contender.name] = step
+    if JAXMETA.name not in built:
+        raise RuntimeError(f"{name}: jaxmeta computes {rows[JAXMETA.name]['skipped']}")
     product = matrix_product()
     programs = {who: step.program for who, step in built.items()} | {_PRODUCT: product.program}
     times = {who: summary(samples) for who, samples in interleave(programs, num_rounds=num_rounds).items()}

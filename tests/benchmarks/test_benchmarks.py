@@ -103,6 +103,12 @@ def test_rows_of_other_cases_are_kept_if_the_machine_is_the_same(tmp_path):
     assert json.loads(path.read_text())["rows"] == [{"case": "b", "x": 3}]
 
 
+def test_what_is_not_finite_becomes_null(tmp_path):
+    path = tmp_path / "report.json"
+    write_report(path, "throughput", [{"case": "a", "x": [float("nan"), 1.0]}], lambda rows, device: _Figure())
+    assert json.loads(path.read_text())["rows"] == [{"case": "a", "x": [None, 1.0]}]
+
+
 class _Figure:
     def savefig(self, path):
         path.touch()

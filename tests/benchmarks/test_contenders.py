@@ -85,6 +85,12 @@ def test_one_that_is_wrong_in_float32_alone_is_refused():
     assert step is None and "as timed" in verdict["skipped"]
 
 
+def test_jaxmeta_itself_may_not_be_wrong():
+    wrong = JAXMETA._replace(build=lambda case, *how: build_jaxmeta(case._replace(num_steps=1), *how))
+    with pytest.raises(RuntimeError, match="jaxmeta computes another meta-gradient"):
+        throughput.compete("small", SMALL["mlp"], [wrong], num_rounds=2)
+
+
 def test_one_that_cannot_run_is_left_out_with_its_reason():
     def build(case, params, dtype):
         raise Unavailable("not installed")
