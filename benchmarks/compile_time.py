@@ -20,7 +20,7 @@ from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
 from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
 from benchmarks.report import Row, print_table, write_report
-from jaxmeta import adapt, nn
+from jaxmeta import Task, adapt, nn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ CASES: dict[str, Swept] = {
     "mlp": (_mlp, {"num_steps": (1, 5, 10, 20), "num_tasks": (1, 8, 64), "depth": (2, 4, 8, 16)}),
     "conv4": (_conv4, {"num_steps": (1, 5, 10), "num_tasks": (1, 8, 32)}),
 }
-_QUICK: dict[str, Swept] = {"mlp": (_mlp, {"num_steps": (1, 2), "num_tasks": (2,), "depth": (2,)})}
+_QUICK: dict[str, Swept] = {"mlp": (_mlp, {"num_steps": (1, 2)})}
 _LABELS = {"num_steps": "inner steps K", "num_tasks": "tasks", "depth": "hidden layers"}
 
 
@@ -92,15 +92,18 @@ def _jaxmeta(strategy: adapt.MetaGradient) -> Callable[[Case], tuple[Callable, t
             case.init, case.loss, inner_optimizer=adapt.sgd(case.learning_rate), num_steps=case.num_steps,
             meta_gradient=strategy, microbatch=case.microbatch,
         )  # fmt: skip
-        key = jax.random.key(0)
-        return learner.update, (key, learner.init(key), cast(case.tasks, np.float32))
+        return learner.update, jax.eval_shape(lambda key: (key, learner.init(key), _tasks(case)), jax.random.key(0))
 
     return program
 
 
 def _plain(case: Case) -> tuple[Callable, tuple]:
     init, update = plain_update(case)
-    return update, (init(case.init(jax.random.key(0))), cast(case.tasks, np.float32))
+    return update, jax.eval_shape(lambda key: (init(case.init(key)), _tasks(case)), jax.random.key(0))
+
+
+def _tasks(case: Case) -> Task:
+    return cast(case.tasks, np.float32)
 
 
 METHODS = {

@@ -150,7 +150,7 @@ def compile_step(model: Model, strategy: str, at: dict[str, int]) -> tuple[Any, 
         num_steps=case.num_steps, meta_gradient=STRATEGIES[strategy](case.num_steps),
     )  # fmt: skip
     key = jax.random.key(0)
-    arguments = (key, learner.init(key), cast(case.tasks, np.float32))
+    arguments = (key, jax.jit(learner.init)(key), cast(case.tasks, np.float32))
     return jax.jit(learner.update).lower(*arguments).compile(), arguments
 
 

@@ -61,11 +61,10 @@ def test_a_process_grows_by_about_what_the_program_says():
 
 def test_gradient_error(tmp_path):
     rows = quick(tmp_path, "gradient_error")
-    error = {(row["method"], row["num_steps"]): row["relative_error"]["median"] for row in rows}
-    assert error["truncated(1)", 1] < 1e-14  # all of one step
-    assert error["first order", 1] == pytest.approx(error["truncated(K/2)", 1]) and error["first order", 1] > 1e-3
-    assert error["truncated(K/2)", 5] < error["first order", 5]
-    assert 1e-9 < error["float32", 5] < 1e-4 < error["bfloat16 parameters", 5] < 0.2
+    error = {row["method"]: row["relative_error"]["median"] for row in rows}
+    assert 1e-3 < error["truncated(1)"] == error["truncated(K/2)"] < error["first order"]  # K = 2
+    assert 1e-9 < error["float32"] < 1e-4 < error["bfloat16 parameters"] < 0.2
+    assert all(len(row["relative_error"]["samples"]) == 2 for row in rows)
     assert all(-1 <= row["cosine"]["min"] <= row["cosine"]["max"] <= 1 + 1e-12 for row in rows)
 
 
