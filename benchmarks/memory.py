@@ -102,8 +102,8 @@ MODELS = {
     ),
 }
 QUICK_MODELS = {
-    "few-shot-mlp": MODELS["few-shot-mlp"]._replace(
-        at={"size": 32, "num_tasks": 2, "num_steps": 4}, sweeps={"num_steps": (1, 4), "num_tasks": (1, 2)}
+    "wide-mlp": MODELS["wide-mlp"]._replace(
+        at={"size": 8, "num_tasks": 2, "num_steps": 4}, sweeps={"num_steps": (1, 4)}
     )
 }
 
@@ -215,7 +215,9 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
         model = MODELS[name]
         plots = [(sweep, "temporary_bytes") for sweep in ("num_steps", "num_tasks", "size")] + [("num_steps", "median")]
         for panel, (sweep, quantity) in zip(panels_of_model, plots, strict=True):
-            _draw_sweep(panel, [row for row in rows if row["case"] == name and row["sweep"] == sweep], sweep, quantity)
+            swept = [row for row in rows if row["case"] == name and row["sweep"] == sweep]
+            panel.set_visible(bool(swept))
+            _draw_sweep(panel, swept, sweep, quantity)
             at = ", ".join(f"{_label(model, k)} {v}" for k, v in _fixed(rows, name, sweep).items())
             panel.set_title(f"{name}: {at}" if at else name, fontsize=9)
             label = "time (ms)" if quantity == "median" else "temporary memory (MiB)"
