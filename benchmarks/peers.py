@@ -132,12 +132,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         batch, length, width = h.shape
-        heads = self.qkv(self.norm0(h)).reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = (
-            heads[0],
-            heads[1],
-            heads[2],
-        )  # [B, heads, T, D]; the fused attention has no second derivative
+        qkv = self.qkv(self.norm0(h)).reshape(batch, length, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # [B, heads, T, D]
+        # written out: PyTorch's fused attention has no second derivative
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         future = torch.ones(length, length, dtype=torch.bool, device=h.device).triu(1)
         attention = torch.softmax(scores.masked_fill(future, -torch.inf), -1) @ value
