@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import jaxmeta
-from benchmarks.cases import Case, cast, episodes, regression, sequences
+from benchmarks.cases import Case, cast, episodes, regression, sequences, sinusoid
 from benchmarks.measure import interleave, jax_program, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
@@ -102,8 +102,10 @@ MODELS = {
     ),
 }
 QUICK_MODELS = {
-    "wide-mlp": MODELS["wide-mlp"]._replace(
-        at={"size": 8, "num_tasks": 2, "num_steps": 4}, sweeps={"num_steps": (1, 4)}
+    "tiny-mlp": Model(
+        lambda size, num_tasks, num_steps: sinusoid(num_tasks, num_steps)._replace(network=nn.MLP((size,))),
+        at={"size": 8, "num_tasks": 2, "num_steps": 4},
+        sweeps={"num_steps": (1, 4)},
     )
 }
 
@@ -212,7 +214,7 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     title += "\nlarge circles: by how much the memory of a process of its own grew"
     figure, axes = panels(len(names), 4, title, width=3.7)
     for panels_of_model, name in zip(axes, names, strict=True):
-        model = MODELS[name]
+        model = (MODELS | QUICK_MODELS)[name]
         plots = [(sweep, "temporary_bytes") for sweep in ("num_steps", "num_tasks", "size")] + [("num_steps", "median")]
         for panel, (sweep, quantity) in zip(panels_of_model, plots, strict=True):
             swept = [row for row in rows if row["case"] == name and row["sweep"] == sweep]
