@@ -53,12 +53,13 @@ def test_memory_compiles_but_does_not_run_what_is_too_large(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_process_grows_by_about_what_the_program_says():
+def test_a_process_grows_by_at_least_what_the_program_says():
     at = {"size": 256, "num_tasks": 16, "num_steps": 20}
     compiled, _ = memory.compile_step(memory.MODELS["few-shot-mlp"], "exact", at)
     rows = [{"case": "few-shot-mlp", "strategy": "exact", "sweep": "num_steps", "median": 1.0, **at}]
     memory._add_process_peaks("few-shot-mlp", memory.MODELS["few-shot-mlp"], rows)
-    assert rows[0]["process_bytes"] == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.3)
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary <= rows[0]["process_bytes"] < 2 * temporary  # it holds the buffers, and outputs and workspaces
 
 
 def test_gradient_error(tmp_path):
