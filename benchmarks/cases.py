@@ -20,8 +20,8 @@ from jaxmeta.types import LossFn, PyTree
 class Case(NamedTuple):
     """One exact meta-step: N `tasks`, `num_steps` K inner steps of gradient descent at `learning_rate`, Adam outside.
 
-    `criterion` makes a loss of a forward function: `nn.cross_entropy` or `nn.mean_squared_error`; `microbatch` is
-    jaxmeta's argument.
+    `criterion` makes a loss of a forward function: `nn.cross_entropy` or `nn.mean_squared_error`. What jaxmeta could be
+    told besides, the schedule and the microbatch, is left to its defaults.
     """
 
     network: fnn.Module
@@ -29,7 +29,6 @@ class Case(NamedTuple):
     tasks: Task
     num_steps: int
     learning_rate: float
-    microbatch: int | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -120,11 +119,6 @@ def sequences(num_tasks: int, num_examples: int, num_queries: int, length: int, 
     return Task(examples(num_examples), examples(num_queries))
 
 
-def _one_at_a_time() -> int | None:
-    """The microbatch that suits convolutions and long inputs: on a CPU one task fills the cores."""
-    return 1 if jax.default_backend() == "cpu" else None
-
-
 def sinusoid(num_tasks: int, num_steps: int) -> Case:
     return Case(nn.MLP(), nn.mean_squared_error, regression(num_tasks, 10, 10), num_steps, 0.01)
 
@@ -136,23 +130,23 @@ def omniglot_mlp(num_tasks: int, num_steps: int) -> Case:
 
 def conv4(num_tasks: int, num_steps: int) -> Case:
     tasks = episodes(num_tasks, 5, 1, 15, (28, 28, 1))
-    return Case(nn.Conv4(5), nn.cross_entropy, tasks, num_steps, 0.4, _one_at_a_time())
+    return Case(nn.Conv4(5), nn.cross_entropy, tasks, num_steps, 0.4)
 
 
 def conv4_20way(num_tasks: int, num_steps: int) -> Case:
     tasks = episodes(num_tasks, 20, 5, 5, (28, 28, 1))
-    return Case(nn.Conv4(20), nn.cross_entropy, tasks, num_steps, 0.1, _one_at_a_time())
+    return Case(nn.Conv4(20), nn.cross_entropy, tasks, num_steps, 0.1)
 
 
 def resnet12(num_tasks: int, num_steps: int) -> Case:
     tasks = episodes(num_tasks, 5, 1, 15, (84, 84, 3))
-    return Case(nn.ResNet12(num_classes=5), nn.cross_entropy, tasks, num_steps, 0.01, _one_at_a_time())
+    return Case(nn.ResNet12(num_classes=5), nn.cross_entropy, tasks, num_steps, 0.01)
 
 
 def transformer(num_tasks: int, num_steps: int) -> Case:
     tasks = sequences(num_tasks, 4, 4, 128, 64)
     network = nn.Transformer(num_outputs=64, max_length=128, num_tokens=64, num_layers=4, width=64)
-    return Case(network, nn.cross_entropy, tasks, num_steps, 0.1, _one_at_a_time())
+    return Case(network, nn.cross_entropy, tasks, num_steps, 0.1)
 
 
 # family: its builder, and the (N, K) that are run

@@ -90,7 +90,7 @@ def _jaxmeta(strategy: adapt.MetaGradient) -> Callable[[Case], tuple[Callable, t
     def program(case: Case) -> tuple[Callable, tuple]:
         learner = jaxmeta.maml(
             case.init, case.loss, inner_optimizer=adapt.sgd(case.learning_rate), num_steps=case.num_steps,
-            meta_gradient=strategy, microbatch=case.microbatch,
+            meta_gradient=strategy,
         )  # fmt: skip
         return learner.update, jax.eval_shape(lambda key: (key, learner.init(key), _tasks(case)), jax.random.key(0))
 

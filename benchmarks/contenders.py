@@ -46,7 +46,7 @@ def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
     learner = jaxmeta.maml(
         lambda key: cast(params, dtype), case.loss,
         inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate), num_steps=case.num_steps,
-        optimizer=optax.adam(OUTER_RATE), microbatch=case.microbatch,
+        optimizer=optax.adam(OUTER_RATE),
     )  # fmt: skip
     tasks = cast(case.tasks, dtype)
     key, update = jax.random.key(0), jax.jit(learner.update)

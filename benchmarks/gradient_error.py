@@ -39,6 +39,9 @@ FLOAT64 = Precision(np.float64)
 PRECISIONS = {"float32": Precision(np.float32), "bfloat16 parameters": Precision(jnp.bfloat16, "default")}
 TF32 = {"TF32 products": Precision(np.float32, "tensorfloat32")}  # of NVIDIA GPUs only
 
+STRENGTH = 2.0
+_IMPLICIT = "implicit, 5 steps of CG"  # against the exact gradient of the same proximal loop, of strength 2
+
 CASES: dict[str, Callable[[int, int], Case]] = {"sinusoid": sinusoid, "omniglot-mlp": omniglot_mlp, "conv4": conv4}
 _QUICK = {"sinusoid": sinusoid}
 
@@ -65,13 +68,19 @@ def run(options: Options, path: Path) -> Sequence[Row]:
 def errors(name: str, case: Case, num_samples: int) -> list[Row]:
     """A row for each approximation and each precision."""
     num_steps = case.num_steps
-    exact = gradients(case, EXACT["exact"](num_steps), FLOAT64, num_samples)
+    references = {
+        strength: gradients(case, EXACT["exact"](num_steps), FLOAT64, num_samples, strength)
+        for strength in (0.0, STRENGTH)
+    }
     precisions = PRECISIONS | (TF32 if jax.default_backend() == "gpu" else {})
-    methods = {method: ("approximation", strategy, FLOAT64) for method, strategy in APPROXIMATE.items()}
+    approximations = APPROXIMATE | {_IMPLICIT: lambda k: adapt.implicit()}
+    methods = {method: ("approximation", strategy, FLOAT64) for method, strategy in approximations.items()}
     methods |= {method: ("precision", EXACT["exact"], precision) for method, precision in precisions.items()}
     rows = []
     for method, (kind, strategy, precision) in methods.items():
-        actual = gradients(case, strategy(num_steps), precision, num_samples)
+        strength = STRENGTH if method == _IMPLICIT else 0.0
+        exact = references[strength]
+        actual = gradients(case, strategy(num_steps), precision, num_samples, strength)
         cosines = [cosine(a, e) for a, e in zip(actual, exact, strict=True)]
         distance = sine if method == "reptile" else relative_distance
         relative = [distance(a, e) for a, e in zip(actual, exact, strict=True)]
@@ -105,12 +114,14 @@ def sine(a: np.ndarray, b: np.ndarray) -> float:
     return relative_distance(a * (a @ b) / (a @ a), b)
 
 
-def gradients(case: Case, strategy: adapt.MetaGradient, precision: Precision, num_samples: int) -> list[np.ndarray]:
-    """The meta-gradients at so many initialisations, as vectors in float64."""
+def gradients(
+    case: Case, strategy: adapt.MetaGradient, precision: Precision, num_samples: int, strength: float
+) -> list[np.ndarray]:
+    """The meta-gradients at so many initialisations, as vectors in float64; `strength` is that of a proximal loop."""
     learner = jaxmeta.maml(
         lambda key: cast(case.init(key), precision.dtype), case.loss,
-        inner_optimizer=adapt.sgd(case.learning_rate), num_steps=case.num_steps,
-        meta_gradient=strategy, microbatch=case.microbatch,
+        inner_optimizer=adapt.proximal(adapt.sgd(case.learning_rate), strength), num_steps=case.num_steps,
+        meta_gradient=strategy,
         optimizer=optax.trace(decay=0.0),  # its state is the gradient
     )  # fmt: skip
     with ExitStack() as context:

@@ -22,7 +22,7 @@ from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
 from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
 from benchmarks.report import Row, print_table, write_report
-from benchmarks.strategies import APPROXIMATE, EXACT
+from benchmarks.strategies import APPROXIMATE, EXACT, Strategies
 from jaxmeta import adapt, nn
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STRATEGIES = {**EXACT, **{name: APPROXIMATE[name] for name in ("first order", "truncated(1)")}}
+LEARNS_RATES = {"exact": EXACT["exact"], "forward mode": lambda k: adapt.forward_mode()}
 
 
 class Model(NamedTuple):
@@ -40,6 +41,7 @@ class Model(NamedTuple):
     sweeps: dict[str, Sequence[int]]
     size_name: str = "width"
     inner_optimizer: adapt.InnerOptimizer | None = None
+    strategies: Strategies = STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Options(CommonOptions):
     """Samples of the time of each point."""
     max_bytes: int = 4 * 2**30
     """Programs that need more temporary memory are compiled but not run."""
-    max_flops: float = 2e10
+    max_flops: float = 4e11
     """Meta-steps that need more arithmetic are compiled but not run."""
     processes: bool = True
     """Measure some points in processes of their own."""
@@ -97,8 +99,15 @@ MODELS = {
     "transformer": Model(
         _transformer,
         at={"size": 4, "num_tasks": 4, "num_steps": 5},
-        sweeps={"num_steps": _STEPS, "num_tasks": (1, 4, 16), "size": (1, 2, 4, 8)},
+        sweeps={"num_steps": (1, 5, 20), "num_tasks": (1, 4), "size": (1, 4)},
         size_name="layers",
+    ),
+    "learned-rates": Model(
+        _small_mlp,
+        at={"size": 64, "num_tasks": 4, "num_steps": 100},
+        sweeps={"num_steps": _STEPS},
+        inner_optimizer=adapt.lslr(0.01, num_steps=1),
+        strategies=LEARNS_RATES,
     ),
 }
 QUICK_MODELS = {
@@ -131,7 +140,7 @@ def measure(name: str, model: Model, at: dict[str, int], options: Options) -> li
     flops = model.build(**at).flops()
     rows: dict[str, Row] = {}
     programs = {}
-    for strategy in STRATEGIES:
+    for strategy in model.strategies:
         compiled, arguments = compile_step(model, strategy, at)
         size = compiled.memory_analysis().temp_size_in_bytes
         rows[strategy] = {"case": name, "strategy": strategy, **at, "flops": flops, "temporary_bytes": size}
@@ -149,7 +158,8 @@ def compile_step(model: Model, strategy: str, at: dict[str, int]) -> tuple[Any, 
     learner = jaxmeta.maml(
         case.init, case.loss,
         inner_optimizer=model.inner_optimizer or adapt.sgd(case.learning_rate),
-        num_steps=case.num_steps, meta_gradient=STRATEGIES[strategy](case.num_steps),
+        num_steps=case.num_steps, meta_gradient=model.strategies[strategy](case.num_steps),
+        microbatch=case.num_tasks,
     )  # fmt: skip
     key = jax.random.key(0)
     arguments = (key, jax.jit(learner.init)(key), cast(case.tasks, np.float32))
@@ -236,16 +246,16 @@ def _fixed(rows: Sequence[Row], name: str, sweep: str) -> dict[str, int]:
 
 def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -> None:
     unit = 1e3 if quantity == "median" else 2**-20
-    for i, strategy in enumerate(STRATEGIES):
+    for i, strategy in enumerate(STRATEGIES | LEARNS_RATES):
         points = [(row[sweep], unit * row[quantity]) for row in rows if row["strategy"] == strategy and quantity in row]
         if not points:
             continue
         x, y = zip(*points, strict=True)
-        panel.plot(x, y, color=COLORS[i], marker=MARKERS[i], markersize=4, label=strategy)
+        panel.plot(x, y, color=COLORS[i % 10], marker=MARKERS[i % 10], markersize=4, label=strategy)
         measured = [(row[sweep], unit * row["process_bytes"]) for row in rows
                     if row["strategy"] == strategy and row.get("process_bytes")]  # fmt: skip
         if measured and quantity != "median":
-            panel.plot(*zip(*measured, strict=True), "o", color=COLORS[i], fillstyle="none", markersize=9)
+            panel.plot(*zip(*measured, strict=True), "o", color=COLORS[i % 10], fillstyle="none", markersize=9)
     panel.set(xscale="log", yscale="log")
     ticks = sorted({row[sweep] for row in rows})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

@@ -1,33 +1,22 @@
-"""The meta-gradient strategies that the benchmarks compare. A new one is a line here.
-
-Each is a function of K, the number of inner steps, because segments have to divide it.
-"""
+"""The meta-gradient strategies that the benchmarks compare. A new one is a line here; each is a function of K."""
 
 from collections.abc import Callable
 
+import jax
+
 from jaxmeta import adapt
-
-
-def near_square_root(num_steps: int) -> int:
-    """The divisor of K nearest to √K, the larger of two: so many segments keep memory for about 2√K steps.
-
-    >>> near_square_root(100), near_square_root(20), near_square_root(7)
-    (10, 5, 7)
-    """
-    divisors = (n for n in range(num_steps, 0, -1) if num_steps % n == 0)
-    return min(divisors, key=lambda n: max(n * n, num_steps) / min(n * n, num_steps))
-
 
 Strategies = dict[str, Callable[[int], adapt.MetaGradient]]
 
 EXACT: Strategies = {
+    "auto": lambda k: adapt.auto(),
     "exact": lambda k: adapt.exact(),
-    "exact, segments": lambda k: adapt.exact(num_segments=near_square_root(k)),
+    "exact, remat": lambda k: adapt.exact(remat=jax.checkpoint_policies.nothing_saveable),
+    "exact, segments": lambda k: adapt.exact(num_segments="sqrt"),
     "mixed mode": lambda k: adapt.mixed_mode(),
-    "mixed mode, segments": lambda k: adapt.mixed_mode(num_segments=near_square_root(k)),
-    "mixed mode, segments, gradients saved": lambda k: adapt.mixed_mode(
-        num_segments=near_square_root(k), save_gradients=True
-    ),
+    "mixed mode, gradients saved": lambda k: adapt.mixed_mode(save_gradients=True),
+    "mixed mode, segments": lambda k: adapt.mixed_mode(num_segments="sqrt"),
+    "mixed mode, segments, gradients saved": lambda k: adapt.mixed_mode(num_segments="sqrt", save_gradients=True),
 }
 
 APPROXIMATE: Strategies = {
@@ -35,4 +24,5 @@ APPROXIMATE: Strategies = {
     "truncated(1)": lambda k: adapt.truncated(1),
     "truncated(K/2)": lambda k: adapt.truncated(k // 2),
     "reptile": lambda k: adapt.reptile(),
+    "evolution strategy, 16 pairs": lambda k: adapt.evolution_strategy(num_pairs=16, std=1e-3),
 }
