@@ -1,0 +1,51 @@
+"""Meta-reinforcement-learning: environments whose task is an argument, trials, rollouts, and what is computed of them.
+
+How the pieces meet: a `Family` is an `Environment`, two pure functions that take the task as `params`, with a `train`
+and a `test` distribution over tasks. `trial(environment, num_episodes=n)` holds one task over n episodes, resets
+between them and builds what a policy sees, `Inputs`; `rollout(key, trial, policy, params, carry, task)` scans a
+policy through it and returns `Transition`s `[T]`, or `[T, E]` under `vmap`. RL² takes one long trial, scores it as a
+whole, and replays its recurrent policy on `trial.encode(inputs)`; MAML takes E trials of one episode each, whose
+`gae` or `discounted_returns` with a linear baseline enter the inner loss; PEARL stores transitions with their
+`next_observation`. Policies act through `distributions`; `oracles` are policies of the same signature, so that what a
+learner is compared with runs through the same rollout.
+"""
+
+from jaxmeta.rl import distributions, families, oracles, returns
+from jaxmeta.rl.env import (
+    Continuous,
+    Discrete,
+    Environment,
+    Family,
+    Pinned,
+    family,
+    finite_family,
+    from_gymnax,
+    make_gymnax,
+)
+from jaxmeta.rl.rollout import Agent, Policy, Transition, rollout
+from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
+
+__all__ = [
+    "Agent",
+    "Continuous",
+    "Discrete",
+    "Environment",
+    "Family",
+    "Inputs",
+    "Outcome",
+    "Pinned",
+    "Policy",
+    "Transition",
+    "Trial",
+    "TrialState",
+    "distributions",
+    "families",
+    "family",
+    "finite_family",
+    "from_gymnax",
+    "make_gymnax",
+    "oracles",
+    "returns",
+    "rollout",
+    "trial",
+]

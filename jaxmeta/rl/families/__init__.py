@@ -1,0 +1,33 @@
+"""Families of environments to meta-learn on: one environment, the task in its params, train and held-out test tasks.
+
+| file            | what                                                                     | needs gymnax |
+|-----------------|--------------------------------------------------------------------------|--------------|
+| `bandits.py`    | `bernoulli_bandit`, `gaussian_bandit`                                    | no           |
+| `discrete.py`   | `tabular_mdp` of RL², `gridworld` of VariBAD                             | no           |
+| `navigation.py` | `navigation` of MAML, `point_robot` of PEARL, `corners`                  | no           |
+| `wrapped.py`    | `cartpole`, `pendulum`, `reacher`, `meta_maze`, `four_rooms`             | yes          |
+"""
+
+from jaxmeta.rl.families.bandits import Bandit, bernoulli_bandit, gaussian_bandit
+from jaxmeta.rl.families.discrete import TabularMDP, gridworld, gridworld_goals, tabular_mdp
+from jaxmeta.rl.families.navigation import Goal, corners, navigation, point_robot
+from jaxmeta.rl.families.wrapped import cartpole, four_rooms, meta_maze, pendulum, reacher
+
+__all__ = [
+    "Bandit",
+    "Goal",
+    "TabularMDP",
+    "bernoulli_bandit",
+    "cartpole",
+    "corners",
+    "four_rooms",
+    "gaussian_bandit",
+    "gridworld",
+    "gridworld_goals",
+    "meta_maze",
+    "navigation",
+    "pendulum",
+    "point_robot",
+    "reacher",
+    "tabular_mdp",
+]

@@ -1,0 +1,159 @@
+"""Trials: one task over several episodes, where they begin and end, and what a policy sees of them.
+
+step of the trial     0     1    ..   H−1 |   H     H+1
+observation           o_0   o_1       ..  |   o'_0  o'_1      reset by the trial, the task stays
+action before         none  a_0       ..  |  a_H−1  a'_0      none is an encoding of its own, not action 0
+reward before         0     r_0       ..  |  r_H−1  r'_0      an episode's last reward is seen in the next episode
+done before           1     0         ..  |   1     0         1 where an episode begins, time limits included
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta.checks import check_integer
+from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment
+from jaxmeta.types import PyTree
+
+
+class Inputs(NamedTuple):
+    """What a policy sees at one step.
+
+    observation: of the environment
+    action:      the previous one; −1 (discrete) or zeros before the first
+    reward:      the previous one, 0 before the first
+    no_action:   whether there was none: true at the first step of the trial only
+    done:        whether an episode begins here: it is the first, or the previous step ended one
+    time:        steps taken in this episode
+    """
+
+    observation: PyTree
+    action: jax.Array
+    reward: jax.Array
+    no_action: jax.Array
+    done: jax.Array
+    time: jax.Array
+
+
+class TrialState(NamedTuple):
+    """What a trial carries: the environment's state, steps taken in this episode, episodes ended."""
+
+    env_state: PyTree
+    time: jax.Array
+    num_episodes: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What a step brought.
+
+    terminated:       the task's own end: nothing is worth anything after it
+    truncated:        the time limit: bootstrap with the value of `next_observation`. Both can be true.
+    next_observation: what followed, before any reset
+    mask:             false once the trial's episodes are over; reward is 0 there
+    """
+
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    next_observation: PyTree
+    mask: jax.Array
+
+
+class Trial(NamedTuple):
+    """Pure functions of one trial, and its static length T.
+
+    reset:  (key, task) -> (inputs, state)
+    step:   (key, state, action, task) -> (inputs, state, outcome)
+    encode: (inputs) -> [D], observation, action (one-hot), no_action, reward, done, and the time where it is observed
+    """
+
+    reset: Callable[[jax.Array, PyTree], tuple[Inputs, TrialState]]
+    step: Callable[[jax.Array, TrialState, jax.Array, PyTree], tuple[Inputs, TrialState, Outcome]]
+    encode: Callable[[Inputs], jax.Array]
+    num_steps: int
+
+
+def trial(environment: Environment, *, num_episodes: int | None = None, num_steps: int | None = None) -> Trial:
+    """One task, held fixed over several episodes. The budget is either of episodes or of steps, and static:
+
+    | argument          | T                          | where episodes may end early                         |
+    |-------------------|----------------------------|------------------------------------------------------|
+    | `num_episodes=n`  | n × `max_steps`            | exactly n episodes; the steps after them are masked  |
+    | `num_steps=T`     | T                          | as many episodes as fit; the last one may be cut off |
+
+    Args:
+      environment: any `Environment`; its params are the task.
+      num_episodes: the budget in episodes, 1 if neither is given.
+      num_steps: the budget in steps.
+
+    Returns:
+      A `Trial`. Its `reset` begins the trial; within it, episodes are reset by `step`, and the task stays.
+
+    Raises:
+      ValueError: `environment` is no environment, a budget is no positive integer, or both are given; while tracing,
+        an action has not the shape of the action space.
+
+    Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning" (2016),
+    https://arxiv.org/abs/1611.02779
+
+    >>> from jaxmeta.rl import families
+    >>> bandit = families.bernoulli_bandit(num_arms=3, num_pulls=10)
+    >>> two = trial(bandit.environment, num_episodes=2)
+    >>> task = bandit.train.sample(jax.random.key(0), bandit.train.data)
+    >>> inputs, state = two.reset(jax.random.key(1), task)
+    >>> two.num_steps, two.encode(inputs).tolist()  # 1 observation, 3 arms, no action, reward, done
+    (20, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    """
+    check_environment("environment", environment)
+    space, max_steps = environment.action_space, environment.max_steps
+    if num_steps is None:
+        num_episodes = 1 if num_episodes is None else num_episodes
+        check_integer("num_episodes", num_episodes, minimum=1)
+        num_steps = num_episodes * max_steps
+    elif num_episodes is not None:
+        raise ValueError(f"give num_episodes or num_steps, not both, got {num_episodes} and {num_steps}")
+    check_integer("num_steps", num_steps, minimum=1)
+
+    def reset(key: jax.Array, task: PyTree) -> tuple[Inputs, TrialState]:
+        observation, env_state = environment.reset(key, task)
+        begins = jnp.bool_(True)
+        inputs = Inputs(observation, _no_action(space), jnp.zeros(()), begins, begins, jnp.int32(0))
+        return inputs, TrialState(env_state, jnp.int32(0), jnp.int32(0))
+
+    def step(key: jax.Array, state: TrialState, action: jax.Array, task: PyTree):
+        none = _no_action(space)
+        if jnp.shape(action) != none.shape:
+            raise ValueError(f"action must have the shape {none.shape} of the action space, got {jnp.shape(action)}")
+        step_key, reset_key = jax.random.split(key)
+        next_observation, env_state, reward, terminated = environment.step(step_key, state.env_state, action, task)
+        time = state.time + 1
+        truncated = time >= max_steps
+        done = terminated | truncated
+        mask = jnp.bool_(True) if num_episodes is None else state.num_episodes < num_episodes
+        reward = jnp.where(mask, jnp.asarray(reward, float), 0)
+        observation, env_state = jax.tree.map(
+            lambda first, next: jnp.where(done, first, next),
+            environment.reset(reset_key, task),
+            (next_observation, env_state),
+        )
+        time = jnp.where(done, 0, time)
+        inputs = Inputs(observation, action.astype(none.dtype), reward, jnp.bool_(False), done, time)
+        state = TrialState(env_state, time, state.num_episodes + done)
+        return inputs, state, Outcome(reward, terminated, truncated, next_observation, mask)
+
+    def encode(inputs: Inputs) -> jax.Array:
+        action = inputs.action
+        if isinstance(space, Discrete):
+            action = jax.nn.one_hot(action, space.num_actions)  # −1: all zero
+        time = [inputs.time / max_steps] if environment.observe_time else []
+        parts = [*jax.tree.leaves(inputs.observation), action, inputs.no_action, inputs.reward, inputs.done, *time]
+        return jnp.concatenate([jnp.ravel(jnp.asarray(part, float)) for part in parts])
+
+    return Trial(reset, step, encode, num_steps)
+
+
+def _no_action(space: Discrete | Continuous) -> jax.Array:
+    return jnp.int32(-1) if isinstance(space, Discrete) else jnp.zeros(np.shape(space.low))
