@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxmeta
-from jaxmeta import Task, adapt, nn, tasks
+from jaxmeta import Task, adapt, nn, rl, tasks
 from jaxmeta.algorithms.cavia import context_only
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
@@ -93,6 +93,18 @@ OF_CLASSIFIERS = {
     "microbatch": optional(count(1)),
 }
 CLASSIFIER = {"init_fn": init_fn, "embed_fn": lambda params, x: params["head"] * x, "num_ways": 2}
+
+BANDIT = rl.families.bernoulli_bandit()
+ENVIRONMENT = {"environment": BANDIT.environment}
+environments = st.one_of(not_callable, st.just(BANDIT), st.just(BANDIT.environment._replace(max_steps=0)))
+unstacked = st.sampled_from([(), jnp.ones(()), np.zeros((0, 2)), (np.zeros((2, 1)), np.zeros((3, 1)))])
+ARMS = {"num_arms": count(1)}
+STEPS = dict.fromkeys(("reward", "value", "next_value", "terminated", "truncated"), np.zeros(3))
+
+
+class Stub:
+    reset_env = step_env = action_space = lambda self, *args: rl.Discrete(2)
+
 
 # name: (function, good arguments, {argument: bad values})
 TABLE = {
@@ -193,6 +205,103 @@ TABLE = {
             "batch_size": count(1),
             "meta_params": st.one_of(not_callable, st.just(STATE), st.just({"body": 1.0})),
         },
+    ),
+    "rl.family": (
+        rl.family,
+        ENVIRONMENT | {"sample_fn": len},
+        {"environment": environments, "sample_fn": not_callable, "test_sample_fn": optional(not_callable)},
+    ),
+    "rl.finite_family": (
+        rl.finite_family,
+        ENVIRONMENT | {"train": np.ones(2), "test": np.ones(2)},
+        {"environment": environments, "train": unstacked, "test": unstacked},
+    ),
+    "rl.from_gymnax": (
+        rl.from_gymnax,
+        {"environment": Stub(), "max_steps": 3},
+        {"environment": not_callable, "max_steps": count(1)},
+    ),
+    "rl.make_gymnax": (rl.make_gymnax, {"name": "CartPole-v1"}, {"name": st.text(max_size=3)}),
+    "rl.trial": (
+        rl.trial,
+        ENVIRONMENT,
+        {"environment": environments, "num_episodes": optional(count(1)), "num_steps": optional(count(1))},
+    ),
+    "rl.rollout": (
+        rl.rollout,
+        {
+            "key": jax.random.key(0),
+            "trial": rl.trial(BANDIT.environment),
+            "policy": rl.oracles.epsilon_greedy(5).policy,
+            "params": (),
+            "carry": rl.oracles.epsilon_greedy(5).carry,
+            "task": rl.families.Bandit(np.ones(5, np.float32)),
+        },
+        {"trial": st.one_of(not_callable, st.just(ENVIRONMENT)), "policy": not_callable},
+    ),
+    "rl.returns.discounted_returns": (
+        rl.returns.discounted_returns,
+        {"reward": np.zeros(3), "done": np.zeros(3), "discount": 0.9},
+        {"discount": number},
+    ),
+    "rl.returns.gae": (
+        rl.returns.gae,
+        STEPS | {"discount": 0.9, "lambda_": 0.9},
+        {"discount": number, "lambda_": number},
+    ),
+    "rl.returns.fit_linear_baseline": (
+        rl.returns.fit_linear_baseline,
+        {"features": np.zeros((3, 2)), "returns": np.zeros(3)},
+        {"ridge": number},
+    ),
+    "rl.families.bernoulli_bandit": (rl.families.bernoulli_bandit, {}, ARMS | {"num_pulls": count(1)}),
+    "rl.families.gaussian_bandit": (
+        rl.families.gaussian_bandit,
+        {},
+        ARMS | {"num_pulls": count(1), "noise": number},
+    ),
+    "rl.families.tabular_mdp": (
+        rl.families.tabular_mdp,
+        {},
+        {"num_states": count(1), "num_actions": count(1), "horizon": count(1)},
+    ),
+    **{
+        f"rl.oracles.{name}": (getattr(rl.oracles, name), {"num_arms": 2}, ARMS)
+        for name in ("thompson", "optimistic_thompson", "ucb1")
+    },
+    **{
+        f"rl.oracles.{name}": (
+            getattr(rl.oracles, name),
+            {"num_arms": 2, "num_pulls": 3},
+            ARMS | {"num_pulls": count(1)},
+        )
+        for name in ("gittins", "gittins_approximation", "bayes_optimal_bandit")
+    },
+    "rl.oracles.tuned_ucb1": (rl.oracles.tuned_ucb1, {"num_arms": 2}, ARMS | {"scale": number}),
+    "rl.oracles.epsilon_greedy": (
+        rl.oracles.epsilon_greedy,
+        {"num_arms": 2},
+        ARMS | {"epsilon": st.one_of(number, st.floats(min_value=1.01, allow_infinity=False))},
+    ),
+    "rl.oracles.gittins_table": (
+        rl.oracles.gittins_table,
+        {"num_pulls": 3},
+        {"num_pulls": st.one_of(count(1), st.integers(min_value=201))},
+    ),
+    "rl.oracles.plan": (
+        rl.oracles.plan,
+        {"mdp": rl.families.TabularMDP(np.ones((1, 1, 1)), np.ones((1, 1))), "horizon": 2},
+        {"horizon": count(1)},
+    ),
+    "rl.oracles.psrl": (
+        rl.oracles.psrl,
+        {},
+        {"num_states": count(1), "num_actions": count(1), "horizon": count(1)},
+    ),
+    "rl.oracles.bayes_optimal_gridworld": (
+        rl.oracles.bayes_optimal_gridworld,
+        {"horizon": 3},
+        {"num_episodes": count(1), "horizon": count(1)},
     ),
     "nn.mean_squared_error": (nn.mean_squared_error, {}, {"apply_fn": not_callable}),
     "nn.sum_squared_error": (nn.sum_squared_error, {}, {"apply_fn": not_callable}),

@@ -93,12 +93,13 @@ def run_python(code):
     return output, time.perf_counter() - start
 
 
-def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing():
-    loaded, _ = run_python("import sys, jaxmeta; print(*sys.modules)")
+@pytest.mark.parametrize("module", ["jaxmeta", "jaxmeta.rl"])
+def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing(module):
+    loaded, _ = run_python(f"import sys, {module}; print(*sys.modules)")
     heavy = {"gymnax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
     assert not heavy & set(loaded.split())
     initialized = "xla_bridge.backends_are_initialized()"
-    assert run_python(f"import jaxmeta; from jax._src import xla_bridge; print({initialized})")[0].strip() == "False"
+    assert run_python(f"import {module}; from jax._src import xla_bridge; print({initialized})")[0].strip() == "False"
 
 
 def test_importing_jaxmeta_costs_half_a_second_more_than_its_dependencies_at_most():

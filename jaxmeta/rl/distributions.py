@@ -3,12 +3,14 @@
 The last axis is that of the action (or of the logits); log-probabilities, entropies and divergences are summed over it.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+_LOG_2, _LOG_2_PI = math.log(2), math.log(2 * math.pi)  # Python's: numpy's would turn float32 into float64
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)  # E f(x) = Σ w f(node), x ~ N(0, 1)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -64,10 +66,10 @@ class Gaussian(NamedTuple):
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         standard = (action - self.mean) * jnp.exp(-self.log_std)
-        return jnp.sum(-(standard**2) / 2 - self.log_std - np.log(2 * np.pi) / 2, axis=-1)
+        return jnp.sum(-(standard**2) / 2 - self.log_std - _LOG_2_PI / 2, axis=-1)
 
     def entropy(self) -> jax.Array:
-        return jnp.sum(self.log_std + np.log(2 * np.pi * np.e) / 2, axis=-1)
+        return jnp.sum(self.log_std + (_LOG_2_PI + 1) / 2, axis=-1)
 
     def kl(self, other: "Gaussian") -> jax.Array:
         """KL(self ‖ other)."""
@@ -116,9 +118,9 @@ class TanhGaussian(NamedTuple):
 
     def entropy(self) -> jax.Array:
         """The Gaussian's, and E[log(da/du)] by 64 Gauss-Hermite nodes, for it has no closed form."""
-        u = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * _NODES.astype(self.mean.dtype)
-        slope = 2 * (np.log(2) - u - jax.nn.softplus(-2 * u)) @ _WEIGHTS.astype(self.mean.dtype)
-        return self._gaussian().entropy() + jnp.sum(slope + jnp.log(self._half_width()), axis=-1)
+        nodes, weights = (jnp.asarray(array, self.mean.dtype) for array in (_NODES, _WEIGHTS))
+        slopes = jax.vmap(lambda node: self._log_slope(self.mean + jnp.exp(self.log_std) * node))(nodes)
+        return self._gaussian().entropy() + jnp.sum(jnp.tensordot(weights, slopes, 1), axis=-1)
 
     def kl(self, other: "TanhGaussian") -> jax.Array:
         """KL(self ‖ other), for the same box: that of the Gaussians, as no bijection changes it."""
@@ -131,4 +133,4 @@ class TanhGaussian(NamedTuple):
         return jnp.asarray((self.high - self.low) / 2, self.mean.dtype)
 
     def _log_slope(self, u: jax.Array) -> jax.Array:
-        return 2 * (np.log(2) - u - jax.nn.softplus(-2 * u)) + jnp.log(self._half_width())
+        return 2 * (_LOG_2 - u - jax.nn.softplus(-2 * u)) + jnp.log(self._half_width())

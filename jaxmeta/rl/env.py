@@ -197,7 +197,7 @@ def make_gymnax(name: str) -> tuple[Any, PyTree]:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise ValueError(f"environment must be one of {', '.join(gymnax.registered_envs)}, got {name!r}")
+        raise ValueError(f"name of an environment must be one of {', '.join(gymnax.registered_envs)}, got {name!r}")
     return gymnax.make(name)
 
 

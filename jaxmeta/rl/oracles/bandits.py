@@ -5,12 +5,12 @@ Beta(1 + s, 1 + f). They take an arm with the largest index, the first of them w
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.rl.rollout import Agent
@@ -97,7 +97,7 @@ def epsilon_greedy(num_arms: int, *, epsilon: float = 0.0) -> Agent:
     >>> greedy = epsilon_greedy(5)
     """
     check_number("epsilon", epsilon)
-    if isinstance(epsilon, float | int) and epsilon > 1:
+    if not isinstance(epsilon, jax.Array) and epsilon > 1:
         raise ValueError(f"epsilon must be at most 1, got {epsilon!r}")
 
     def index(key: jax.Array, params: PyTree, counts: Counts) -> jax.Array:
@@ -109,7 +109,7 @@ def epsilon_greedy(num_arms: int, *, epsilon: float = 0.0) -> Agent:
 
 
 def gittins(num_arms: int, num_pulls: int) -> Agent:
-    """The Gittins index for a finite horizon, exact from `gittins_table`: near-optimal, and optimal for one known arm.
+    """The Gittins index for a finite horizon, from `gittins_table`: close to optimal, and optimal beside a known arm.
 
     Kaufmann, "On Bayesian index policies for sequential resource allocation" (2018), https://arxiv.org/abs/1601.01190
 
@@ -165,7 +165,7 @@ def _discounted_index(counts: Counts, log_inverse_discount: jax.Array) -> jax.Ar
     psi = jnp.select(
         [s <= 0.2, s <= 1, s <= 5, s <= 15],
         [jnp.sqrt(s / 2), 0.49 - 0.11 * root, 0.63 - 0.26 * root, 0.77 - 0.58 * root],
-        jnp.sqrt(2 * log_s - jnp.log(log_s) - np.log(16 * np.pi)),
+        jnp.sqrt(2 * log_s - jnp.log(log_s) - math.log(16 * math.pi)),
     )
     return mean + jnp.sqrt(mean * (1 - mean) / (n + 3)) * psi
 

@@ -14,7 +14,7 @@ from jaxmeta.checks import check_integer
 from jaxmeta.rl.rollout import Agent
 from jaxmeta.rl.trials import Inputs
 
-MAX_BELIEFS = 500_000
+MAX_SIZE = 20_000_000  # beliefs × arms², some hundred MB while they are enumerated
 
 
 class Beliefs(NamedTuple):
@@ -54,7 +54,7 @@ def bayes_optimal_bandit(num_arms: int, num_pulls: int) -> tuple[float, Agent]:
       The expected total reward, and the agent.
 
     Raises:
-      ValueError: a count is not a positive integer, or after some pulls there are more than 500,000 beliefs.
+      ValueError: a count is not a positive integer, or there are too many beliefs, as for 5 arms and 30 pulls.
 
     >>> value, agent = bayes_optimal_bandit(5, 10)
     >>> round(value, 4)
@@ -83,20 +83,33 @@ def _enumerate(num_arms: int, num_pulls: int) -> list[Beliefs]:
     codes = np.zeros((1, num_arms), np.int32)
     levels = []
     for pulls in range(num_pulls):
-        if len(codes) > MAX_BELIEFS:
+        if len(codes) * num_arms**2 > MAX_SIZE:
             raise ValueError(
                 f"num_arms and num_pulls must be smaller: {num_arms} arms have {len(codes)} beliefs after {pulls} of "
                 f"{num_pulls} pulls; gittins is close to optimal"
             )
-        reached = np.repeat(codes[:, None, None], num_arms, axis=1).repeat(2, axis=2)
-        place = np.arange(num_arms)
-        reached[:, place, 0, place] += 1
-        reached[:, place, 1, place] += num_pulls + 1
-        reached = np.sort(reached, axis=-1).reshape(-1, num_arms)
-        following, index = np.unique(reached, axis=0, return_inverse=True)
-        levels.append(Beliefs(codes, index.reshape(len(codes), num_arms, 2)))
+        places = np.arange(num_arms)
+        same = (codes[:, :, None] == codes[:, None]).argmax(-1)  # the first place with the same pair stands for all
+        row, place = np.nonzero(same == places)
+        reached = np.repeat(codes[row, None], 2, axis=1)
+        reached[np.arange(len(row)), :, place] += np.array([1, num_pulls + 1], np.int32)
+        following, index = _unique_rows(np.sort(reached, axis=-1).reshape(-1, num_arms), (num_pulls + 1) ** 2)
+        of_place = np.zeros((len(codes), num_arms, 2), np.int64)
+        of_place[row, place] = index.reshape(-1, 2)
+        levels.append(Beliefs(codes, np.take_along_axis(of_place, same[..., None], axis=1)))
         codes = following
     return levels
+
+
+def _unique_rows(rows: np.ndarray, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique(rows, axis=0, return_inverse=True)`, many times faster: several codes < base in one number."""
+    width = max(1, int(62 // np.log2(base)))
+    chunks = [rows[:, first : first + width].astype(np.int64) for first in range(0, rows.shape[1], width)]
+    order = np.lexsort([chunk @ base ** np.arange(chunk.shape[1], dtype=np.int64) for chunk in chunks])
+    is_new = np.append(True, (rows[order][1:] != rows[order][:-1]).any(-1))
+    inverse = np.empty(len(rows), np.int64)
+    inverse[order] = np.cumsum(is_new) - 1
+    return rows[order][is_new], inverse
 
 
 def _follow(num_pulls: int):
