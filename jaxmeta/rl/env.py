@@ -101,7 +101,7 @@ def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Fami
 
     def sample(key: jax.Array, tasks: PyTree) -> PyTree:
         index = jax.random.randint(key, (), 0, len(jax.tree.leaves(tasks)[0]))
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks)
+        return _strong(jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks))
 
     return Family(environment, TaskDistribution(sample, train), TaskDistribution(sample, test))
 

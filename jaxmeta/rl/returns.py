@@ -27,6 +27,7 @@ def discounted_returns(reward: jax.Array, done: jax.Array, *, discount: float | 
     [1.5, 1.0, 1.0]
     """
     check_number("discount", discount)
+    reward = jnp.asarray(reward)
     return _backward_sum(reward, discount * (1 - jnp.asarray(done, reward.dtype)))
 
 
@@ -78,6 +79,7 @@ def gae(
     """
     check_number("discount", discount)
     check_number("lambda_", lambda_)
+    reward = jnp.asarray(reward)
     alive, within = (1 - jnp.asarray(end, reward.dtype) for end in (terminated, truncated))
     delta = reward + discount * alive * next_value - value
     advantage = _backward_sum(delta, discount * lambda_ * alive * within)
@@ -100,8 +102,8 @@ def linear_features(observation: jax.Array, time: jax.Array) -> jax.Array:
     >>> linear_features(jnp.array([2.0]), jnp.array(100)).tolist()
     [2.0, 4.0, 1.0, 1.0, 1.0, 1.0]
     """
-    o = jnp.clip(observation, -10, 10)
-    t = time[..., None].astype(o.dtype) / 100
+    o = jnp.clip(jnp.asarray(observation), -10, 10)
+    t = jnp.asarray(time, o.dtype)[..., None] / 100
     return jnp.concatenate([o, o**2, t, t**2, t**3, jnp.ones_like(t)], axis=-1)
 
 
@@ -134,6 +136,7 @@ def fit_linear_baseline(
     True
     """
     check_number("ridge", ridge)
+    features, returns = jnp.asarray(features), jnp.asarray(returns)
     num_features = features.shape[-1]
     weight = jnp.ones_like(returns) if mask is None else jnp.asarray(mask, returns.dtype)
     rows = (features * weight[..., None]).reshape(-1, num_features)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from jaxmeta.checks import check_callable, check_fields
 from jaxmeta.rl.trials import Inputs, Trial
@@ -91,6 +92,7 @@ def rollout(
         next_inputs, state, outcome = trial.step(env_key, state, action, task)
         return (carry, next_inputs, state), Transition(inputs, action, *outcome, extras)
 
+    task = jax.tree.map(jnp.asarray, task)  # a numpy array cannot be indexed by an action that is traced
     reset_key, scan_key = jax.random.split(key)
     start = (carry, *trial.reset(reset_key, task))
     (carry, _, _), transitions = jax.lax.scan(step, start, jax.random.split(scan_key, trial.num_steps))

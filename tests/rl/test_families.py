@@ -42,7 +42,7 @@ def sample(family, num_tasks, seed=0):
 def run(family, num_steps=7):
     trial = rl.trial(family.environment, num_steps=num_steps)
     policy = random_policy(family.environment.action_space)
-    return jax.jit(jax.vmap(lambda key, task: rl.rollout(key, trial, policy, (), (), task)[1], out_axes=(0, 1)))
+    return jax.jit(jax.vmap(lambda key, task: rl.rollout(key, trial, policy, (), (), task)[1], out_axes=1))
 
 
 def types(tree):
