@@ -210,7 +210,7 @@ def test_tabular_mdps_follow_their_transitions_and_rewards():
     family = families.tabular_mdp(num_states=4, num_actions=2)
     task = jax.tree.map(lambda leaf: leaf[0], sample(family, 1))
     observation, state, reward, terminated = many(family, task, 1, 20_000)
-    expected = np.asarray(task.transitions[0, 1])
+    expected = np.asarray(task.transitions[0, 1], np.float64)
     counts = np.bincount(np.asarray(state), minlength=4)
     assert scipy.stats.chisquare(counts, 20_000 * expected / expected.sum()).pvalue > 1e-3
     np.testing.assert_array_equal(observation.argmax(-1), state)

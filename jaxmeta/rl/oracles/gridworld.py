@@ -65,9 +65,9 @@ def bayes_optimal_gridworld(num_episodes: int = 4, *, horizon: int = 15) -> tupl
     Raises:
       ValueError: a count is not a positive integer.
 
-    >>> returns, agent = bayes_optimal_gridworld(num_episodes=1, horizon=4)
-    >>> round(float(returns[0]), 4)
-    0.0
+    >>> returns, agent = bayes_optimal_gridworld(num_episodes=2)
+    >>> returns.round(2).tolist()
+    [4.0, 11.07]
     """
     check_integer("num_episodes", num_episodes, minimum=1)
     check_integer("horizon", horizon, minimum=1)
