@@ -140,7 +140,7 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
             (next_observation, env_state),
         )
         time = jnp.where(done, 0, time)
-        inputs = Inputs(observation, action.astype(none.dtype), reward, jnp.bool_(False), done, time)
+        inputs = Inputs(observation, jnp.asarray(action, none.dtype), reward, jnp.bool_(False), done, time)
         state = TrialState(env_state, time, state.num_episodes + done)
         return inputs, state, Outcome(reward, terminated, truncated, next_observation, mask)
 

@@ -133,11 +133,12 @@ def gittins(num_arms: int, num_pulls: int) -> Agent:
 
 
 def gittins_approximation(num_arms: int, num_pulls: int) -> Agent:
-    """The Gittins index in closed form, for many arms and pulls: μ + √v ψ(1 / ((n + 3) ln 1/β)).
+    """The Gittins index in closed form, for many pulls: μ + √v ψ(1 / ((n + 3) ln 1/β)).
 
     μ and v are the posterior's mean and variance, v = μ (1 − μ) / (n + 3), and n the pulls of the arm. The form is
     Brezzi's and Lai's for a discounted infinite horizon; β = 1 − 1/(pulls left) gives it the length of what is left. It
-    is too low for arms of which little is known; what it earns is within half a percent of the best on small problems.
+    is Gaussian, and wrong for arms of which little is known. It has the totals of RL²'s table up to 10 arms and 500 pulls;
+    with 50 arms and 500 pulls it explores too much, 442 where the exact index has 464 and `tuned_ucb1` 457.
 
     Brezzi, Lai, "Optimal learning and experimentation in bandit problems" (2002),
     https://doi.org/10.1016/S0165-1889(01)00028-8
