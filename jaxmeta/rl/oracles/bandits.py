@@ -137,8 +137,8 @@ def gittins_approximation(num_arms: int, num_pulls: int) -> Agent:
 
     μ and v are the posterior's mean and variance, v = μ (1 − μ) / (n + 3), and n the pulls of the arm. The form is
     Brezzi's and Lai's for a discounted infinite horizon; β = 1 − 1/(pulls left) gives it the length of what is left. It
-    is Gaussian, and wrong for arms of which little is known. It has the totals of RL²'s table up to 10 arms and 500 pulls;
-    with 50 arms and 500 pulls it explores too much, 442 where the exact index has 464 and `tuned_ucb1` 457.
+    is Gaussian, and wrong for arms of which little is known: it has the totals of RL²'s table for 5 and 10 arms and up
+    to 500 pulls, but with 50 arms and 500 pulls it explores too much, 442 where the paper has 464 and `tuned_ucb1` 457.
 
     Brezzi, Lai, "Optimal learning and experimentation in bandit problems" (2002),
     https://doi.org/10.1016/S0165-1889(01)00028-8
