@@ -49,13 +49,13 @@ def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
         optimizer=optax.adam(OUTER_RATE),
     )  # fmt: skip
     tasks = cast(case.tasks, dtype)
-    key, update = jax.random.key(0), jax.jit(learner.update)
+    key, update = jax.random.key(0), jax.jit(learner.update, donate_argnums=1)
     return _jax_meta_step(lambda state: update(key, state, tasks)[0], learner.init(key), lambda state: state.opt_state)
 
 
 def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
     init, update = plain_update(case)
-    update, tasks = jax.jit(update), cast(case.tasks, dtype)
+    update, tasks = jax.jit(update, donate_argnums=0), cast(case.tasks, dtype)
     return _jax_meta_step(lambda state: update(state, tasks), init(cast(params, dtype)), lambda state: state[1])
 
 
@@ -92,7 +92,7 @@ def relative_error(actual: PyTree, expected: PyTree) -> float:
 
 def _jax_meta_step(update: Callable, state: PyTree, opt_state_of: Callable) -> MetaStep:
     states = [jax.block_until_ready(update(state))]
-    (adam, *_) = opt_state_of(states[0])
+    (adam, *_) = jax.tree.map(np.array, opt_state_of(states[0]))
     moment = adam.mu.params if isinstance(adam.mu, jaxmeta.MetaParams) else adam.mu
 
     def step() -> None:

@@ -147,3 +147,56 @@ def test_anil_by_filter_equals_anil_by_partition(params):
 def test_adapt_only_refuses_what_does_not_fit_the_parameters(params, where):
     with pytest.raises(ValueError, match="where"):
         adapt.adapt_only(adapt.sgd(0.1), where).start(MetaParams(params))
+
+
+def test_lslr_is_a_rate_for_every_leaf_and_step_and_goes_on_with_the_last(params):
+    optimizer = adapt.lslr(0.1, num_steps=2)
+    hyper = optimizer.init(params)
+    assert {leaf.shape for leaf in jax.tree.leaves(hyper)} == {(2,)}
+    assert_close(adapted(optimizer, MetaParams(params, hyper)), adapted(adapt.sgd(0.1), MetaParams(params)))
+    rates = jax.tree.map(lambda r: r * jnp.array([0.5, 3.0]), hyper)
+    rates["head"]["b"] = jnp.array([-0.2, 0.4])
+    expected = reference.adapt(plain_loss, reference.lslr(), params, rates, STEPS)
+    assert_close(adapted(optimizer, MetaParams(params, rates)), expected)
+
+
+@pytest.mark.parametrize("strategy", [adapt.exact(), adapt.mixed_mode()], ids=["exact", "mixed_mode"])
+def test_per_step_parameters_have_the_value_of_their_step_and_do_not_adapt(params, strategy):
+    """Against a loop by hand, in which the body is another at each of three steps and at the end."""
+    optimizer = adapt.per_step(adapt.sgd(0.1), "body", num_steps=3)
+    hyper = optimizer.init(params)
+    assert_close(hyper.values["body"]["w"], np.stack([params["body"]["w"]] * 4))
+    values = jnp.stack([params["body"]["w"] * (1 + 0.3 * k) for k in range(4)])
+    meta_params = MetaParams(params, hyper._replace(values={**hyper.values, "body": {"w": values}}))
+
+    def query_loss(values, head):
+        for k, batch in enumerate(STEPS):
+            grads = jax.grad(lambda head, k=k, batch=batch: plain_loss({"body": {"w": values[k]}, "head": head}, batch))
+            head = jax.tree.map(lambda p, g: p - 0.1 * g, head, grads(head))
+        return plain_loss({"body": {"w": values[3]}, "head": head}, QUERY)
+
+    expected_values, expected_head = jax.grad(query_loss, (0, 1))(values, params["head"])
+    grads = meta_gradient(optimizer, meta_params, strategy)
+    assert_close(grads.hyper.values["body"]["w"], expected_values)
+    assert_close(grads.params["head"], expected_head)
+    assert not np.any(grads.params["body"]["w"])
+
+
+def test_after_its_steps_per_step_stays_at_the_last_value(params):
+    optimizer = adapt.per_step(adapt.sgd(0.1), "body", num_steps=1)
+    hyper = optimizer.init(params)
+    values = jnp.stack([params["body"]["w"], 2 * params["body"]["w"]])
+    meta_params = MetaParams(params, hyper._replace(values={**hyper.values, "body": {"w": values}}))
+    assert_close(adapted(optimizer, meta_params)["body"]["w"], 2 * params["body"]["w"])
+
+
+def test_proximal_descends_the_loss_with_its_penalty(params):
+    optimizer = adapt.proximal(adapt.from_optax(optax.sgd(0.1, momentum=0.8)), 2.0)
+
+    def penalised(moved, batch):
+        squares = jax.tree.map(lambda p, p_0: jnp.sum((p - p_0) ** 2), moved, params)
+        return plain_loss(moved, batch) + sum(jax.tree.leaves(squares))
+
+    expected = reference.adapt(penalised, reference.momentum(0.1, 0.8), params, (), STEPS)
+    assert_close(adapted(optimizer, MetaParams(params)), expected)
+    assert np.max(np.abs(expected["head"]["w"] - adapted(adapt.sgd(0.1), MetaParams(params))["head"]["w"])) > 1e-3

@@ -243,3 +243,71 @@ def test_reptile_moves_towards_the_adapted_parameters(x64):
     ends = [reference.adapt(plain_loss, reference.sgd(0.1), start, (), [one(tasks, i).support] * 3) for i in range(N)]
     expected = jax.tree.map(lambda p, *ends: p + 0.3 * (sum(ends) / N - p), start, *ends)
     assert_close(after.meta_params.params, expected)
+
+
+def gradient_of(learner, tasks, state):
+    """With `optax.sgd(1)` outside, the difference of the parameters."""
+    after, metrics = jax.jit(learner.update)(jax.random.key(1), state, tasks)
+    return tuple(jax.tree.map(jnp.subtract, state.meta_params, after.meta_params)), metrics
+
+
+@pytest.mark.parametrize("step", [0, 40, 10_000])
+@pytest.mark.parametrize("meta_gradient", [adapt.exact(), adapt.mixed_mode(num_segments=2)], ids=["exact", "mixed"])
+def test_the_multi_step_loss_and_its_gradient_are_those_of_brute_force(x64, step, meta_gradient):
+    weights = {0: [1 / 3, 1 / 3, 1 / 3], 40: [0.2, 0.2, 0.6], 10_000: [0.01, 0.01, 0.98]}[step]
+    np.testing.assert_allclose(jaxmeta.algorithms.maml.multi_step_weights(3, 100)(step), weights, rtol=1e-12)
+    learner = jaxmeta.maml_plus_plus(
+        init_fn, loss_fn, learning_rate=0.1, num_steps=3, num_annealing_steps=100,
+        optimizer=optax.sgd(1.0), meta_gradient=meta_gradient,
+    )  # fmt: skip
+    tasks, state = make_tasks(), learner.init(jax.random.key(0))
+    grads, metrics = gradient_of(learner, tasks, state._replace(step=jnp.int32(step)))
+    results = [
+        reference.multi_step_meta_gradient(
+            plain_loss, reference.lslr(), *state.meta_params, [task.support] * 3, task.query, weights
+        )
+        for task in (one(tasks, i) for i in range(N))
+    ]
+    loss, *expected = jax.tree.map(lambda *leaves: sum(leaves) / N, *results)
+    assert_close(grads, tuple(expected))
+    assert_close(metrics["loss"], loss)
+
+
+def test_weights_that_do_not_fit_the_steps_are_refused():
+    learner = jaxmeta.maml(init_fn, loss_fn, num_steps=3, loss_weights=lambda step: jnp.ones(2))
+    with pytest.raises(ValueError, match=r"loss_weights must return one weight for each of the 3 inner steps .*\(2,\)"):
+        jax.eval_shape(learner.update, jax.random.key(0), learner.init(jax.random.key(0)), make_tasks())
+
+
+def test_dropout_draws_anew_at_each_step_and_task_and_judges_without():
+    """The loss adds noise · body: after K steps the body has moved by the rate times the sum of K different draws."""
+
+    def noisy_loss(params, batch, key):
+        noise = 0.0 if key is None else jax.random.normal(key)
+        return jnp.sum(noise * params), {"judged": jnp.float32(key is None)}
+
+    arguments = {"inner_optimizer": adapt.sgd(1.0), "num_steps": 5, "stochastic": True}
+    learner = jaxmeta.maml(lambda key: jnp.zeros(()), noisy_loss, **arguments)
+    state, tasks = learner.init(jax.random.key(0)), make_tasks()
+    adapt_all = jax.vmap(learner.adapt, (0, None, 0))
+    ends = [adapt_all(jax.random.split(jax.random.key(seed), N), state.meta_params, tasks) for seed in range(100)]
+    ends = np.concatenate(ends)
+    assert len(np.unique(ends)) == 400
+    assert abs(ends.var() - 5) < 4 * 5 * np.sqrt(2 / 400)  # one draw for all steps would give 25
+    curves = learner.evaluate(jax.random.key(0), state.meta_params, one(tasks))
+    np.testing.assert_array_equal(curves["judged"], np.ones(6))
+    _, metrics = learner.update(jax.random.key(0), state, tasks)
+    assert metrics["judged"] == 0 and metrics["loss"] != 0
+
+
+def test_imaml_is_the_implicit_gradient_through_a_proximal_loop(x64):
+    """As the inner loop converges it becomes the exact gradient through it."""
+    arguments = {"num_steps": 400, "optimizer": optax.sgd(1.0)}
+    learner = jaxmeta.imaml(
+        init_fn, loss_fn, strength=2.0, learning_rate=0.1, solver=adapt.conjugate_gradient(8), **arguments
+    )
+    inner_optimizer = adapt.proximal(adapt.sgd(0.1), 2.0)
+    exact = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=adapt.exact(), **arguments)
+    tasks, state = make_tasks(), learner.init(jax.random.key(0))
+    actual, expected = (gradient_of(either, tasks, state)[0] for either in (learner, exact))
+    assert_close(actual, expected, rtol=1e-6)
