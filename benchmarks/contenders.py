@@ -21,6 +21,7 @@ from jaxmeta import Task
 from jaxmeta.types import PyTree
 
 OUTER_RATE = 1e-3
+_LOOP = 10
 _FIRST_MOMENT = 1 - 0.9  # what Adam's first moment is, after one step, in gradients
 
 
@@ -42,15 +43,34 @@ class Unavailable(Exception):
     """A contender that is not installed, does not run here or has no such network; the message says what to do."""
 
 
-def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
-    learner = jaxmeta.maml(
+def _learner(case: Case, params: PyTree, dtype: DTypeLike) -> jaxmeta.MetaLearner:
+    return jaxmeta.maml(
         lambda key: cast(params, dtype), case.loss,
         inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate), num_steps=case.num_steps,
         optimizer=optax.adam(OUTER_RATE),
     )  # fmt: skip
+
+
+def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    learner = _learner(case, params, dtype)
     tasks = cast(case.tasks, dtype)
     key, update = jax.random.key(0), jax.jit(learner.update, donate_argnums=1)
     return _jax_meta_step(lambda state: update(key, state, tasks)[0], learner.init(key), lambda state: state.opt_state)
+
+
+def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    """Ten steps in one program, as `fit` runs them; the gradient is that of the same update, called once."""
+    single = build_jaxmeta(case, params, dtype)
+    learner = _learner(case, params, dtype)
+    key, tasks = jax.random.key(0), cast(case.tasks, dtype)
+    update = lambda _, state: learner.update(key, state, tasks)[0]
+    loop = jax.jit(lambda state: jax.lax.fori_loop(0, _LOOP, update, state), donate_argnums=0)
+    states = [loop(learner.init(key))]
+
+    def step() -> None:
+        states[0] = loop(states[0])
+
+    return MetaStep(Program(step, lambda: jax.block_until_ready(states[0]), _LOOP), single.gradient)
 
 
 def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
@@ -82,6 +102,7 @@ def plain_update(case: Case) -> tuple[Callable, Callable]:
 
 
 JAXMETA, PLAIN = Contender("jaxmeta", build_jaxmeta), Contender("plain JAX", build_plain)
+JAXMETA_LOOP = Contender("jaxmeta, as fit", build_jaxmeta_loop)
 
 
 def relative_error(actual: PyTree, expected: PyTree) -> float:

@@ -12,19 +12,20 @@ import jax.numpy as jnp
 
 
 class Program(NamedTuple):
-    """Something to time. `step()` starts one unit of work and may return before it is done; `wait()` waits for it."""
+    """Something to time. `step()` starts `num_units` of work and may return before it is done; `wait()` waits."""
 
     step: Callable[[], None]
     wait: Callable[[], None]
+    num_units: int = 1
 
 
 def seconds_per_step(program: Program, num_steps: int) -> float:
-    """One sample: the mean of `num_steps` steps in a row, for the last of which alone it waits, as training does."""
+    """One sample, per unit of work: `num_steps` steps in a row, and one wait for the last, as in training."""
     start = time.perf_counter()
     for _ in range(num_steps):
         program.step()
     program.wait()
-    return (time.perf_counter() - start) / num_steps
+    return (time.perf_counter() - start) / (num_steps * program.num_units)
 
 
 def interleave(
@@ -52,7 +53,7 @@ def interleave(
     {'a': 2}
     """
     num_steps = {
-        name: max(1, math.ceil(min_seconds / max(seconds_per_step(program, 1), 1e-7)))
+        name: max(1, math.ceil(min_seconds / max(seconds_per_step(program, 1) * program.num_units, 1e-7)))
         for name, program in programs.items()
     }
     samples: dict[str, list[float]] = {name: [] for name in programs}
@@ -60,7 +61,7 @@ def interleave(
     for round_ in range(num_rounds):
         first = round_ % max(1, len(names))
         for name in names[first:] + names[:first]:
-            taken = num_steps[name] * sum(samples[name])
+            taken = num_steps[name] * programs[name].num_units * sum(samples[name])
             if len(samples[name]) < 3 or taken < max_seconds:
                 samples[name].append(seconds_per_step(programs[name], num_steps[name]))
     return samples

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks.cases import FAMILIES, Case
-from benchmarks.contenders import JAXMETA, PLAIN, Contender, Unavailable, relative_error
+from benchmarks.contenders import JAXMETA, JAXMETA_LOOP, PLAIN, Contender, Unavailable, relative_error
 from benchmarks.measure import float64, interleave, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _QUICK = "sinusoid-t25-k1,omniglot-mlp-t32-k1"
 _TOLERANCE_FLOAT64 = 1e-9
-_TOLERANCE = {"float32": 1e-2, "tf32": 1e-1}  # wide: batch norm and a large inner rate multiply rounding errors
+_TOLERANCE = {"float32": 1e-1, "tf32": 3e-1}  # wide: batch norm and a large inner rate multiply rounding errors
 _PRODUCT = "matrix product"
 
 
@@ -50,7 +50,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(options.cases or (_QUICK if options.quick else "*"), cases())
-    contenders = [JAXMETA, PLAIN, *_peers(options.precision)]
+    contenders = [JAXMETA, JAXMETA_LOOP, PLAIN, *_peers(options.precision)]
     num_rounds = 3 if options.quick else options.num_rounds
     rows: list[Row] = []
     with jax.default_matmul_precision("highest" if options.precision == "float32" else "tensorfloat32"):

@@ -9,12 +9,15 @@
 | `*.png`         | the learning curve, the adaptation curve, the recipe's own pictures                       |
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +56,12 @@ def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume:
     log = _Log(directory)
     state = _restore(directory, experiment) if any(directory.glob("state/[0-9]*")) else None
     log.drop_after(0 if state is None else int(state.step))
-    state, _ = fit(
-        train_key, experiment.learner, experiment.train_tasks, state=state,
-        num_steps=config.num_steps, num_tasks=config.num_tasks,
-        chunk_size=max(1, config.num_steps // 100), callbacks=[log],
-    )  # fmt: skip
+    with _choices_on_stdout():
+        state, _ = fit(
+            train_key, experiment.learner, experiment.train_tasks, state=state,
+            num_steps=config.num_steps, num_tasks=config.num_tasks,
+            chunk_size=max(1, config.num_steps // 100), callbacks=[log],
+        )  # fmt: skip
     log.save(state)
     print(f"evaluating on {config.num_eval_tasks} test tasks", flush=True)
     report = _evaluate(experiment, config, test_key, state)
@@ -94,6 +98,20 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     report = _evaluate(experiment, config, test_key, state)
     print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}\n{report}")
     return report
+
+
+@contextlib.contextmanager
+def _choices_on_stdout() -> Iterator[None]:
+    """Shows what the library chooses by itself, such as `adapt.auto` its schedule."""
+    logger, handler = logging.getLogger("jaxmeta"), logging.StreamHandler(sys.stdout)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _test_keys() -> tuple[jax.Array, jax.Array]:

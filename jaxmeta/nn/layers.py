@@ -7,7 +7,7 @@ reverse mode. `Conv` is a drop-in for `flax.linen.Conv`, with the same names and
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -17,14 +17,15 @@ from jax import lax
 from jaxmeta.checks import check_choice, check_integer
 
 Initializer = Callable[..., Any]
+Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, strides: int | Sequence[int] = 1, padding: str = "SAME") -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, *, strides: int | Sequence[int] = 1, padding: Padding = "SAME") -> jax.Array:
     """Two-dimensional convolution (cross-correlation) as patches times a matrix.
 
         y[b, p, q, f] = sum over i, j, c of x[b, p * stride + i, q * stride + j, c] * kernel[i, j, c, f]
 
-    with x padded by zeros if `padding` is "SAME". Equal to `lax.conv_general_dilated` with dimension numbers
+    with x padded by zeros unless `padding` is "VALID". Equal to `lax.conv_general_dilated` with dimension numbers
     ("NHWC", "HWIO", "NHWC"), and without a grouped convolution under `vmap` over kernels. The patches are "im2col" of
     Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006,
     https://inria.hal.science/inria-00112631.
@@ -33,7 +34,8 @@ def conv(x: jax.Array, kernel: jax.Array, *, strides: int | Sequence[int] = 1, p
       x: images [B, H, W, C].
       kernel: weights [kh, kw, C, F].
       strides: step between patches in pixels, one for both axes or a pair.
-      padding: "SAME" (H' = ceil(H / stride)) or "VALID" (only whole patches).
+      padding: "SAME" (H' = ceil(H / stride)), "VALID" (only whole patches), zeros on each side, one for both axes or a
+        pair, or a pair of pairs (before, after).
 
     Returns:
       [B, H', W', F].
@@ -87,7 +89,7 @@ def conv_batch_norm(
     bias: jax.Array,
     *,
     strides: int | Sequence[int] = 1,
-    padding: str = "SAME",
+    padding: Padding = "SAME",
     epsilon: float = 1e-5,
 ) -> jax.Array:
     """`batch_norm(conv(x, kernel), scale, bias)`, cheaper where patches are smaller than features.
@@ -162,7 +164,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int | Sequence[int]
     strides: int | Sequence[int] = 1
-    padding: str = "SAME"
+    padding: Padding = "SAME"
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
@@ -210,7 +212,7 @@ class ConvBatchNorm(nn.Module):
     features: int
     kernel_size: int | Sequence[int]
     strides: int | Sequence[int] = 1
-    padding: str = "SAME"
+    padding: Padding = "SAME"
     epsilon: float = 1e-5
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
@@ -225,15 +227,14 @@ class ConvBatchNorm(nn.Module):
         return conv_batch_norm(x, kernel, scale, bias, strides=self.strides, padding=self.padding, epsilon=self.epsilon)
 
 
-def _patches(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padding: str) -> jax.Array:
+def _patches(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padding: Padding) -> jax.Array:
     """The patches of [B, H, W, C] that meet the kernel [kh, kw, C, F]: [B, H', W', kh * kw * C]."""
     if x.ndim != 4:
         raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
     if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
         raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
-    check_choice("padding", padding, ("SAME", "VALID"))
     (sh, sw), (kh, kw) = _pair("strides", strides), kernel.shape[:2]
-    pads = lax.padtype_to_pads(x.shape[1:3], (kh, kw), (sh, sw), padding)
+    pads = _pads(padding, x.shape[1:3], (kh, kw), (sh, sw))
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows, columns = padded.shape[1] - kh + 1, padded.shape[2] - kw + 1
     if rows < 1 or columns < 1:
@@ -256,6 +257,22 @@ def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
     weights = kernel.transpose(3, 0, 1, 2).reshape(features, length)
     y = lax.dot_general(patches.reshape(-1, length), weights, (((1,), (1,)), ((), ())))
     return y.reshape(*patches.shape[:-1], features)
+
+
+def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
+    """Zeros (before, after) each of the two axes."""
+    if isinstance(padding, str):
+        check_choice("padding", padding, ("SAME", "VALID"))
+        return lax.padtype_to_pads(size, window, strides, padding)
+    sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
+    pads = [tuple(side) if isinstance(side, Sequence) else (side, side) for side in sides]
+    if len(pads) != 2 or any(len(pad) != 2 for pad in pads):
+        raise ValueError(
+            f"padding must be 'SAME', 'VALID', an integer, or a pair of integers or pairs, got {padding!r}"
+        )
+    for number in (*pads[0], *pads[1]):
+        check_integer("padding", number, 0)
+    return pads
 
 
 def _check_scale_and_bias(x: jax.Array, scale: jax.Array, bias: jax.Array) -> None:

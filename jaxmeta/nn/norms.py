@@ -21,7 +21,7 @@ import optax
 from jax import lax
 
 from jaxmeta.checks import check_callable, check_choice, check_fields, check_integer, check_number
-from jaxmeta.nn.layers import Conv, Initializer
+from jaxmeta.nn.layers import Conv, Initializer, Padding
 from jaxmeta.types import Batch, LossFn, Metrics, Params, PyTree
 
 
@@ -90,7 +90,7 @@ class TrackedConvBatchNorm(nn.Module):
     kernel_size: int | tuple[int, int]
     mode: str
     strides: int | tuple[int, int] = 1
-    padding: str = "SAME"
+    padding: Padding = "SAME"
     epsilon: float = 1e-5
     kernel_init: Initializer = nn.initializers.lecun_normal()
 

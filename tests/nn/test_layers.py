@@ -17,6 +17,7 @@ CASES = [
     (8, 7, 2, 3, (2, 4), (1, 3), "SAME"),
     (8, 7, 2, 3, (5, 1), (3, 2), "VALID"),
     (5, 4, 3, 2, (1, 1), 2, "SAME"),
+    (5, 4, 2, 2, (3, 2), 2, ((2, 0), (1, 3))),
 ]
 
 
@@ -117,6 +118,10 @@ def test_conv_over_tasks_is_exact_and_has_no_grouped_convolution(strides):
         ((1, 4, 4, 1), (3, 3, 1, 2), {"strides": (1, 2, 3)}, "strides"),
         ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": "same"}, "padding"),
         ((1, 2, 4, 1), (3, 3, 1, 2), {"padding": "VALID"}, "must fit"),
+        ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": (1, 2, 3)}, "padding"),
+        ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": ((1, 2), (1, 2, 3))}, "padding"),
+        ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": -1}, "padding"),
+        ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": 1.5}, "padding"),
     ],
 )
 def test_conv_refuses_wrong_arguments(x, kernel, keywords, message):
@@ -125,7 +130,8 @@ def test_conv_refuses_wrong_arguments(x, kernel, keywords, message):
 
 
 @pytest.mark.parametrize(
-    ("strides", "padding", "use_bias"), [(1, "SAME", True), (2, "SAME", False), ((2, 1), "VALID", True)]
+    ("strides", "padding", "use_bias"),
+    [(1, "SAME", True), (2, "SAME", False), ((2, 1), "VALID", True), (1, 2, True), (2, (1, (0, 2)), True)],
 )
 def test_conv_module_is_a_drop_in_for_flax(strides, padding, use_bias):
     arguments = {
