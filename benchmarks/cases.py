@@ -62,7 +62,8 @@ def plain_apply(network: fnn.Module) -> Callable:
         params = layer.variables["params"]
         strides = (layer.strides,) * 2 if isinstance(layer.strides, int) else layer.strides
         layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, params["kernel"], strides, layer.padding, dimension_numbers=layout)
+        padding: Any = layer.padding
+        y = jax.lax.conv_general_dilated(x, params["kernel"], strides, padding, dimension_numbers=layout)
         if isinstance(layer, nn.ConvBatchNorm):
             return nn.batch_norm(y, params["scale"], params["bias"], layer.epsilon)
         return y + params["bias"] if layer.use_bias else y

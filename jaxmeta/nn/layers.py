@@ -267,9 +267,7 @@ def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides:
     sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
     pads = [tuple(side) if isinstance(side, Sequence) else (side, side) for side in sides]
     if len(pads) != 2 or any(len(pad) != 2 for pad in pads):
-        raise ValueError(
-            f"padding must be 'SAME', 'VALID', an integer, or a pair of integers or pairs, got {padding!r}"
-        )
+        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
     for number in (*pads[0], *pads[1]):
         check_integer("padding", number, 0)
     return pads
