@@ -63,7 +63,8 @@ def run(options: Options, path: Path) -> Sequence[Row]:
                     row = {"case": name, "sweep": sweep, "method": method, **at}
                     rows.append({**row, "trace": trace, "compile": compile_})
         _print_case([row for row in rows if row["case"] == name])
-    return write_report(path, "compile_time", rows, draw)
+        write_report(path, "compile_time", rows, draw)  # after each case: a run that is killed loses nothing
+    return rows
 
 
 def interleaved_samples(case: Case, num_samples: int) -> dict[str, list[tuple[float, float]]]:

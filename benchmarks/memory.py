@@ -132,7 +132,8 @@ def run(options: Options, path: Path) -> Sequence[Row]:
         if options.processes and not options.quick:
             _add_process_peaks(name, model, rows)
         _print_model(model, [row for row in rows if row["case"] == name])
-    return write_report(path, "memory", rows, draw)
+        write_report(path, "memory", rows, draw)  # after each case: a run that is killed loses nothing
+    return rows
 
 
 def measure(name: str, model: Model, at: dict[str, int], options: Options) -> list[Row]:

@@ -42,9 +42,7 @@ def default_path(name: str, quick: bool) -> Path:
     return folder / kind / f"{name}.json"
 
 
-def write_report(
-    path: Path, name: str, rows: Sequence[Row], draw: Callable[[Sequence[Row], str], "Figure"]
-) -> Sequence[Row]:
+def write_report(path: Path, name: str, rows: Sequence[Row], draw: Callable[[Sequence[Row], str], "Figure"]) -> None:
     """Writes the JSON file and its picture, and says where.
 
     Rows of other cases that the file already has are kept if they come from the same machine and versions, so that a
@@ -60,7 +58,6 @@ def write_report(
     figure = draw(rows, f"{device['kind']}, {device['cores']} cores" if device["platform"] == "cpu" else device["kind"])
     figure.savefig(path.with_suffix(".png"))
     print(f"\n{path}\n{path.with_suffix('.png')}")
-    return rows
 
 
 def _finite(value: Any) -> Any:
