@@ -99,7 +99,7 @@ MODELS = {
     "transformer": Model(
         _transformer,
         at={"size": 4, "num_tasks": 4, "num_steps": 5},
-        sweeps={"num_steps": (1, 5, 20), "num_tasks": (1, 4), "size": (1, 4)},
+        sweeps={"num_steps": (1, 5, 20), "num_tasks": (1, 4)},
         size_name="layers",
     ),
     "learned-rates": Model(

@@ -175,6 +175,7 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
         panel.invert_yaxis()
         panel.set_xlim(0, 1.7 * max(row["num_tasks"] / row["min"] for row in timed if row["case"] == name))
         panel.set(title=_title(next(row for row in timed if row["case"] == name)), xlabel="tasks per second")
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(False, axis="y")
     for panel in axes.flat[len(names) :]:
         panel.set_visible(False)

@@ -347,20 +347,6 @@ def _omniglot() -> GradientOmniglot:
     )  # fmt: skip
 
 
-def _maml_plus_plus() -> GradientOmniglot:
-    """Without the per-step batch norm: this network always uses the statistics of the batch."""
-    maml = _omniglot()
-    return replace(maml, inner_optimizer="lslr", num_inner_steps=3, num_annealing_steps=maml.num_steps // 4)
-
-
-def _imaml() -> GradientOmniglot:
-    """The paper's λ and 16 inner steps, here at test too."""
-    return replace(
-        _omniglot(), meta_gradient="implicit", proximal_strength=2.0, inner_learning_rate=0.1,
-        num_inner_steps=16, num_eval_steps=16,
-    )  # fmt: skip
-
-
 def _closed_form() -> ClosedFormOmniglot:
     """ProtoNet's episodes, 60-way with 5 queries, and MAML's network; the rate falls along a cosine.
 
@@ -445,20 +431,6 @@ RECIPES: dict[str, Recipe] = {
     ),
     "maml-omniglot": Recipe(
         _omniglot, "MAML on Omniglot, 5-way 1-shot", _MAML, "accuracy .987 (paper's protocol); .95 on a CPU", 6
-    ),
-    "maml++-omniglot": Recipe(
-        _maml_plus_plus,
-        "MAML++: a learned rate for each layer and step, judged after each of 3 steps",
-        "Antoniou et al. 2019, https://arxiv.org/abs/1810.09502",
-        "beside maml-omniglot, as many outer steps",
-        12,
-    ),
-    "imaml-omniglot": Recipe(
-        _imaml,
-        "iMAML: the implicit gradient of 16 proximal inner steps",
-        "Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630",
-        "beside maml-omniglot, as many outer steps",
-        12,
     ),
     "protonet-omniglot": Recipe(
         _closed_form,

@@ -48,3 +48,19 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
     for mean, ci95, step in figures:
         metric = result["metrics"]["accuracy" if name.endswith("omniglot") else "mse"]
         assert (mean, ci95) == tuple(f"{metric[statistic][int(step)]:.4f}" for statistic in ("mean", "ci95"))
+
+
+def test_the_times_in_the_table_are_those_of_the_results():
+    """Milliseconds, medians, three digits or more; a contender that was not timed has a dash."""
+    digits = lambda ms: f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+    rows = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "throughput.json").read_text())["rows"]
+    (table,) = re.findall(r"<!-- throughput -->\n(.*?)<!-- /throughput -->", README, flags=re.DOTALL)
+    heading, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    contenders = ["jaxmeta, as fit" if name == "as fit" else name for name in heading[1:-1]]
+    cases = dict.fromkeys(row["case"] for row in rows)
+    assert [line[0] for line in lines] == [f"`{case}`" for case in cases]
+    for case, line in zip(cases, lines, strict=True):
+        timed = {row["contender"]: row for row in rows if row["case"] == case and "median" in row}
+        median = lambda name, timed=timed: digits(1e3 * timed[name]["median"]) if name in timed else "–"
+        assert line[1:-1] == [median(name) for name in contenders]
+        assert line[-1] == f"{100 * timed['jaxmeta']['fraction_of_matrix_product_rate']:.0f}%"

@@ -26,6 +26,22 @@ def test_regression_recipes_train(name, tmp_path):
     assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--inner-optimizer", "lslr", "--num-annealing-steps", "2"),
+        ("--meta-gradient", "implicit", "--proximal-strength", "2"),
+        ("--meta-gradient", "mixed_mode", "--microbatch", "1"),
+    ],
+    ids=["MAML++", "iMAML", "mixed mode"],
+)
+def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
+    short = ("--num-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
+    found = result("maml-sinusoid", tmp_path / "run", *options, *short)
+    assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
+    assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
+
+
 @pytest.mark.parametrize("name", ["maml-omniglot", "anil-omniglot", *CLOSED_FORM])
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))

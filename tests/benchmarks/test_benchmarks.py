@@ -28,8 +28,8 @@ def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.delattr(benchmarks, "peers", raising=False)
     rows = quick(tmp_path, "throughput", "--cases", "sinusoid-t25-k1")
     assert "pip install -e '.[peers]'" in capsys.readouterr().out
-    assert [row["contender"] for row in rows] == ["jaxmeta", "plain JAX", "matrix product"]
-    for row in rows[:2]:
+    assert [row["contender"] for row in rows] == ["jaxmeta", "jaxmeta, as fit", "plain JAX", "matrix product"]
+    for row in rows[:3]:
         assert len(row["samples"]) == 3 and row["min"] <= row["median"] <= row["max"]
         assert row["tasks_per_second"] > 0 and 0 < row["fraction_of_matrix_product_rate"] < 1
 
@@ -74,7 +74,8 @@ def test_gradient_error(tmp_path):
 def test_exact_strategies_have_no_error(x64):
     case = gradient_error.CASES["sinusoid"](2, 4)
     names = ("exact", "exact, segments", "mixed mode, segments, gradients saved")
-    expected, *others = (gradient_error.gradients(case, EXACT[name](4), gradient_error.FLOAT64, 1)[0] for name in names)
+    float64 = gradient_error.FLOAT64
+    expected, *others = (gradient_error.gradients(case, EXACT[name](4), float64, 1, 0.0)[0] for name in names)
     assert all(gradient_error.relative_distance(other, expected) < 1e-12 for other in others)
 
 
