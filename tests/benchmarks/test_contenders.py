@@ -20,8 +20,10 @@ SMALL = {
 }  # fmt: skip
 
 
-# XLA takes minutes to compile a grouped convolution's second derivatives
-over_cases = pytest.mark.parametrize("name", ["mlp", "transformer", pytest.param("conv4", marks=pytest.mark.slow)])
+# the others compile for a minute, above all the second derivatives of grouped convolutions
+over_cases = pytest.mark.parametrize(
+    "name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "conv4"))]
+)
 
 
 def initial(case):
