@@ -4,11 +4,13 @@ XLA's own `cost_analysis` counts the body of a loop once; here a scan is its len
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
+
+from jaxmeta.adapt.cost import inner_jaxprs
 
 
 def count_flops(fn: Callable, *args: Any) -> int:
@@ -59,18 +61,9 @@ def _of_equation(equation: Any) -> int:
         kernel = equation.invars[1].aval
         features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * kernel.size // features  # a kernel holds its group's channels only
-    inner = [_of_jaxpr(jaxpr) for jaxpr in _jaxprs_in(params)]
+    inner = [_of_jaxpr(jaxpr) for jaxpr in inner_jaxprs(params)]
     if name == "while" and any(inner):
         raise ValueError("count_flops cannot count a while loop, whose length is not in the program: use a scan")
     if name == "scan":
         return params["length"] * sum(inner)
     return max(inner) if name == "cond" else sum(inner)
-
-
-def _jaxprs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, Jaxpr):
-                yield part

@@ -52,13 +52,14 @@ def _peak(jaxpr: Jaxpr) -> int:
         if equation.primitive.name not in _VIEWS:
             size |= {var: num_bytes(var.aval) for var in equation.outvars}
             live += sum(size[var] for var in equation.outvars)
-        peak = max(peak, live + max(map(_peak, _inner(equation.params)), default=0))
+        peak = max(peak, live + max(map(_peak, inner_jaxprs(equation.params)), default=0))
         seen = (var for var in (*equation.invars, *equation.outvars) if isinstance(var, Var))
         live -= sum(size.pop(var, 0) for var in seen if last_use.get(var, i) == i)
     return peak
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs among an equation's parameters: the body of a loop, the branches of a `cond`, what is called."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, ClosedJaxpr):
