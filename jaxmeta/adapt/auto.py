@@ -61,9 +61,12 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
         def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
             budget = default_memory_budget() if memory_budget is None else memory_budget
             args = (key, meta_params, sources, task)
-            peak = lambda name: _num_tasks() * peak_bytes(gradients[name], *args)
-            name, reason = _choose(functools.cache(peak), num_sources(sources), budget)
-            _say(f"auto: {name} for {num_sources(sources)} inner steps and {_num_tasks()} tasks at a time: {reason}")
+            num_steps, num_tasks = num_sources(sources), _num_tasks()
+            peak = lambda name: (num_tasks or 1) * peak_bytes(gradients[name], *args)
+            name, reason = _choose(functools.cache(peak), num_steps, budget)
+            if num_tasks:  # else it is traced for an estimate, or for one task alone
+                counts = f"{_count(num_steps, 'inner step')}, {_count(num_tasks, 'task')} at a time"
+                _say(f"auto: {name} for {counts}: {reason}")
             return gradients[name](*args)
 
         return task_gradient
@@ -90,12 +93,16 @@ def _choose(peak: Callable[[str], int], num_steps: int, budget: int) -> tuple[st
     return name, f"it keeps {mib(name)}, {relation} the budget of {budget / 2**20:.3g} MiB"
 
 
-def _num_tasks() -> int:
-    """How many tasks are vectorised together; 1 where `mean_over_tasks` is not around."""
+def _num_tasks() -> int | None:
+    """How many tasks are vectorised together; None where `mean_over_tasks` is not around."""
     try:
         return jax.lax.axis_size(TASKS)
     except NameError:
-        return 1
+        return None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The default schedule and microbatch: what is chosen for which shapes, said once, and the memory it then takes."""
 
 import contextlib
+import importlib
 import logging
 
 import jax
@@ -11,11 +12,11 @@ import pytest
 
 import jaxmeta
 from jaxmeta import Task, adapt, nn
-from jaxmeta.adapt import auto as auto_module
 from jaxmeta.adapt.cost import num_bytes, peak_bytes
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
+auto_module = importlib.import_module("jaxmeta.adapt.auto")  # the name in the package is that of the function
 ADAM = adapt.from_optax(optax.adam(1e-3, eps_root=1e-8))
 
 
@@ -33,24 +34,24 @@ def said(caplog):
     return messages
 
 
-def update_of(width, num_steps, num_examples, num_tasks=4, optimizer=ADAM, **arguments):
-    """(the compiled update, its arguments)"""
+def update_of(width, num_steps, num_examples, num_inputs=16, num_tasks=4, optimizer=ADAM, **arguments):
+    """(an update, lowered; the update and its arguments)"""
     network = nn.MLP((width, width))
     learner = jaxmeta.maml(
-        lambda key: network.init(key, jnp.ones((1, 16))), nn.mean_squared_error(network.apply),
+        lambda key: network.init(key, jnp.ones((1, num_inputs))), nn.mean_squared_error(network.apply),
         inner_optimizer=optimizer, num_steps=num_steps, **arguments,
     )  # fmt: skip
-    x, y = jnp.zeros((num_tasks, num_examples, 16)), jnp.zeros((num_tasks, num_examples, 1))
-    arguments = jax.random.key(0), learner.init(jax.random.key(0)), Task((x, y), (x[:, :5], y[:, :5]))
-    return jax.jit(learner.update).lower(*arguments), arguments
+    x, y = jnp.zeros((num_tasks, num_examples, num_inputs)), jnp.zeros((num_tasks, num_examples, 1))
+    call = jax.random.key(0), jax.eval_shape(learner.init, jax.random.key(0)), Task((x, y), (x[:, :5], y[:, :5]))
+    return jax.jit(learner.update).lower(*call), (learner.update, *call)
 
 
-# what makes it: width, K, examples
+# what makes it: width, K, examples, inputs, tasks, inner optimizer
 SHAPES = {
     "exact()": {
         "little of everything": (8, 5, 10),
         "one step": (64, 1, 4096),
-        "parameters outweigh activations": (512, 10, 2),
+        "parameters outweigh what a step keeps": (64, 10, 2, 8192, 4, adapt.sgd(0.1)),
     },
     "mixed_mode()": {"activations outweigh parameters": (64, 10, 4096)},
     'exact(num_segments="sqrt")': {"a long loop with states": (64, 400, 10)},
@@ -63,7 +64,8 @@ SHAPES = {
 def test_it_chooses_by_shapes_and_says_so_once(said, choice, shape):
     update_of(*shape, microbatch=4)
     (message,) = said()
-    assert message.startswith(f"auto: {choice} for {shape[1]} inner steps and 4 tasks at a time: ")
+    steps = "1 inner step" if shape[1] == 1 else f"{shape[1]} inner steps"
+    assert message.startswith(f"auto: {choice} for {steps}, 4 tasks at a time: ")
     assert "MiB" in message
     update_of(*shape, microbatch=4)
     assert not said()
@@ -71,31 +73,28 @@ def test_it_chooses_by_shapes_and_says_so_once(said, choice, shape):
 
 def test_it_is_the_default_and_is_told_how_many_tasks_there_are(said):
     update_of(8, 5, 10, num_tasks=6, microbatch=2)
-    assert "5 inner steps and 2 tasks at a time" in said()[0]
+    assert ["5 inner steps, 2 tasks at a time" in message for message in said()] == [True]
+    update_of(8, 5, 10, num_tasks=6)
+    assert ["5 inner steps, 6 tasks at a time" in message for message in said()] == [True]
 
 
-@pytest.mark.parametrize("shape", [shape for shapes in SHAPES.values() for shape in shapes.values()])
-def test_its_estimate_of_memory_is_near_that_of_the_compiled_program(shape):
+@pytest.mark.parametrize("shape", [(8, 5, 10), (64, 5, 4096), (64, 50, 10)])
+@pytest.mark.parametrize("schedule", auto_module.SCHEDULES)
+def test_its_estimate_of_memory_is_near_that_of_the_compiled_program(schedule, shape):
     """Within a factor of two, on a CPU: XLA fuses some of what is counted, and needs a little besides."""
     if jax.default_backend() != "cpu":
         pytest.skip("the estimate is compared on a CPU")
-    for strategy in auto_module.SCHEDULES.values():
-        lowered, arguments = update_of(*shape, num_tasks=1, meta_gradient=strategy)
-        learner_update = lowered.compile().memory_analysis().temp_size_in_bytes
-        network = nn.MLP((shape[0],) * 2)
-        update = jaxmeta.maml(
-            lambda key, network=network: network.init(key, jnp.ones((1, 16))), nn.mean_squared_error(network.apply),
-            inner_optimizer=ADAM, num_steps=shape[1], meta_gradient=strategy,
-        ).update  # fmt: skip
-        assert 0.5 < (peak_bytes(update, *arguments) + 50_000) / (learner_update + 50_000) < 2
+    lowered, call = update_of(*shape, num_tasks=1, meta_gradient=auto_module.SCHEDULES[schedule])
+    size = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert 0.5 < (peak_bytes(*call) + 50_000) / (size + 50_000) < 2
 
 
 def test_a_budget_is_kept_where_it_can_be(said):
-    """At 64 examples recomputed segments need 0.4 MiB, plain reverse mode 6."""
+    """By the estimate recomputed steps need 6.7 MiB, recomputed segments 1.7."""
     unbounded, _ = update_of(64, 100, 64, num_tasks=1)
-    budget = 2**20
+    budget = 2 * 2**20
     bounded, _ = update_of(64, 100, 64, num_tasks=1, meta_gradient=adapt.auto(memory_budget=budget))
-    assert "within the budget of 1 MiB" in said()[-1]
+    assert "within the budget of 2 MiB" in said()[-1]
     size = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes
     assert size(bounded) < 1.5 * budget < size(unbounded)
 
