@@ -12,7 +12,19 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
 """
 
 from jaxmeta import adapt, nn, tasks, training
-from jaxmeta.algorithms import anil, cavia, fomaml, imaml, maml, maml_plus_plus, meta_sgd, protonet, reptile, ridge
+from jaxmeta.algorithms import (
+    anil,
+    cavia,
+    fomaml,
+    imaml,
+    maml,
+    maml_plus_plus,
+    meta_sgd,
+    multi_step_weights,
+    protonet,
+    reptile,
+    ridge,
+)
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
@@ -35,6 +47,7 @@ __all__ = [
     "maml",
     "maml_plus_plus",
     "meta_sgd",
+    "multi_step_weights",
     "nn",
     "protonet",
     "reptile",

@@ -14,9 +14,8 @@ import numpy as np
 import optax
 
 from jaxmeta import adapt, nn, plotting, tasks
-from jaxmeta.algorithms import maml, protonet, ridge
+from jaxmeta.algorithms import maml, multi_step_weights, protonet, ridge
 from jaxmeta.algorithms.cavia import context_only
-from jaxmeta.algorithms.maml import multi_step_weights
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
 

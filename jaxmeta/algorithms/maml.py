@@ -260,7 +260,7 @@ def multi_step_weights(num_steps: int, num_outer_steps: int) -> Callable[[jax.Ar
     check_integer("num_outer_steps", num_outer_steps, minimum=1)
 
     def weights(step: jax.Array) -> jax.Array:
-        early = jnp.maximum(1 - step / num_outer_steps, 0.03) / num_steps
+        early = jnp.maximum(1 - jnp.asarray(step, float) / num_outer_steps, 0.03) / num_steps
         return jnp.full(num_steps, early).at[-1].set(1 - (num_steps - 1) * early)
 
     return weights

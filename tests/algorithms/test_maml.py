@@ -255,7 +255,7 @@ def gradient_of(learner, tasks, state):
 @pytest.mark.parametrize("meta_gradient", [adapt.exact(), adapt.mixed_mode(num_segments=2)], ids=["exact", "mixed"])
 def test_the_multi_step_loss_and_its_gradient_are_those_of_brute_force(x64, step, meta_gradient):
     weights = {0: [1 / 3, 1 / 3, 1 / 3], 40: [0.2, 0.2, 0.6], 10_000: [0.01, 0.01, 0.98]}[step]
-    np.testing.assert_allclose(jaxmeta.algorithms.maml.multi_step_weights(3, 100)(step), weights, rtol=1e-12)
+    np.testing.assert_allclose(jaxmeta.multi_step_weights(3, 100)(step), weights, rtol=1e-12)
     learner = jaxmeta.maml_plus_plus(
         init_fn, loss_fn, learning_rate=0.1, num_steps=3, num_annealing_steps=100,
         optimizer=optax.sgd(1.0), meta_gradient=meta_gradient,
@@ -304,9 +304,9 @@ def test_imaml_is_the_implicit_gradient_through_a_proximal_loop(x64):
     """As the inner loop converges it becomes the exact gradient through it."""
     arguments = {"num_steps": 400, "optimizer": optax.sgd(1.0)}
     learner = jaxmeta.imaml(
-        init_fn, loss_fn, strength=2.0, learning_rate=0.1, solver=adapt.conjugate_gradient(8), **arguments
+        init_fn, loss_fn, strength=50.0, learning_rate=0.01, solver=adapt.conjugate_gradient(8), **arguments
     )
-    inner_optimizer = adapt.proximal(adapt.sgd(0.1), 2.0)
+    inner_optimizer = adapt.proximal(adapt.sgd(0.01), 50.0)
     exact = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=adapt.exact(), **arguments)
     tasks, state = make_tasks(), learner.init(jax.random.key(0))
     actual, expected = (gradient_of(either, tasks, state)[0] for either in (learner, exact))
