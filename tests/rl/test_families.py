@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,8 +24,12 @@ def family_of(name):
 
 
 @functools.cache
-def _family_of(name, default_float):  # a family has arrays, in the precision of when it was made
-    family = getattr(families, name)()
+def _family_of(name, default_float):
+    """A family has arrays, in the precision of when it was made. gymnax's are made in float32: MetaMaze mixes int32 and
+    int64 where it is made in float64."""
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable_x64(default_float == jnp.float64 and name not in WRAPPED):
+        family = getattr(families, name)()
     return family._replace(environment=family.environment._replace(max_steps=3))
 
 
