@@ -6,11 +6,12 @@ between them and builds what a policy sees, `Inputs`; `rollout(key, trial, polic
 policy through it and returns `Transition`s `[T]`, or `[T, E]` under `vmap`. RL² takes one long trial, scores it as a
 whole, and replays its recurrent policy on `trial.encode(inputs)`; MAML takes E trials of one episode each, whose
 `gae` or `discounted_returns` with a linear baseline enter the inner loss; PEARL stores transitions with their
-`next_observation`. Policies act through `distributions`; `oracles` are policies of the same signature, so that what a
-learner is compared with runs through the same rollout.
+`next_observation`. `objectives` are the losses of policy gradients and say which Hessian each has; `trust_region` is an
+optax transformation for a step that keeps the policy close. Policies act through `distributions`; `oracles` are
+policies of the same signature, so that what a learner is compared with runs through the same rollout.
 """
 
-from jaxmeta.rl import distributions, families, oracles, returns
+from jaxmeta.rl import distributions, families, objectives, oracles, returns
 from jaxmeta.rl.env import (
     Continuous,
     Discrete,
@@ -24,6 +25,7 @@ from jaxmeta.rl.env import (
 )
 from jaxmeta.rl.rollout import Agent, Policy, Transition, rollout
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
+from jaxmeta.rl.trust_region import TrustRegionState, trust_region
 
 __all__ = [
     "Agent",
@@ -38,14 +40,17 @@ __all__ = [
     "Transition",
     "Trial",
     "TrialState",
+    "TrustRegionState",
     "distributions",
     "families",
     "family",
     "finite_family",
     "from_gymnax",
     "make_gymnax",
+    "objectives",
     "oracles",
     "returns",
     "rollout",
     "trial",
+    "trust_region",
 ]

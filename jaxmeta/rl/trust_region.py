@@ -1,0 +1,170 @@
+"""The natural-gradient step of trust region policy optimization, as an optax transformation.
+
+    minimise  L(θ)  subject to  KL(π_old ‖ π_θ) ≤ δ,   KL ≈ ½ (θ − θ_old)ᵀ F (θ − θ_old)
+
+The optimum of the quadratic model is θ_old − √(2δ / sᵀFs) s with F s = ∇L; then the step is shortened until the loss
+does improve and the divergence itself keeps its bound. At θ_old the Hessian of the KL is Jᵀ M J exactly, J the Jacobian
+of the distributions' parameters and M the Hessian of the KL in them, for the gradient of the KL is 0 there: even where
+the parameters come out of an inner loop, no third derivative of a policy is needed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta.checks import check_callable, check_integer, check_number
+from jaxmeta.types import Params, PyTree
+
+
+class TrustRegionState(NamedTuple):
+    """Of the last step: what the policy and the loss changed by, how often it was shortened, whether it was taken.
+
+    kl:             mean KL(old ‖ new), 0 where the step was rejected
+    improvement:    old loss − new loss, likewise
+    num_backtracks: lengths that were refused
+    is_accepted:    whether one was taken
+    """
+
+    kl: jax.Array
+    improvement: jax.Array
+    num_backtracks: jax.Array
+    is_accepted: jax.Array
+
+
+def trust_region(
+    *,
+    max_kl: float = 0.01,
+    num_cg_steps: int = 10,
+    damping: float = 1e-3,
+    num_backtracks: int = 15,
+    backtrack: float = 0.8,
+) -> optax.GradientTransformationExtraArgs:
+    """Steps of at most `max_kl` in the policy: conjugate gradients, then a line search by what the step really does.
+
+    `update(grads, state, params, loss_fn=..., outputs_fn=..., kl_fn=...)` takes the gradient of `loss_fn` at `params`
+    and three functions:
+
+      loss_fn:    (params) -> scalar, the surrogate loss, of fixed data
+      outputs_fn: (params) -> the distributions that are to stay close, any pytree of real arrays, such as a
+                  `Categorical`; in meta-learning after the inner loop, which the search so does again
+      kl_fn:      (old outputs, outputs) -> scalar, mean KL(old ‖ new)
+
+    The first of `num_backtracks` lengths whose loss is smaller and whose KL is within the bound is taken; if there is
+    none, or what comes out is not finite, the update is 0.
+
+    Schulman, Levine, Moritz, Jordan, Abbeel, "Trust Region Policy Optimization" (2015),
+    https://arxiv.org/abs/1502.05477
+
+    Args:
+      max_kl: δ > 0.
+      num_cg_steps: conjugate gradient steps, each a product with F.
+      damping: added to F as `damping` · I, so that what does not change the policy does not change without bound.
+      num_backtracks: lengths to try, the first of them the whole step.
+      backtrack: the next length by the last one, 0 < `backtrack` < 1.
+
+    Raises:
+      ValueError: an argument is wrong; `update` is called without `params` or one of the functions.
+
+    >>> from jaxmeta.rl.distributions import Categorical
+    >>> optimizer, params = trust_region(max_kl=0.01), jnp.zeros(2)
+    >>> loss_fn = lambda params: -jax.nn.softmax(params)[1]  # the second action pays 1
+    >>> updates, state = optimizer.update(
+    ...     jax.grad(loss_fn)(params), optimizer.init(params), params,
+    ...     loss_fn=loss_fn, outputs_fn=Categorical, kl_fn=lambda old, new: old.kl(new))
+    >>> bool(updates[1] > 0), bool(0.005 < state.kl <= 0.01), state.num_backtracks.item()
+    (True, True, 0)
+    """
+    check_number("max_kl", max_kl, minimum=1e-12)
+    check_integer("num_cg_steps", num_cg_steps, minimum=1)
+    check_number("damping", damping)
+    check_integer("num_backtracks", num_backtracks, minimum=1)
+    check_number("backtrack", backtrack, minimum=1e-12)
+    if not isinstance(backtrack, jax.Array) and backtrack >= 1:
+        raise ValueError(f"backtrack must be less than 1, got {backtrack!r}")
+
+    def init(params: Params) -> TrustRegionState:
+        return TrustRegionState(jnp.zeros(()), jnp.zeros(()), jnp.int32(0), jnp.bool_(False))
+
+    def update(
+        grads: Params,
+        state: TrustRegionState,
+        params: Params | None = None,
+        *,
+        loss_fn: Callable[[Params], jax.Array] | None = None,
+        outputs_fn: Callable[[Params], PyTree] | None = None,
+        kl_fn: Callable[[PyTree, PyTree], jax.Array] | None = None,
+        **_: Any,
+    ) -> tuple[Params, TrustRegionState]:
+        if params is None:
+            raise ValueError("params must be given, the parameters to step from: update(grads, state, params, ...)")
+        loss_fn = check_callable("loss_fn", loss_fn, "(params) -> surrogate loss, given to update")
+        outputs_fn = check_callable("outputs_fn", outputs_fn, "(params) -> distributions, given to update")
+        kl_fn = check_callable("kl_fn", kl_fn, "(old outputs, outputs) -> mean KL, given to update")
+
+        outputs, fisher = fisher_product(outputs_fn, kl_fn, params, damping)
+        precision = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps
+        direction, _ = jax.scipy.sparse.linalg.cg(fisher, grads, maxiter=num_cg_steps, tol=precision)
+        curvature = optax.tree.vdot(direction, fisher(direction))
+        length = jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1)), 0)
+        full_step = optax.tree.scale(-length, direction)
+        old_loss = jnp.asarray(loss_fn(params))
+
+        def attempt(search: _Search) -> _Search:
+            new_params = optax.apply_updates(params, optax.tree.scale(search.scale, full_step))
+            improvement, kl = old_loss - loss_fn(new_params), kl_fn(outputs, outputs_fn(new_params))
+            is_good = jnp.isfinite(improvement) & (improvement > 0) & (kl <= max_kl)
+            scale = jnp.where(is_good, search.scale, search.scale * backtrack)
+            return _Search(search.num_bad + ~is_good, scale, improvement, kl.astype(improvement.dtype), is_good)
+
+        go_on = lambda search: ~search.is_good & (search.num_bad < num_backtracks)
+        zero, one = jnp.zeros_like(old_loss), jnp.ones_like(length)
+        search = jax.lax.while_loop(go_on, attempt, _Search(jnp.int32(0), one, zero, zero, jnp.bool_(False)))
+        of_taken = lambda x, like: jnp.where(search.is_good, x, 0).astype(like.dtype)
+        updates = jax.tree.map(lambda s, p: of_taken(search.scale * s, p), full_step, params)
+        kl, improvement = of_taken(search.kl, state.kl), of_taken(search.improvement, state.improvement)
+        return updates, TrustRegionState(kl, improvement, search.num_bad, search.is_good)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Search(NamedTuple):
+    num_bad: jax.Array
+    scale: jax.Array
+    improvement: jax.Array
+    kl: jax.Array
+    is_good: jax.Array
+
+
+def fisher_product(
+    outputs_fn: Callable[[Params], PyTree],
+    kl_fn: Callable[[PyTree, PyTree], jax.Array],
+    params: Params,
+    damping: float | jax.Array = 0.0,
+) -> tuple[PyTree, Callable[[Params], Params]]:
+    """The outputs at `params`, and v ↦ Jᵀ M J v + damping · v, with the Hessian of the mean KL at `params`.
+
+    J is linearised once, and its products with vectors are of first order, forward and back.
+
+    Args:
+      outputs_fn: (params) -> outputs, as for `trust_region`.
+      kl_fn: (old outputs, outputs) -> scalar, mean KL(old ‖ new), likewise.
+      params: where to linearise.
+      damping: added as `damping` · I.
+
+    >>> from jaxmeta.rl.distributions import Categorical
+    >>> _, product = fisher_product(Categorical, lambda old, new: old.kl(new), jnp.zeros(2))
+    >>> product(jnp.array([1.0, 0.0])).tolist()  # diag(p) − p pᵀ
+    [0.25, -0.25]
+    """
+    outputs, jacobian = jax.linearize(outputs_fn, params)
+    transposed = jax.linear_transpose(jacobian, params)
+    gradient = jax.grad(lambda new: kl_fn(outputs, new))
+
+    def product(v: Params) -> Params:
+        _, m_j_v = jax.jvp(gradient, (outputs,), (jacobian(v),))
+        return jax.tree.map(lambda x, v: x + damping * v, transposed(m_j_v)[0], v)
+
+    return outputs, product
