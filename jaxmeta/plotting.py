@@ -4,6 +4,7 @@ No pyplot and no global state: `figure.savefig(path)` works without a screen, an
 matplotlib is imported when the first picture is drawn.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 TRUTH, SHOTS = "black", "#d55e00"
 STEPS = ("#999999", "#56b4e9", "#0072b2", "#009e73")
+REFERENCES = ("#000000", "#d55e00", "#cc79a7", "#e69f00", "#999999")
 RIGHT, WRONG = "#009e73", "#d55e00"
 
 
@@ -32,8 +34,24 @@ def learning_curve(steps: np.ndarray, values: np.ndarray, name: str, title: str)
     return figure
 
 
-def adaptation_curve(metrics: dict[str, dict[str, list[float | None]]], name: str, title: str) -> "Figure":
-    """A metric of the test tasks, mean and 95% interval, against the inner steps: `Report.metrics` and a name in it.
+Curves = dict[str, dict[str, list[float | None]]]  # Report.metrics
+
+
+def adaptation_curve(
+    metrics: Curves,
+    name: str,
+    title: str,
+    adaptation: str = "inner step",
+    references: dict[str, Curves] | None = None,
+) -> "Figure":
+    """A metric of the test tasks, mean and 95% interval, against the steps of adaptation.
+
+    Args:
+      metrics: `Report.metrics` of the learner.
+      name: of a metric in it.
+      title: the picture's title.
+      adaptation: what there are K of.
+      references: `Report.metrics` of what the learner is compared with; a line across where a reference does not adapt.
 
     >>> curve = {"mse": {"mean": [2.0, 1.0], "median": [2.0, 1.0], "ci95": [0.1, 0.1]}}
     >>> adaptation_curve(curve, "mse", "maml").axes[0].get_xlabel()
@@ -43,7 +61,13 @@ def adaptation_curve(metrics: dict[str, dict[str, list[float | None]]], name: st
     mean, median, ci95 = (np.asarray(metrics[name][row], float) for row in ("mean", "median", "ci95"))
     axes.errorbar(np.arange(len(mean)), mean, ci95, color=STEPS[2], marker="o", capsize=3, label="mean, 95% interval")
     axes.plot(median, color=STEPS[3], linestyle="--", label="median")
-    axes.set(xlabel="inner step", ylabel=f"{name} on test tasks", title=title)
+    for (reference, curves), color in zip((references or {}).items(), itertools.cycle(REFERENCES)):
+        values = np.asarray(curves[name]["mean"], float)
+        if len(values) == 1:
+            axes.axhline(values[0], color=color, linestyle=":", label=reference)
+        else:
+            axes.plot(values, color=color, linestyle=":", marker=".", label=reference)
+    axes.set(xlabel=adaptation, ylabel=f"{name} on test tasks", title=title)
     axes.set_xticks(np.arange(len(mean)))
     axes.legend(frameon=False)
     return figure

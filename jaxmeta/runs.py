@@ -5,7 +5,8 @@
 | `config.json`   | the recipe, the seed and every field                                                     |
 | `metrics.jsonl` | a line for each hundredth of the run: step, seconds, the means of the training metrics    |
 | `state/`        | the meta-parameters and the outer optimizer's state, saved at least every half minute     |
-| `result.json`   | the test tasks' metrics before and after each inner step; written last                    |
+| `result.json`   | the test tasks' metrics before and after each step of adaptation, and what they are      |
+|                 | compared with; written last                                                              |
 | `*.png`         | the learning curve, the adaptation curve, the recipe's own pictures                       |
 """
 
@@ -18,6 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
-from jaxmeta.recipes import RECIPES, Config, Experiment, Omniglot
+from jaxmeta.recipes import RECIPES, Experiment, Omniglot, Outer
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.training.checkpoint import restore_state, save_state
 from jaxmeta.types import MetaState
@@ -41,7 +43,7 @@ _VERSIONS = {
 }
 
 
-def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume: bool) -> Report:
+def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: bool) -> Report:
     """Runs a recipe and writes everything under `out`, by default a new directory under `runs`.
 
     Raises:
@@ -64,7 +66,7 @@ def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume:
         )  # fmt: skip
     log.save(state)
     print(f"evaluating on {config.num_eval_tasks} test tasks", flush=True)
-    report = _evaluate(experiment, config, test_key, state)
+    report, references = _evaluate(experiment, config, test_key, state)
     _write(
         directory / "result.json",
         {
@@ -72,10 +74,13 @@ def train_recipe(name: str, config: Config, seed: int, out: Path | None, resume:
             "versions": _VERSIONS,
             "num_skipped": int(state.num_skipped), "batch_norm": report.batch_norm,
             "num_tasks": report.num_tasks, "metrics": report.metrics,
+            "references": {reference: found.metrics for reference, found in references.items()},
         },
     )  # fmt: skip
-    _draw(directory, name, experiment, report, log, picture_key, state)
-    print(f"{report}\nto reach: {RECIPES[name].figure}\n{log.seconds():.0f} s; written to {directory}")
+    _draw(directory, name, experiment, report, references, log, picture_key, state)
+    print(
+        f"{_table(report, references)}\nto reach: {RECIPES[name].figure}\n{log.seconds():.0f} s; written to {directory}"
+    )
     return report
 
 
@@ -95,8 +100,9 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     experiment = config.build()
     test_key, _ = _test_keys()
     state = _restore(directory, experiment)
-    report = _evaluate(experiment, config, test_key, state)
-    print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}\n{report}")
+    report, references = _evaluate(experiment, config, test_key, state)
+    print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}")
+    print(_table(report, references))
     return report
 
 
@@ -154,29 +160,45 @@ class _Log:
         self.last_save = time.monotonic()
 
 
-def _evaluate(experiment: Experiment, config: Config, key: jax.Array, state: MetaState) -> Report:
-    return evaluate(
-        key, experiment.learner, experiment.test_tasks, state.meta_params,
-        num_tasks=config.num_eval_tasks, batch_size=config.microbatch or 100, batch_norm=experiment.batch_norm,
-    )  # fmt: skip
+def _evaluate(
+    experiment: Experiment, config: Outer, key: jax.Array, state: MetaState
+) -> tuple[Report, dict[str, Report]]:
+    """The learner, and what it is compared with, on the same test tasks."""
+    judge = partial(evaluate, num_tasks=config.num_eval_tasks, batch_size=experiment.eval_batch_size)
+    tasks = experiment.test_tasks
+    report = judge(key, experiment.learner, tasks, state.meta_params, batch_norm=experiment.batch_norm)
+    references = experiment.references(key).items()
+    return report, {name: judge(key, learner, tasks, params) for name, (learner, params) in references}
+
+
+def _table(report: Report, references: dict[str, Report]) -> str:
+    return "\n".join([str(report), *(f"beside it, {name}: {found}" for name, found in references.items())])
 
 
 def _draw(
-    directory: Path, name: str, experiment: Experiment, report: Report, log: _Log, key: jax.Array, state: MetaState
+    directory: Path,
+    name: str,
+    experiment: Experiment,
+    report: Report,
+    references: dict[str, Report],
+    log: _Log,
+    key: jax.Array,
+    state: MetaState,
 ) -> None:
     lines, metric = log.lines(), experiment.metric
     steps, values = (np.array([line[column] for line in lines], float) for column in ("step", metric))
     figures = experiment.pictures(key, state.meta_params) | {
         "learning_curve.png": plotting.learning_curve(steps, values, metric, name),
         "adaptation_curve.png": plotting.adaptation_curve(
-            report.metrics, metric, f"{name}, {report.num_tasks} test tasks"
+            report.metrics, metric, f"{name}, {report.num_tasks} test tasks", experiment.adaptation,
+            {reference: found.metrics for reference, found in references.items() if metric in found.metrics},
         ),
-    }
+    }  # fmt: skip
     for file, figure in figures.items():
         figure.savefig(directory / file)
 
 
-def _claim(name: str, config: Config, seed: int, out: Path | None, resume: bool) -> Path:
+def _claim(name: str, config: Outer, seed: int, out: Path | None, resume: bool) -> Path:
     """The run's directory, with `config.json` in it. A directory that holds something else is left as it is."""
     content = {"recipe": name, "seed": seed, **dataclasses.asdict(config)}
     if out is None:
@@ -198,14 +220,14 @@ def _claim(name: str, config: Config, seed: int, out: Path | None, resume: bool)
     return out
 
 
-def _read_config(directory: Path) -> tuple[str, int, Config]:
+def _read_config(directory: Path) -> tuple[str, int, Outer]:
     content = _read_json(directory / "config.json")
     name, seed = content.pop("recipe", None), content.pop("seed", None)
     if name not in RECIPES:
         raise ValueError(f"DIR {directory} holds a run of {name!r}, which is no recipe of this version")
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in content.items()}
     try:
-        config: Callable[..., Config] = type(RECIPES[name].config())
+        config: Callable[..., Outer] = type(RECIPES[name].config())
         return name, seed, config(**fields)
     except TypeError as error:
         raise ValueError(f"DIR {directory} holds a run of another version: {error}") from error

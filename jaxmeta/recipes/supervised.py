@@ -1,77 +1,36 @@
-"""Recipes: a name, a frozen dataclass of every choice, and the figure that it must reach.
-
-Here tasks, networks and meta-learners meet. `jaxmeta list` prints this table, `jaxmeta train NAME` runs a line of it,
-and every field of the dataclass is an option there.
-"""
+"""Recipes of supervised tasks: regression and few-shot images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxmeta import adapt, nn, plotting, tasks
 from jaxmeta.algorithms import maml, multi_step_weights, protonet, ridge
 from jaxmeta.algorithms.cavia import context_only
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Experiment(NamedTuple):
-    """What a recipe's dataclass builds: all that training, evaluation and drawing need."""
-
-    learner: MetaLearner
-    train_tasks: TaskDistribution
-    test_tasks: TaskDistribution
-    metric: str
-    protocol: str
-    pictures: Callable[[jax.Array, MetaParams], "dict[str, Figure]"]
-    batch_norm: str | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
-class Supervised:
+class Supervised(Outer):
     """The choices that every supervised recipe has."""
 
-    num_steps: int
-    """Outer steps."""
-    num_tasks: int
-    """N, tasks of an outer step."""
-    learning_rate: float = 1e-3
-    """Outer learning rate, where it starts."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """The outer optimizer; Reptile's paper has sgd."""
     microbatch: int | None = None
     """Tasks computed at a time; chosen for the machine if None."""
-    num_eval_tasks: int = 600
-    """Test tasks."""
     num_shots: int
     """Shots, examples to adapt to: of a task, or of each class."""
 
     def __post_init__(self) -> None:
-        for field in ("num_steps", "num_tasks", "num_shots"):
-            check_integer(field, getattr(self, field), minimum=1)
-        check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
-        check_number("learning_rate", self.learning_rate)
-
-    def outer_optimizer(self) -> optax.GradientTransformation:
-        rate = self.learning_rate
-        schedule = optax.cosine_decay_schedule(rate, self.num_steps) if self.schedule == "cosine" else rate
-        return getattr(optax, self.optimizer)(schedule)
-
-    def protocol(self) -> str:
-        return (
-            f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {self.optimizer} {self.learning_rate:g} "
-            f"({self.schedule})"
-        )
+        super().__post_init__()
+        check_integer("num_shots", self.num_shots, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +198,6 @@ class ClosedFormOmniglot(Omniglot):
         return f"{super().protocol()}; {self.num_ways}-way while training, {self.head} as head"
 
 
-Config: TypeAlias = Sinusoid | Linear | Quadratic | GradientOmniglot | ClosedFormOmniglot
-
-
 def _regression(
     config: Sinusoid | Linear,
     init_fn: InitFn,
@@ -276,7 +232,9 @@ def _regression(
 
     shots = f"{config.num_shots} shots" + f", {num_eval_shots} at test" * (num_eval_shots != config.num_shots)
     protocol = f"{type(config).__name__.lower()}, {shots}; {config.protocol()}"
-    return Experiment(learner, train_tasks, test_tasks, "mse", protocol, pictures)
+    return Experiment(
+        learner, train_tasks, test_tasks, "mse", protocol, pictures, eval_batch_size=config.microbatch or 100
+    )
 
 
 def _init_fn(network: nn.Conv4) -> InitFn:
@@ -314,17 +272,11 @@ def _episodes(
     )
     batch_norm = "statistics of the batch, at test those of the query set (transductive)"
     train_tasks = episodes("train", config.num_ways, config.num_queries)
-    return Experiment(learner, train_tasks, test_tasks, "accuracy", protocol, pictures, batch_norm)
-
-
-class Recipe(NamedTuple):
-    """A line of `jaxmeta list`. `minutes` are expected on a laptop, download and pictures included."""
-
-    config: Callable[[], Config]
-    description: str
-    paper: str
-    figure: str
-    minutes: float
+    return Experiment(
+        learner, train_tasks, test_tasks, "accuracy", protocol, pictures,
+        batch_norm=batch_norm, eval_batch_size=config.microbatch or 100,
+        adaptation="inner step" if isinstance(config, GradientBased) else "fit of the head",
+    )  # fmt: skip
 
 
 _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400"
@@ -379,7 +331,7 @@ _quadratic = Quadratic(
     inner_learning_rate=round(tasks.polynomial_optimum(2, 10, 0.0)[0] / 10, 4), learning_rate=1e-2, schedule="cosine",
 )  # fmt: skip
 
-RECIPES: dict[str, Recipe] = {
+SUPERVISED: dict[str, Recipe] = {
     "maml-sinusoid": Recipe(
         lambda: _sinusoid, "MAML on sinusoids, 5 shots", _MAML, "mse .67 / .35 after 1 / 10 steps", 1
     ),

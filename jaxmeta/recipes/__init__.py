@@ -1,0 +1,12 @@
+"""Recipes: a name, a frozen dataclass of every choice, and the figure that it must reach.
+
+Here tasks, networks and meta-learners meet. `jaxmeta list` prints this table, `jaxmeta train NAME` runs a line of it,
+and every field of the dataclass is an option there.
+"""
+
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.recipes.supervised import SUPERVISED, Omniglot
+
+RECIPES: dict[str, Recipe] = {**SUPERVISED}
+
+__all__ = ["RECIPES", "Experiment", "Omniglot", "Outer", "Recipe", "Reference"]

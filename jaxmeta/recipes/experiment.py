@@ -1,0 +1,85 @@
+"""What a recipe is made of: the choices that all outer loops share, and what training, evaluation and drawing need."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from jaxmeta.checks import check_integer, check_number
+from jaxmeta.types import MetaLearner, MetaParams, TaskDistribution
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Reference(NamedTuple):
+    """What a result is compared with: another learner, judged on the same test tasks."""
+
+    learner: MetaLearner
+    meta_params: MetaParams
+
+
+class Experiment(NamedTuple):
+    """What a recipe's dataclass builds. `references` takes a key and gives what is judged beside the learner;
+    `adaptation` is what the learner adapts by, of which there are K."""
+
+    learner: MetaLearner
+    train_tasks: TaskDistribution
+    test_tasks: TaskDistribution
+    metric: str
+    protocol: str
+    pictures: Callable[[jax.Array, MetaParams], "dict[str, Figure]"]
+    batch_norm: str | None = None
+    eval_batch_size: int = 100
+    adaptation: str = "inner step"
+    references: Callable[[jax.Array], dict[str, Reference]] = lambda key: {}
+
+
+class Recipe(NamedTuple):
+    """A line of `jaxmeta list`. `minutes` are expected on a laptop, download and pictures included."""
+
+    config: Callable[[], Any]
+    description: str
+    paper: str
+    figure: str
+    minutes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The choices that every outer loop has."""
+
+    num_steps: int
+    """Outer steps."""
+    num_tasks: int
+    """N, tasks of an outer step."""
+    learning_rate: float = 1e-3
+    """Outer learning rate, where it starts."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """The outer optimizer; Reptile's paper has sgd."""
+    num_eval_tasks: int = 600
+    """Test tasks."""
+
+    def __post_init__(self) -> None:
+        for field in ("num_steps", "num_tasks"):
+            check_integer(field, getattr(self, field), minimum=1)
+        check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
+        check_number("learning_rate", self.learning_rate)
+
+    def outer_optimizer(self) -> optax.GradientTransformation:
+        rate = self.learning_rate
+        schedule = optax.cosine_decay_schedule(rate, self.num_steps) if self.schedule == "cosine" else rate
+        return getattr(optax, self.optimizer)(schedule)
+
+    def protocol(self) -> str:
+        return (
+            f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {self.optimizer} {self.learning_rate:g} "
+            f"({self.schedule})"
+        )
+
+    def build(self) -> Experiment:
+        raise NotImplementedError
