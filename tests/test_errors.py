@@ -239,6 +239,11 @@ TABLE = {
         },
         {"trial": st.one_of(not_callable, st.just(ENVIRONMENT)), "policy": not_callable},
     ),
+    "rl.reference_learner": (
+        rl.reference_learner,
+        ENVIRONMENT | {"agent": rl.oracles.epsilon_greedy(5)},
+        {"agent": not_callable, "environment": environments, "num_episodes": count(1)},
+    ),
     "rl.returns.discounted_returns": (
         rl.returns.discounted_returns,
         {"reward": np.zeros(3), "done": np.zeros(3), "discount": 0.9},
@@ -277,6 +282,11 @@ TABLE = {
         )
         for name in ("gittins", "gittins_approximation", "bayes_optimal_bandit")
     },
+    "rl.oracles.random_policy": (
+        rl.oracles.random_policy,
+        {"action_space": rl.Discrete(2)},
+        {"action_space": st.one_of(not_callable, st.just(rl.Continuous(np.zeros(1), np.full(1, np.inf))))},
+    ),
     "rl.oracles.tuned_ucb1": (rl.oracles.tuned_ucb1, {"num_arms": 2}, ARMS | {"scale": number}),
     "rl.oracles.epsilon_greedy": (
         rl.oracles.epsilon_greedy,

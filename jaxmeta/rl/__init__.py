@@ -8,7 +8,8 @@ whole, and replays its recurrent policy on `trial.encode(inputs)`; MAML takes E 
 `gae` or `discounted_returns` with a linear baseline enter the inner loss; PEARL stores transitions with their
 `next_observation`. `objectives` are the losses of policy gradients and say which Hessian each has; `trust_region` is an
 optax transformation for a step that keeps the policy close. Policies act through `distributions`; `oracles` are
-policies of the same signature, so that what a learner is compared with runs through the same rollout.
+policies of the same signature, so that what a learner is compared with runs through the same rollout, and as a
+`reference_learner` through the same `evaluate`.
 """
 
 from jaxmeta.rl import distributions, families, objectives, oracles, returns
@@ -23,6 +24,7 @@ from jaxmeta.rl.env import (
     from_gymnax,
     make_gymnax,
 )
+from jaxmeta.rl.references import reference_learner
 from jaxmeta.rl.rollout import Agent, Policy, Transition, rollout
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
 from jaxmeta.rl.trust_region import TrustRegionState, trust_region
@@ -49,6 +51,7 @@ __all__ = [
     "make_gymnax",
     "objectives",
     "oracles",
+    "reference_learner",
     "returns",
     "rollout",
     "trial",

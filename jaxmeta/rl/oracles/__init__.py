@@ -1,7 +1,8 @@
 """What a learner is compared with: policies that are optimal, or known from theory, where the tasks are simple enough.
 
 Each is an `Agent(policy, params, carry)` and runs through the same rollout as a learned one:
-`rollout(key, trial, *agent, task)`. Those named `optimal_*` are told the task; `bayes_optimal_*` know its distribution.
+`rollout(key, trial, *agent, task)`; `jaxmeta.rl.reference_learner` makes a baseline for `evaluate` of it. Those named
+`optimal_*` and the controllers are told the task; `bayes_optimal_*` know its distribution.
 """
 
 from jaxmeta.rl.oracles.bandits import (
@@ -15,21 +16,28 @@ from jaxmeta.rl.oracles.bandits import (
     ucb1,
 )
 from jaxmeta.rl.oracles.bayes_bandit import bayes_optimal_bandit
+from jaxmeta.rl.oracles.control import balance_cartpole, swing_up_pendulum
+from jaxmeta.rl.oracles.fixed import optimal_bandit, optimal_navigation, random_policy
 from jaxmeta.rl.oracles.gridworld import bayes_optimal_gridworld, optimal_gridworld
 from jaxmeta.rl.oracles.mdp import optimal_mdp, plan, psrl
 
 __all__ = [
+    "balance_cartpole",
     "bayes_optimal_bandit",
     "bayes_optimal_gridworld",
     "epsilon_greedy",
     "gittins",
     "gittins_approximation",
     "gittins_table",
+    "optimal_bandit",
     "optimal_gridworld",
     "optimal_mdp",
+    "optimal_navigation",
     "optimistic_thompson",
     "plan",
     "psrl",
+    "random_policy",
+    "swing_up_pendulum",
     "thompson",
     "tuned_ucb1",
     "ucb1",

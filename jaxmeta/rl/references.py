@@ -1,0 +1,64 @@
+"""Agents that do not meta-learn as `MetaLearner`s: `evaluate` measures them on the same test tasks as one that does."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.checks import check_integer
+from jaxmeta.rl.env import Environment
+from jaxmeta.rl.rollout import Agent, rollout
+from jaxmeta.rl.trials import trial
+from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
+
+
+def reference_learner(
+    agent: Agent | Callable[[PyTree], Agent], environment: Environment, *, num_episodes: int = 1
+) -> MetaLearner:
+    """A fixed agent in place of a meta-learner: a random policy, one that is told the task, one known from theory.
+
+    It has no meta-parameters, `MetaParams((), ())`, and no `update`. `evaluate` runs it through one trial of the task,
+    in which an agent with a memory keeps it, and gives {"return": [1]}, the mean over the trial's episodes of the sum
+    of an episode's rewards, undiscounted; `adapt` gives the agent's params.
+
+    Args:
+      agent: an `Agent`, or (task) -> Agent for one that is told the task, such as `oracles.optimal_navigation`.
+      environment: what it acts in.
+      num_episodes: the trial's.
+
+    Returns:
+      A `MetaLearner` for `evaluate`.
+
+    Raises:
+      ValueError: `agent` is neither, `environment` is no environment, `num_episodes` is not a positive integer; and
+        when `update` is called.
+
+    >>> import jaxmeta
+    >>> from jaxmeta.rl import families, oracles
+    >>> family = families.gridworld()
+    >>> learner = reference_learner(oracles.optimal_gridworld, family.environment)
+    >>> meta_params = learner.init(jax.random.key(0)).meta_params
+    >>> report = jaxmeta.evaluate(jax.random.key(1), learner, family.test, meta_params, num_tasks=5)
+    >>> report.samples["return"].shape
+    (5, 1)
+    """
+    if not isinstance(agent, Agent) and not callable(agent):
+        raise ValueError(f"agent must be an Agent or a function (task) -> Agent, got {agent!r}")
+    check_integer("num_episodes", num_episodes, minimum=1)
+    episodes = trial(environment, num_episodes=num_episodes)
+    agent_of = lambda task: agent if isinstance(agent, Agent) else agent(task)
+
+    def init(key: jax.Array) -> MetaState:
+        return MetaState(jnp.int32(0), MetaParams(()), (), jnp.int32(0))
+
+    def update(key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
+        raise ValueError("learner must be one that learns: a reference has no update, it is for evaluate only")
+
+    def adapt(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Params:
+        return agent_of(task).params
+
+    def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
+        _, transitions = rollout(key, episodes, *agent_of(task), task)
+        return {"return": transitions.reward.sum(keepdims=True) / num_episodes}
+
+    return MetaLearner(init, update, adapt, evaluate)
