@@ -25,7 +25,7 @@ ROOMS = {
     "adapt": {"types", "checks"},
     "tasks": {"types", "checks"},
     "nn": {"types", "checks"},
-    "rl": {"types", "checks"},
+    "rl": {"types", "checks", "nn"},
     "algorithms": {"types", "checks", "adapt", "nn", "rl"},
     "training": {"types", "checks"},
     "plotting": {"types", "checks"},

@@ -1,6 +1,7 @@
 """The outer step, the same for every meta-learner: average over tasks, then apply the result if it is finite."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,21 @@ def _default_microbatch(fn: Callable, num_tasks: int, meta_params: MetaParams, p
 
 
 def outer_step(
-    optimizer: optax.GradientTransformation, state: MetaState, loss: jax.Array, metrics: Metrics, grads: MetaParams
+    optimizer: optax.GradientTransformation,
+    state: MetaState,
+    loss: jax.Array,
+    metrics: Metrics,
+    grads: MetaParams,
+    **extra: Any,
 ) -> tuple[MetaState, Metrics]:
-    """Applies the meta-gradient. A step whose loss or gradient is not finite changes nothing and is counted."""
+    """Applies the meta-gradient. A step whose loss or gradient is not finite changes nothing and is counted.
+
+    `extra` goes to an optimizer that takes more than gradients, such as a line search.
+    """
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params)
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.meta_params, **extra)
     stepped = (optax.apply_updates(state.meta_params, updates), opt_state)
     kept = (state.meta_params, state.opt_state)
     meta_params, opt_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), stepped, kept)

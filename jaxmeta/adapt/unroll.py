@@ -33,7 +33,7 @@ def unroll(
     *,
     state: InnerState | None = None,
     value_and_grad: Callable = jax.value_and_grad,
-    observe: Callable[[Params], PyTree] = lambda params: (),
+    observe: Callable[[Params, Batch], PyTree] = lambda params, batch: (),
     num_segments: int = 1,
     remat: Callable | None = None,
 ) -> tuple[InnerState, Trace]:
@@ -47,7 +47,7 @@ def unroll(
       sources: pytree with a leading axis K: keys to draw live, or recorded batches to replay.
       state: where to go on from; the beginning if None.
       value_and_grad: takes the place of `jax.value_and_grad`; here a strategy decides how to differentiate.
-      observe: (params) -> anything, called on θ_0 .. θ_{K-1} and recorded.
+      observe: (params, batch) -> anything, called on θ_0 .. θ_{K-1} and recorded.
       num_segments: S. Where the loop is differentiated in reverse, only the states between S segments are kept, and
         each segment is run again when the sweep reaches it: with S = √K, memory for 2√K steps, not K.
       remat: a policy of `jax.checkpoint_policies`: what is kept of a step where the loop is differentiated in reverse,
@@ -75,7 +75,7 @@ def unroll(
         batch = draw(source, params)
         (loss, metrics), grads = inner_grad(state.fast, meta_params, batch)
         grads = jax.tree.map(lambda g: checkpoint_name(g, "inner_gradient"), grads)
-        trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observe(params))
+        trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observe(params, batch))
         return optimizer.step(meta_params, state, grads), trace
 
     if remat is not None:

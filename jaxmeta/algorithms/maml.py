@@ -130,7 +130,7 @@ def maml(
 
     def inner(meta_params: MetaParams, keys: jax.Array, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
         query_loss = lambda params: loss_of(params, judged.task.query, judged.key)[0]
-        observe = {} if judged.weights is None else {"observe": query_loss}
+        observe = {} if judged.weights is None else {"observe": lambda params, drawn: query_loss(params)}
         state, trace = unroll(meta_params, keys, judged.task.support, **observe, **how)
         return adapt.Adapted(inner_optimizer.params(meta_params, state.fast), trace.observed), state
 
@@ -168,7 +168,8 @@ def maml(
     def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
         check_query(task)
         judge = lambda params: _metrics(*loss_of(params, task.query, None))
-        state, trace = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support, observe=judge)
+        keys, observe = jax.random.split(key, num_eval_steps), lambda params, drawn: judge(params)
+        state, trace = unroll(meta_params, keys, task.support, observe=observe)
         last = judge(inner_optimizer.params(meta_params, state.fast))
         return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
 

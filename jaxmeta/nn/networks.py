@@ -19,7 +19,7 @@ _glorot = nn.initializers.glorot_uniform()
 
 
 class MLP(nn.Module):
-    """A multi-layer perceptron with relu: [B, D] -> [B, num_outputs].
+    """A multi-layer perceptron, with relu unless another `activation` is given: [B, D] -> [B, num_outputs].
 
         h_0 = x,  h_i = relu(h_{i-1} W_i + b_i),  y = h_L W + b
 
@@ -39,6 +39,7 @@ class MLP(nn.Module):
     hidden: Sequence[int] = (40, 40)
     num_outputs: int = 1
     num_context: int = 0
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,7 +55,7 @@ class MLP(nn.Module):
             x = jnp.concatenate([x, jnp.broadcast_to(context, (len(x), self.num_context))], axis=1)
         for i, width in enumerate(self.hidden):
             check_integer(f"hidden[{i}]", width, 1)
-            x = nn.relu(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
+            x = self.activation(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
         return nn.Dense(self.num_outputs, kernel_init=_glorot, name="head")(x)
 
 

@@ -24,6 +24,7 @@ from jaxmeta.rl.env import (
     from_gymnax,
     make_gymnax,
 )
+from jaxmeta.rl.policies import PolicyNetwork, mlp_policy
 from jaxmeta.rl.references import reference_learner
 from jaxmeta.rl.rollout import Agent, Policy, Transition, rollout
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
@@ -39,6 +40,7 @@ __all__ = [
     "Outcome",
     "Pinned",
     "Policy",
+    "PolicyNetwork",
     "Transition",
     "Trial",
     "TrialState",
@@ -49,6 +51,7 @@ __all__ = [
     "finite_family",
     "from_gymnax",
     "make_gymnax",
+    "mlp_policy",
     "objectives",
     "oracles",
     "reference_learner",

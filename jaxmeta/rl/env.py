@@ -222,6 +222,11 @@ def _action_space(space: Any) -> Discrete | Continuous:
     raise ValueError(f"environment must have discrete actions or a vector of real ones, got {space!r}")
 
 
+def flatten(observation: PyTree) -> jax.Array:
+    """One vector of all that is observed, `[D]`."""
+    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)])
+
+
 def _as_float(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), tree)
 

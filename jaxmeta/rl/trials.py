@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_integer
-from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment
+from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
 from jaxmeta.types import PyTree
 
 
@@ -149,8 +149,7 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
         if isinstance(space, Discrete):
             action = jax.nn.one_hot(action, space.num_actions)  # −1: all zero
         time = [inputs.time / max_steps] if environment.observe_time else []
-        parts = [*jax.tree.leaves(inputs.observation), action, inputs.no_action, inputs.reward, inputs.done, *time]
-        return jnp.concatenate([jnp.ravel(jnp.asarray(part, float)) for part in parts])
+        return flatten((inputs.observation, action, inputs.no_action, inputs.reward, inputs.done, *time))
 
     return Trial(reset, step, encode, num_steps)
 

@@ -40,7 +40,7 @@ def run(meta_params, sources, draw=draw, **how):
 
 @pytest.fixture(scope="module")
 def live(meta_params, keys):
-    return run(meta_params, keys, observe=lambda params: params)
+    return run(meta_params, keys, observe=lambda params, batch: params)
 
 
 def test_the_trace_is_what_each_step_saw(meta_params, keys, live):
@@ -59,14 +59,16 @@ def test_the_trace_is_what_each_step_saw(meta_params, keys, live):
 
 def test_replaying_the_recorded_batches_repeats_the_run(meta_params, live):
     state, trace = live
-    again, again_trace = run(meta_params, trace.batch, lambda batch, params: batch, observe=lambda params: params)
+    again, again_trace = run(
+        meta_params, trace.batch, lambda batch, params: batch, observe=lambda params, batch: params
+    )
     assert_close((again, again_trace), (state, trace))
 
 
 @pytest.mark.parametrize("cut", [0, 2, 5])
 def test_going_on_from_a_state_is_never_having_stopped(meta_params, keys, live, cut):
-    state, first = run(meta_params, keys[:cut], observe=lambda params: params)
-    state, second = run(meta_params, keys[cut:], observe=lambda params: params, state=state)
+    state, first = run(meta_params, keys[:cut], observe=lambda params, batch: params)
+    state, second = run(meta_params, keys[cut:], observe=lambda params, batch: params, state=state)
     assert_close(state, live[0])
     assert_close(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second), live[1])
 
