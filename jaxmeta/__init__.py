@@ -11,19 +11,25 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
     print(jaxmeta.evaluate(jax.random.key(1), learner, tasks, state.meta_params))
 """
 
-from jaxmeta import adapt, nn, tasks, training
+from jaxmeta import adapt, nn, rl, tasks, training
 from jaxmeta.algorithms import (
     anil,
     cavia,
+    e_maml,
     fomaml,
     imaml,
     maml,
     maml_plus_plus,
+    maml_rl,
     meta_sgd,
     multi_step_weights,
+    ppo,
+    promp,
     protonet,
     reptile,
     ridge,
+    trpo,
+    vpg,
 )
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
@@ -40,18 +46,25 @@ __all__ = [
     "adapt",
     "anil",
     "cavia",
+    "e_maml",
     "evaluate",
     "fit",
     "fomaml",
     "imaml",
     "maml",
     "maml_plus_plus",
+    "maml_rl",
     "meta_sgd",
     "multi_step_weights",
     "nn",
+    "ppo",
+    "promp",
     "protonet",
     "reptile",
     "ridge",
+    "rl",
     "tasks",
     "training",
+    "trpo",
+    "vpg",
 ]

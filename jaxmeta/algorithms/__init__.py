@@ -3,17 +3,24 @@
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
+from jaxmeta.algorithms.maml_rl import e_maml, maml_rl, ppo, promp, trpo, vpg
 
 __all__ = [
     "anil",
     "cavia",
+    "e_maml",
     "fomaml",
     "imaml",
     "maml",
     "maml_plus_plus",
+    "maml_rl",
     "meta_sgd",
     "multi_step_weights",
+    "ppo",
+    "promp",
     "protonet",
     "reptile",
     "ridge",
+    "trpo",
+    "vpg",
 ]
