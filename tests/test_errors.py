@@ -265,6 +265,11 @@ TABLE = {
         {},
         ARMS | {"num_pulls": count(1), "noise": number},
     ),
+    "rl.families.krazy_world": (
+        rl.families.krazy_world,
+        {},
+        {"size": count(6), "num_goals": st.one_of(count(1), st.integers(min_value=11)), "horizon": count(1)},
+    ),
     "rl.families.tabular_mdp": (
         rl.families.tabular_mdp,
         {},

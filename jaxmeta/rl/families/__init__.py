@@ -4,18 +4,21 @@
 |-----------------|--------------------------------------------------------------------------|--------------|
 | `bandits.py`    | `bernoulli_bandit`, `gaussian_bandit`                                    | no           |
 | `discrete.py`   | `tabular_mdp` of RL², `gridworld` of VariBAD                             | no           |
+| `krazy_world.py`| `krazy_world` of E-MAML                                                  | no           |
 | `navigation.py` | `navigation` of MAML, `point_robot` of PEARL, `corners`                  | no           |
 | `wrapped.py`    | `cartpole`, `pendulum`, `reacher`, `meta_maze`, `four_rooms`             | yes          |
 """
 
 from jaxmeta.rl.families.bandits import Bandit, bernoulli_bandit, gaussian_bandit
 from jaxmeta.rl.families.discrete import TabularMDP, gridworld, gridworld_goals, tabular_mdp
+from jaxmeta.rl.families.krazy_world import KrazyWorld, krazy_world
 from jaxmeta.rl.families.navigation import Goal, corners, navigation, point_robot
 from jaxmeta.rl.families.wrapped import cartpole, four_rooms, meta_maze, pendulum, reacher
 
 __all__ = [
     "Bandit",
     "Goal",
+    "KrazyWorld",
     "TabularMDP",
     "bernoulli_bandit",
     "cartpole",
@@ -24,6 +27,7 @@ __all__ = [
     "gaussian_bandit",
     "gridworld",
     "gridworld_goals",
+    "krazy_world",
     "meta_maze",
     "navigation",
     "pendulum",
