@@ -59,7 +59,7 @@ def krazy_world(
 
     A tenth of the cells each is ice, death and energy; there are two teleporters, and a room in a corner behind a wall
     with one lock in it, which the key and the start are outside of. One goal is in there, the others are more than two
-    moves from the start. The paper does not say how its grids are drawn, and its authors' code closes its room askew.
+    moves from the start. The tiles are the paper's, this way of laying them out is not.
 
     Stadie, Yang, Houthooft, Chen, Duan, Wu, Abbeel, Sutskever, "Some Considerations on Learning to Explore via
     Meta-Reinforcement Learning" (2018), section 4.1 and appendix A, https://arxiv.org/abs/1803.01118
