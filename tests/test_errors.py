@@ -259,6 +259,27 @@ TABLE = {
         {"features": np.zeros((3, 2)), "returns": np.zeros(3)},
         {"ridge": number},
     ),
+    "rl.objectives.loaded_dice": (
+        rl.objectives.loaded_dice,
+        {"log_prob": np.zeros(3), "advantage": np.zeros(3)},
+        {"decay": number, "advantage": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
+    ),
+    "rl.objectives.ppo_clip": (
+        rl.objectives.ppo_clip,
+        {"log_prob": np.zeros(3), "old_log_prob": np.zeros(3), "advantage": np.zeros(3), "clip": 0.2},
+        {"clip": number, "old_log_prob": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
+    ),
+    "rl.trust_region": (
+        rl.trust_region,
+        {},
+        {
+            "max_kl": positive,
+            "num_cg_steps": count(1),
+            "damping": number,
+            "num_backtracks": count(1),
+            "backtrack": st.one_of(positive, st.floats(min_value=1, allow_infinity=False)),
+        },
+    ),
     "rl.families.bernoulli_bandit": (rl.families.bernoulli_bandit, {}, ARMS | {"num_pulls": count(1)}),
     "rl.families.gaussian_bandit": (
         rl.families.gaussian_bandit,

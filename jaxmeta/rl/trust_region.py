@@ -119,7 +119,7 @@ def trust_region(
             scale = jnp.where(is_good, search.scale, search.scale * backtrack)
             return _Search(search.num_bad + ~is_good, scale, improvement, kl.astype(improvement.dtype), is_good)
 
-        go_on = lambda search: ~search.is_good & (search.num_bad < num_backtracks)
+        go_on = lambda search: ~search.is_good & (search.num_bad < num_backtracks) & (length > 0)
         zero, one = jnp.zeros_like(old_loss), jnp.ones_like(length)
         search = jax.lax.while_loop(go_on, attempt, _Search(jnp.int32(0), one, zero, zero, jnp.bool_(False)))
         of_taken = lambda x, like: jnp.where(search.is_good, x, 0).astype(like.dtype)
