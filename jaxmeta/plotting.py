@@ -100,13 +100,57 @@ def regression_adaptation(
     for axes, truth, (shots_x, shots_y), fits in zip(panels, truths, shots, predictions, strict=True):
         axes.plot(x, truth, color=TRUTH, linestyle=":", linewidth=2, label="true function")
         for num_steps, fit, color in zip(steps, fits, STEPS, strict=False):
-            label = "before adaptation" if num_steps == 0 else f"after {num_steps} step{'s' * (num_steps > 1)}"
-            axes.plot(x, fit, color=color, linewidth=1.8, label=label)
+            axes.plot(x, fit, color=color, linewidth=1.8, label=after(num_steps))
         axes.plot(np.ravel(shots_x), np.ravel(shots_y), "^", color=SHOTS, markersize=7, label="shots", zorder=5)
         axes.set_xlabel("x")
     figure.suptitle(title)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def trajectories(
+    points: np.ndarray, mask: np.ndarray, goals: np.ndarray, title: str, num_episodes: int = 4
+) -> "Figure":
+    """Where episodes went in the plane, for each task before and after each step of adaptation.
+
+    Args:
+      points: `[tasks, K + 1, T, E, 2]`.
+      mask: which of them count `[tasks, K + 1, T, E]`.
+      goals: of the tasks `[tasks, 2]`.
+      title: the picture's title.
+      num_episodes: how many are drawn.
+
+    >>> figure = trajectories(np.zeros((2, 3, 9, 5, 2)), np.ones((2, 3, 9, 5), bool), np.ones((2, 2)), "maml")
+    >>> len(figure.axes)
+    2
+    """
+    figure, panels = _figure(len(goals), width=3.2 * len(goals), height=3.8)
+    for axes, steps, counts, goal in zip(panels, points, mask, goals, strict=True):
+        for k, (color, path, is_played) in enumerate(zip(STEPS, steps, counts, strict=False)):
+            for e in range(min(num_episodes, path.shape[1])):
+                x, y = path[is_played[:, e], e].T
+                axes.plot(x, y, color=color, linewidth=1, alpha=0.8, label=None if e else after(k))
+                axes.plot(x[-1:], y[-1:], "o", color=color, markersize=3)
+        axes.plot(*goal, "*", color=SHOTS, markersize=13, label="goal", zorder=5)
+        axes.set_aspect("equal", adjustable="datalim")
+    figure.suptitle(f"{title}; a dot where each ends")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def lines(curves: dict[str, np.ndarray], xlabel: str, ylabel: str, title: str) -> "Figure":
+    """Curves `[n]` by their names, against 1 .. n: regret over pulls, reward by episode.
+
+    >>> lines({"thompson": np.arange(3.0)}, "pull", "regret", "bandit").axes[0].get_xlabel()
+    'pull'
+    """
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    for (name, values), color in zip(curves.items(), itertools.cycle((*STEPS, *REFERENCES))):
+        axes.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.legend(frameon=False)
     return figure
 
 
@@ -148,6 +192,15 @@ def episode(
                 axes.set_title(f"as {predictions[i]}", color=WRONG, fontsize=8, pad=2)
     figure.suptitle(f"{title}\nblack: shots; green: right; red: wrong", fontsize=10)
     return figure
+
+
+def after(num_steps: int) -> str:
+    """What a curve after some steps of adaptation is called.
+
+    >>> after(0), after(1)
+    ('before adaptation', 'after 1 step')
+    """
+    return "before adaptation" if num_steps == 0 else f"after {num_steps} step{'s' * (num_steps > 1)}"
 
 
 def _frame(axes: "Axes", color: str) -> None:

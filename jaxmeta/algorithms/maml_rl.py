@@ -44,7 +44,7 @@ ESTIMATORS: dict[str, Callable] = {
 }
 
 
-class Outer(NamedTuple):
+class OuterUpdate(NamedTuple):
     """What is done with the tasks' episodes after adaptation: an optimizer, which may want the extra arguments of
     `rl.trust_region`, the loss of each step, and how many updates are made of the same episodes."""
 
@@ -53,17 +53,17 @@ class Outer(NamedTuple):
     num_updates: int = 1
 
 
-def vpg(optimizer: optax.GradientTransformation = optax.adam(1e-3)) -> Outer:
+def vpg(optimizer: optax.GradientTransformation = optax.adam(1e-3)) -> OuterUpdate:
     """One step along the policy gradient.
 
     >>> outer = vpg(optax.adam(1e-3))
     """
-    return Outer(optimizer)
+    return OuterUpdate(optimizer)
 
 
 def ppo(
     optimizer: optax.GradientTransformation = optax.adam(1e-3), *, num_updates: int = 5, clip: float = 0.3
-) -> Outer:
+) -> OuterUpdate:
     """Several steps on the same episodes, with PPO's clipped loss; the inner loop is run again in each.
 
     Raises:
@@ -76,15 +76,15 @@ def ppo(
     loss_fn = lambda log_prob, old_log_prob, advantage: objectives.ppo_clip(
         log_prob, old_log_prob, advantage, clip=clip
     )
-    return Outer(optimizer, loss_fn, num_updates)
+    return OuterUpdate(optimizer, loss_fn, num_updates)
 
 
-def trpo(**kwargs) -> Outer:
+def trpo(**kwargs) -> OuterUpdate:
     """The largest step for which the adapted policies stay close to those that acted: see `rl.trust_region`.
 
     >>> outer = trpo(max_kl=0.01)
     """
-    return Outer(trust_region(**kwargs))
+    return OuterUpdate(trust_region(**kwargs))
 
 
 class Episodes(NamedTuple):
@@ -114,7 +114,7 @@ def maml_rl(
     num_eval_steps: int | None = None,
     num_episodes: int = 20,
     estimator: Literal["biased", "lvc", "dice"] = "lvc",
-    outer: Outer = trpo(),
+    outer: OuterUpdate = trpo(),
     exploration: bool = False,
     inner_kl_weight: float = 0.0,
     discount: float = 0.99,
@@ -184,7 +184,7 @@ def maml_rl(
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
     check_integer("num_episodes", num_episodes, minimum=1)
     check_choice("estimator", estimator, ESTIMATORS)
-    if not isinstance(outer, Outer):
+    if not isinstance(outer, OuterUpdate):
         raise ValueError(f"outer must be vpg(...), ppo(...) or trpo(...), got {outer!r}")
     check_number("inner_kl_weight", inner_kl_weight)
     check_number("value_weight", value_weight)

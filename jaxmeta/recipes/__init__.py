@@ -5,8 +5,9 @@ and every field of the dataclass is an option there.
 """
 
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.recipes.maml_rl import MAML_RL
 from jaxmeta.recipes.supervised import SUPERVISED, Omniglot
 
-RECIPES: dict[str, Recipe] = {**SUPERVISED}
+RECIPES: dict[str, Recipe] = {**SUPERVISED, **MAML_RL}
 
 __all__ = ["RECIPES", "Experiment", "Omniglot", "Outer", "Recipe", "Reference"]

@@ -1,0 +1,311 @@
+"""Recipes of meta-reinforcement-learning by gradients: MAML, E-MAML and ProMP on families of environments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmeta import adapt, plotting
+from jaxmeta.adapt import InnerOptimizer
+from jaxmeta.algorithms import maml_rl
+from jaxmeta.algorithms.maml_rl import OuterUpdate, ppo, trpo, vpg
+from jaxmeta.checks import check_integer, check_number
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.rl import Agent, Family, Transition, families, mlp_policy, oracles, reference_learner
+from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Oracle: TypeAlias = Callable[[PyTree], Agent]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientRL(Outer):
+    """The choices of meta-reinforcement-learning by gradients, whatever the family."""
+
+    num_episodes: int = 20
+    """E, episodes of a task that each inner step, and the outer one, learns from."""
+    estimator: Literal["biased", "lvc", "dice"] = "lvc"
+    """The inner loss, by what its Hessian keeps: log π · A, the importance ratio, or everything."""
+    exploration: bool = False
+    """E-MAML: episodes before adaptation get credit for the return that they lead to."""
+    outer: Literal["trpo", "ppo", "vpg"] = "ppo"
+    """What is done with the meta-gradient; trpo has no learning rate."""
+    max_kl: float = 0.01
+    """The bound of trpo."""
+    num_updates: int = 5
+    """Steps of ppo on the same episodes."""
+    clip: float = 0.3
+    """The interval of ppo's ratio, 1 ± `clip`."""
+    inner_kl_weight: float = 0.0
+    """Of the divergence from the policies that acted before adaptation (ProMP: 5e-4)."""
+    inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head"] = "sgd"
+    """How to step inside: one rate, a learned rate per parameter (Meta-SGD), only the last layer (ANIL)."""
+    inner_learning_rate: float = 0.1
+    """The inner learning rate; where rates are learned, their start."""
+    late_learning_rate: float | None = None
+    """The rate of sgd after the first inner step; the same if None."""
+    num_inner_steps: int = 1
+    """K, inner steps while training."""
+    num_eval_steps: int = 3
+    """Inner steps at test."""
+    discount: float = 0.99
+    """γ."""
+    gae_lambda: float = 1.0
+    """λ of the advantages."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the policy's hidden layers, with tanh."""
+    num_eval_tasks: int = 100
+    """Test tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("num_eval_steps", self.num_eval_steps, minimum=1)
+        check_number("inner_learning_rate", self.inner_learning_rate)
+
+    def family(self) -> Family:
+        raise NotImplementedError
+
+    def oracle(self) -> Oracle | None:
+        """(task) -> an agent that is told the task."""
+        return None
+
+    def metrics(self, transitions: Transition) -> Metrics:
+        """What is reported beside the return."""
+        return {}
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        return {}
+
+    def learner(self, num_eval_steps: int | None = None, scale: float = 1.0) -> MetaLearner:
+        family = self.family()
+        policy = mlp_policy(family, hidden=self.hidden, activation=flax.linen.tanh)
+        return maml_rl(
+            policy.init, policy.apply, family.environment,
+            inner_optimizer=self._inner_optimizer(scale), num_steps=self.num_inner_steps,
+            num_eval_steps=self.num_eval_steps if num_eval_steps is None else num_eval_steps,
+            num_episodes=self.num_episodes, estimator=self.estimator, outer=self._outer(),
+            exploration=self.exploration, inner_kl_weight=self.inner_kl_weight,
+            discount=self.discount, lambda_=self.gae_lambda, metrics_fn=self.metrics,
+        )  # fmt: skip
+
+    def _inner_optimizer(self, scale: float) -> InnerOptimizer:
+        rate = self.inner_learning_rate * scale
+        late = rate if self.late_learning_rate is None else self.late_learning_rate * scale
+        sgd = adapt.from_optax(optax.sgd(lambda step: jnp.where(step < 1, rate, late)))
+        return {
+            "sgd": sgd,
+            "meta_sgd": adapt.meta_sgd(rate),
+            "sgd_on_head": adapt.adapt_only(sgd, "head"),
+        }[self.inner_optimizer]
+
+    def _outer(self) -> OuterUpdate:
+        return {
+            "trpo": lambda: trpo(max_kl=self.max_kl),
+            "ppo": lambda: ppo(self.outer_optimizer(), num_updates=self.num_updates, clip=self.clip),
+            "vpg": lambda: vpg(self.outer_optimizer()),
+        }[self.outer]()
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        """On the same test tasks: no learning at all, training from scratch with the same samples, being told."""
+        environment = self.family().environment
+        fixed = {"random": oracles.random_policy(environment.action_space), "told the task": self.oracle()}
+        learners = {
+            name: reference_learner(agent, environment, num_episodes=self.num_episodes)
+            for name, agent in fixed.items() if agent is not None
+        }  # fmt: skip
+        scratch = {f"from scratch, rate x{scale:g}": self.learner(scale=scale) for scale in (1.0, 10.0)}
+        return {name: Reference(it, it.init(key).meta_params) for name, it in (learners | scratch).items()}
+
+    def build(self) -> Experiment:
+        family = self.family()
+        return Experiment(
+            self.learner(), family.train, family.test, "return", self.protocol(), self.pictures,
+            eval_batch_size=20, references=self.references,
+        )  # fmt: skip
+
+    def protocol(self) -> str:
+        outer = {
+            "trpo": f"trpo with KL {self.max_kl:g}",
+            "ppo": f"{self.num_updates} steps of ppo, {self.optimizer} {self.learning_rate:g} ({self.schedule})",
+            "vpg": f"the policy gradient, {self.optimizer} {self.learning_rate:g} ({self.schedule})",
+        }[self.outer]
+        return (
+            f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {outer}; {self.num_inner_steps} inner steps of "
+            f"{self.inner_optimizer} {self.inner_learning_rate:g} on {self.num_episodes} episodes, estimator "
+            f"{self.estimator}{', with credit for exploration' if self.exploration else ''}; "
+            f"{self.num_eval_steps} steps at test"
+        )
+
+    def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
+        """Test tasks, and what was played in them before and after each inner step, `[num_tasks, K + 1, T, E]`."""
+        test = self.family().test
+        task_key, play_key = jax.random.split(key)
+        tasks = jax.vmap(test.sample, (0, None))(jax.random.split(task_key, num_tasks), test.data)
+        adapt_to = self.learner(num_eval_steps=self.num_eval_steps + 1).adapt  # the last step's episodes, not its step
+        play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
+        return tasks, play(jax.random.split(play_key, num_tasks), tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plane(GradientRL):
+    """A family in which a policy sees where it is in the plane, and not where it should be."""
+
+    def oracle(self) -> Oracle:
+        return oracles.optimal_navigation
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        tasks, played = self._played(key, meta_params, num_tasks=4)
+        points, mask, goals = map(np.asarray, (played.next_observation, played.mask, tasks.goal))
+        return {"trajectories.png": plotting.trajectories(points, mask, goals, "four test tasks")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Navigation(_Plane):
+    """A point in the plane that is paid minus the distance to a goal it is not shown."""
+
+    def family(self) -> Family:
+        return families.navigation()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corners(_Plane):
+    """A point in a room, paid only in one of its four corners, and not told which."""
+
+    def family(self) -> Family:
+        return families.corners()
+
+    def metrics(self, transitions: Transition) -> Metrics:
+        """Episodes that reach the task's own corner, and how many corners the E episodes visit between them."""
+        corners = self.family().train.data.goal  # [4, 2]
+        offset = transitions.next_observation[..., None, :] - corners[None, None]
+        is_visited = jnp.any(jnp.all(jnp.abs(offset) <= 0.5, axis=-1), axis=(0, 1))
+        return {"reached": _reached(transitions), "corners": jnp.sum(is_visited.astype(float))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandit(GradientRL):
+    """Bernoulli arms; an episode is a number of pulls."""
+
+    num_arms: int = 5
+    """Arms."""
+    num_pulls: int = 10
+    """Pulls of an episode."""
+
+    def family(self) -> Family:
+        return families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=self.num_pulls)
+
+    def oracle(self) -> Oracle:
+        return oracles.optimal_bandit
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        tasks, played = self._played(key, meta_params, num_tasks=100)
+        arms, means = np.asarray(played.action), np.asarray(tasks.means)  # [tasks, K + 1, T, E], [tasks, A]
+        paid = np.take_along_axis(means, arms.reshape(len(means), -1), axis=1).reshape(arms.shape)
+        regret = np.mean(means.max(axis=1)[:, None, None, None] - paid, axis=(0, 3))
+        curves = {plotting.after(k): np.cumsum(row) for k, row in enumerate(regret)}
+        return {"regret.png": plotting.lines(curves, "pull of an episode", "regret", "100 test tasks")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gridworld(GradientRL):
+    """A grid of 5 by 5 cells, one of which pays."""
+
+    def family(self) -> Family:
+        return families.gridworld()
+
+    def oracle(self) -> Oracle:
+        return oracles.optimal_gridworld
+
+    def metrics(self, transitions: Transition) -> Metrics:
+        return {"reached": _reached(transitions)}
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        tasks, played = self._played(key, meta_params, num_tasks=4)
+        cells = np.argmax(np.asarray(played.next_observation), axis=-1)
+        apart = np.random.default_rng(0).uniform(-0.2, 0.2, (*cells.shape[-1:], 2))  # episodes beside each other
+        points, mask, goals = np.stack([cells // 5, cells % 5], -1) + apart, np.asarray(played.mask), tasks.goal
+        return {"trajectories.png": plotting.trajectories(points, mask, np.asarray(goals), "four test tasks")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CartPole(GradientRL):
+    """CartPole whose masses, pole and force differ."""
+
+    def family(self) -> Family:
+        return families.cartpole()
+
+    def oracle(self) -> Oracle:
+        return oracles.balance_cartpole
+
+
+def _reached(transitions: Transition) -> jax.Array:
+    """The share of episodes that are paid at least once."""
+    return jnp.mean((jnp.max(transitions.reward, axis=0) > 0).astype(float))
+
+
+_MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3"
+_PROMP = "Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784"
+_E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
+
+_navigation = Navigation(num_steps=150, num_tasks=20, outer="trpo", late_learning_rate=0.05)
+_promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
+_corners = Corners(**_promp, num_steps=100, learning_rate=2e-3, inner_learning_rate=1.0)
+
+MAML_RL: dict[str, Recipe] = {
+    "maml-navigation": Recipe(
+        lambda: _navigation,
+        "MAML with TRPO on 2D navigation",
+        _MAML,
+        "return -13 / -5 after 1 / 3 steps (paper -11.7 / -3.2)",
+        8,
+    ),
+    "promp-navigation": Recipe(
+        lambda: replace(_navigation, **_promp),
+        "ProMP on 2D navigation",
+        _PROMP,
+        "return -12.5 / -5 after 1 / 3 steps",
+        5,
+    ),
+    "promp-corners": Recipe(
+        lambda: _corners,
+        "ProMP on four corners, one of which pays",
+        _PROMP,
+        "own corner reached by 80% of episodes after adaptation",
+        5,
+    ),
+    "e-maml-corners": Recipe(
+        lambda: replace(_corners, estimator="biased", exploration=True, inner_kl_weight=0.0),
+        "E-MAML on four corners",
+        _E_MAML,
+        "curves only in the paper; beside promp-corners",
+        5,
+    ),
+    "maml-bandit": Recipe(
+        lambda: Bandit(num_steps=300, num_tasks=40, learning_rate=1e-2, inner_learning_rate=1.0, hidden=()),
+        "MAML on Bernoulli bandits, 5 arms",
+        _MAML,
+        "above training from scratch with the same samples",
+        2,
+    ),
+    "maml-gridworld": Recipe(
+        lambda: Gridworld(num_steps=300, num_tasks=42, learning_rate=2e-3),
+        "MAML on a grid with a hidden goal",
+        _MAML,
+        "goal reached more often after 1 and 3 steps",
+        4,
+    ),
+    "maml-cartpole": Recipe(
+        lambda: CartPole(num_steps=200, num_tasks=20),
+        "MAML on CartPole with varied physics",
+        _MAML,
+        "above training from scratch with the same samples",
+        5,
+    ),
+}

@@ -1,0 +1,305 @@
+"""MAML for reinforcement learning: its update against a loop that plays and differentiates step by step; replay; the
+outer loops; what it learns where the answer is known. `test_maml_rl_exact.py` holds its estimators against enumeration.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import assert_close
+
+import jaxmeta
+from jaxmeta import adapt, rl
+from jaxmeta.algorithms.maml_rl import ppo, trpo, vpg
+
+pytestmark = pytest.mark.usefixtures("strict_shapes")
+
+N, K, E, GAMMA, RATE = 3, 2, 4, 0.9, 0.3
+STEPWISE = {"num_steps": K, "num_episodes": E, "discount": GAMMA, "inner_optimizer": adapt.sgd(RATE)}
+
+
+def hall(max_steps=4):
+    """A hall of three cells; the task says what a step to the right pays, and from the last cell it terminates."""
+
+    def observe(cell):
+        return jax.nn.one_hot(cell, 3)
+
+    def reset(key, params):
+        return observe(0), jnp.int32(0)
+
+    def step(key, cell, action, params):
+        reward = jnp.where(action == 1, params["pay"], 0.1) + 0.1 * jax.random.normal(key)
+        cell = cell + action
+        return observe(jnp.minimum(cell, 2)), jnp.minimum(cell, 2), reward, cell > 2
+
+    return rl.Environment(reset, step, rl.Discrete(2), max_steps)
+
+
+FAMILY = rl.family(hall(), lambda key: {"pay": jax.random.normal(key)})
+POLICY = rl.mlp_policy(FAMILY, hidden=(4,))
+TASKS = {"pay": jnp.array([1.0, -1.0, 0.5])}
+
+
+def gradient_of(learner, key=1):
+    """With `sgd(1)` outside, the difference of the parameters is the gradient."""
+    state = learner.init(jax.random.key(0))
+    after, metrics = jax.jit(learner.update)(jax.random.key(key), state, in_precision(TASKS))
+    return state.meta_params, jax.tree.map(jnp.subtract, state.meta_params, after.meta_params), metrics
+
+
+def in_precision(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, float) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def learner(**kwargs):
+    init_fn = lambda key: in_precision(POLICY.init(key))
+    return jaxmeta.maml_rl(init_fn, POLICY.apply, hall(), **{**STEPWISE, "outer": vpg(optax.sgd(1.0)), **kwargs})
+
+
+# The loop, written out: each episode is a Python list of its steps.
+
+
+def play(key, params, task):
+    """E episodes, each a list of (observation, action, reward), the reward to go added last."""
+    episodes = []
+    one = rl.trial(hall())
+    reset_fn, step_fn = jax.jit(one.reset), jax.jit(one.step)
+    act = jax.jit(lambda key, params, o: POLICY.apply(params, o).sample(key))
+    for episode_key in jax.random.split(key, E):
+        reset_key, scan_key = jax.random.split(episode_key)
+        inputs, state = reset_fn(reset_key, task)
+        steps = []
+        for step_key in jax.random.split(scan_key, one.num_steps):
+            policy_key, env_key = jax.random.split(step_key)
+            action = act(policy_key, params, inputs.observation)
+            observation = inputs.observation
+            inputs, state, outcome = step_fn(env_key, state, action, task)
+            steps.append([observation, action, float(outcome.reward)])
+            if outcome.terminated or outcome.truncated:
+                break
+        to_go = 0.0
+        for step in reversed(steps):
+            to_go = step[2] + GAMMA * to_go
+            step.append(to_go)
+        episodes.append(steps)
+    return episodes
+
+
+def with_advantages(episodes, baseline):
+    """[(observation [S, D], action [S], advantage [S])] for each episode."""
+    features = [
+        [[*o, *np.square(o), t / 100, (t / 100) ** 2, (t / 100) ** 3, 1.0] for t, (o, *_) in enumerate(steps)]
+        for steps in episodes
+    ]
+    to_go = [[step[3] for step in steps] for steps in episodes]
+    weights = np.zeros(len(features[0][0]))
+    if baseline == "linear":
+        rows, targets = np.concatenate([np.array(f) for f in features]), np.concatenate([np.array(g) for g in to_go])
+        weights = np.linalg.solve(rows.T @ rows + 1e-5 * np.eye(len(weights)), rows.T @ targets)
+    advantages = [np.array(g) - np.array(f) @ weights for f, g in zip(features, to_go, strict=True)]
+    every = np.concatenate(advantages)
+    advantages = [(a - every.mean()) / (every.std() + 1e-8) for a in advantages]
+    return [
+        (jnp.stack([s[0] for s in steps]), jnp.stack([s[1] for s in steps]), a)
+        for steps, a in zip(episodes, advantages, strict=True)
+    ]
+
+
+def loss_by_hand(params, episodes, estimator):
+    total, count = 0.0, 0
+    for observation, action, advantage in episodes:
+        log_prob = jnp.stack([POLICY.apply(params, o).log_prob(a) for o, a in zip(observation, action, strict=True)])
+        ratio = jnp.exp(log_prob - jax.lax.stop_gradient(log_prob))
+        if estimator == "biased":
+            terms = log_prob * advantage
+        elif estimator == "lvc":
+            terms = ratio * advantage
+        else:  # DiCE: the probability of all actions so far, less that of all but the last
+            upto = jnp.cumsum(log_prob)
+            magic = lambda x: jnp.exp(x - jax.lax.stop_gradient(x))
+            terms = (magic(upto) - magic(upto - log_prob)) * advantage
+        total, count = total - terms.sum(), count + len(advantage)
+    return total / count
+
+
+def brute_force(params, key, estimator, baseline):
+    """The gradient of the mean over tasks, and the mean undiscounted return after adaptation."""
+    sample_key, _ = jax.random.split(key)
+    grads, returns = [], []
+    for i, task_key in enumerate(jax.random.split(sample_key, N)):
+        task = jax.tree.map(lambda leaf, i=i: leaf[i], in_precision(TASKS))
+        before_key, after_key = jax.random.split(task_key)
+        fast, recorded = params, []
+        descend = lambda theta, episodes: jax.tree.map(
+            lambda p, g: p - RATE * g, theta, jax.grad(loss_by_hand)(theta, episodes, estimator)
+        )
+        for step_key in jax.random.split(before_key, K):
+            recorded.append(with_advantages(play(step_key, fast, task), baseline))
+            fast = descend(fast, recorded[-1])
+        played = play(after_key, fast, task)
+        after = with_advantages(played, baseline)
+        returns.append(np.mean([sum(step[2] for step in steps) for steps in played]))
+
+        def outer(theta, recorded=recorded, after=after, descend=descend):
+            for episodes in recorded:
+                theta = descend(theta, episodes)
+            return loss_by_hand(theta, after, "lvc")
+
+        grads.append(jax.grad(outer)(params))
+    return jax.tree.map(lambda *g: sum(g) / N, *grads), np.mean(returns)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "baseline"), [("lvc", "linear"), ("biased", "none"), ("dice", "linear")], ids=str
+)
+def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimator, baseline):
+    meta_params, grads, metrics = gradient_of(learner(estimator=estimator, baseline=baseline))
+    expected, mean_return = brute_force(meta_params.params, jax.random.key(1), estimator, baseline)
+    assert_close(grads.params, expected, rtol=1e-7)
+    assert_close(metrics["return"], mean_return, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "how", [{"meta_gradient": adapt.mixed_mode()}, {"microbatch": 1}, {"meta_gradient": adapt.auto()}]
+)
+def test_other_ways_to_the_same_gradient(x64, how):
+    everything = {"exploration": True, "inner_kl_weight": 0.3, "inner_optimizer": adapt.meta_sgd(RATE)}
+    _, expected, _ = gradient_of(learner(**everything))
+    _, found, _ = gradient_of(learner(**everything, **how))
+    assert_close(found, expected, rtol=1e-9)
+
+
+def test_first_order_is_another_gradient_and_anil_adapts_the_head_alone(x64):
+    _, exact, _ = gradient_of(learner())
+    _, constant, _ = gradient_of(learner(meta_gradient=adapt.first_order()))
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, exact, constant)) > 1e-3 * optax.tree.norm(exact)
+
+    anil = learner(inner_optimizer=adapt.adapt_only(adapt.sgd(RATE), "head"))
+    state = anil.init(jax.random.key(0))
+    adapted = jax.jit(anil.adapt)(jax.random.key(1), state.meta_params, {"pay": jnp.float64(1.0)}).params["params"]
+    before = state.meta_params.params["params"]
+    assert_close(adapted["hidden0"], before["hidden0"], rtol=0)
+    assert np.abs(adapted["head"]["kernel"] - before["head"]["kernel"]).max() > 1e-3
+
+
+def pulls(pays, num_pulls=1):
+    """A bandit that pays what the task says of each arm, without noise; everything there is to see is 1."""
+    reset = lambda key, params: (jnp.ones(1), ())
+    step = lambda key, state, arm, params: (jnp.ones(1), (), params[arm], jnp.bool_(False))
+    environment = rl.Environment(reset, step, rl.Discrete(len(pays[0])), num_pulls)
+    return rl.finite_family(environment, jnp.array(pays), jnp.array(pays))
+
+
+def logits(num_arms=2):
+    return lambda key: jnp.zeros(num_arms), lambda params, observation: rl.distributions.Categorical(params)
+
+
+def test_replayed_adaptation_is_live_adaptation(x64):
+    """Only then are all ratios 1, and the outer loss of single pulls minus their mean return; and only then have the
+    policies that acted no divergence from those of the replay."""
+    family = pulls([[1.0, 0.3], [0.2, 0.9]])
+    found = jaxmeta.maml_rl(
+        *logits(), family.environment, num_steps=3, num_episodes=5, baseline="none", normalize_advantages=False,
+        inner_optimizer=adapt.sgd(1.0), inner_kl_weight=1e3, outer=ppo(num_updates=2),
+    )  # fmt: skip
+    state = found.init(jax.random.key(0))
+    _, metrics = jax.jit(found.update)(jax.random.key(1), state, jnp.array([[1.0, 0.3], [0.2, 0.9]]))
+    assert_close(metrics["loss"], -metrics["return"], rtol=1e-12)
+
+
+def test_a_value_bootstraps_at_the_time_limit_and_the_linear_baseline_does_not(x64):
+    """Single pulls that pay 1, a value of 3: A = 1 + γ·3 − 3 and a target of 1 + γ·3, for the limit is no end."""
+    family = pulls([[1.0, 1.0]])
+    init_fn, apply_fn = logits()
+    valued = lambda params, observation: (apply_fn(params, observation), jnp.asarray(3.0))
+    common = {"num_episodes": 4, "normalize_advantages": False, "discount": 0.5, "outer": vpg()}
+    tasks = jnp.ones((2, 2))
+
+    def loss(**kwargs):
+        found = jaxmeta.maml_rl(init_fn, environment=family.environment, **common, **kwargs)
+        return jax.jit(found.update)(jax.random.key(1), found.init(jax.random.key(0)), tasks)[1]["loss"]
+
+    assert_close(loss(apply_fn=valued, baseline="value", value_weight=2.0), -(1 + 1.5 - 3) + 2 * 0.25, rtol=1e-12)
+    assert_close(loss(apply_fn=apply_fn, baseline="none"), -1.0, rtol=1e-12)
+
+
+def test_the_trust_region_holds_after_adaptation():
+    found = learner(outer=trpo(max_kl=0.01))
+    _, metrics = jax.jit(found.update)(jax.random.key(1), found.init(jax.random.key(0)), TASKS)
+    assert metrics["is_accepted"] and 0.002 < metrics["kl"] <= 0.01
+
+
+@pytest.mark.parametrize("outer", [ppo(num_updates=3), trpo()], ids=["ppo", "trpo"])
+def test_an_update_that_is_not_finite_is_skipped_and_counted_once(outer):
+    found = learner(outer=outer)
+    state = found.init(jax.random.key(0))
+    tasks = {"pay": jnp.array([jnp.nan, 1.0, 1.0])}
+    after, metrics = jax.jit(found.update)(jax.random.key(1), state, tasks)
+    assert not metrics["is_finite"] and (after.step, after.num_skipped) == (1, 1)
+    assert_close(after.meta_params, state.meta_params, rtol=0)
+
+
+@pytest.mark.parametrize("constructor", [jaxmeta.e_maml, jaxmeta.promp])
+def test_which_of_two_arms_pays_is_learned_by_one_step(constructor):
+    """Told nothing, half of the pulls pay; a step on ten of them can tell, and without it nothing can."""
+    family = pulls([[1.0, 0.0], [0.0, 1.0]], num_pulls=5)
+    rate = {"inner_optimizer": adapt.sgd(8.0), "num_episodes": 2}
+    found = constructor(*logits(), family.environment, outer=vpg(optax.adam(0.03)), **rate)
+    state, _ = jaxmeta.fit(jax.random.key(0), found, family.train, num_steps=100, num_tasks=8, progress=False)
+    curve = jaxmeta.evaluate(jax.random.key(1), found, family.test, state.meta_params, num_tasks=200).metrics["return"]
+    assert abs(curve["mean"][0] - 2.5) < 0.5 and curve["mean"][1] > 4.5
+
+
+def test_e_maml_credits_only_what_its_own_task_did(x64):
+    """Where all tasks return the same there is nothing to credit, and its gradient is that of the same without."""
+    family = pulls([[1.0, 1.0]])
+    common = {"num_episodes": 4, "baseline": "none", "normalize_advantages": False, "outer": vpg(optax.sgd(1.0))}
+    tasks = jnp.ones((3, 2))
+
+    def update(constructor, tasks, **kwargs):
+        found = constructor(*logits(), family.environment, **common, **kwargs)
+        update = jax.jit(found.update)
+        return update(jax.random.key(1), found.init(jax.random.key(0)), tasks)[0].meta_params.params
+
+    assert_close(update(jaxmeta.e_maml, tasks), update(jaxmeta.maml_rl, tasks, estimator="biased"), rtol=1e-12)
+    tasks = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    different = update(jaxmeta.e_maml, tasks) - update(jaxmeta.maml_rl, tasks, estimator="biased")
+    assert np.abs(different).max() > 1e-3
+
+
+def test_adapt_gives_the_policy_and_its_episodes_and_evaluate_every_step():
+    counted = lambda transitions: {"right": jnp.mean(transitions.action.astype(float))}
+    found = learner(num_eval_steps=3, metrics_fn=counted)
+    meta_params = found.init(jax.random.key(0)).meta_params
+    adapted = jax.jit(found.adapt)(jax.random.key(1), meta_params, {"pay": 1.0})
+    assert adapted.transitions.reward.shape == (3, 4, E)
+    assert POLICY.apply(adapted.params, jnp.zeros(3)).logits.shape == (2,)
+    curves = jax.jit(found.evaluate)(jax.random.key(1), meta_params, {"pay": 1.0})
+    assert {name: curve.shape for name, curve in curves.items()} == {"return": (4,), "right": (4,)}
+
+
+def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled):
+    found = learner(outer=trpo())
+    run = lambda key: jaxmeta.fit(key, found, FAMILY.train, num_steps=2, num_tasks=N, chunk_size=2, progress=False)
+    run(jax.random.key(0))
+    num_compiled()
+    state, _ = run(jax.random.key(1))
+    assert num_compiled() == 0
+
+    update = jax.jit(found.update)
+    arguments = jax.device_put((jax.random.key(1), state, TASKS))
+    update(*arguments)
+    with jax.transfer_guard("disallow"):
+        update(*arguments)
+
+    both, _ = run(jax.random.split(jax.random.key(0), 2))
+    assert both.step.shape == (2,)
+
+
+def test_what_is_wrong_is_said_while_tracing():
+    found = jaxmeta.maml_rl(POLICY.init, lambda params, o: jnp.zeros(2), hall())
+    with pytest.raises(ValueError, match="apply_fn must return a distribution"):
+        found.update(jax.random.key(1), found.init(jax.random.key(0)), TASKS)
+    with pytest.raises(ValueError, match="tasks must be stacked"):
+        learner().update(jax.random.key(1), learner().init(jax.random.key(0)), {"pay": jnp.ones(())})
