@@ -27,6 +27,38 @@ def test_adaptation_curve_draws_mean_interval_and_median():
     np.testing.assert_allclose(high.get_ydata(), [3.3, 1.2, 0.6])
 
 
+def test_adaptation_curve_draws_what_the_result_is_compared_with():
+    row = lambda *mean: {"return": {"mean": [*mean], "median": [*mean], "ci95": [0.0 for _ in mean]}}
+    references = {"random": row(0.5), "from scratch": row(1.0, 1.5)}
+    (axes,) = plotting.adaptation_curve(row(1.0, 2.0), "return", "a run", "episode", references).axes
+    drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+    np.testing.assert_array_equal(drawn["random"], [0.5, 0.5])  # a line across
+    np.testing.assert_array_equal(drawn["from scratch"], [1.0, 1.5])
+    assert axes.get_xlabel() == "episode"
+
+
+def test_trajectories_draws_the_steps_that_were_played_and_the_goal():
+    points = np.random.default_rng(0).normal(size=(2, 3, 6, 4, 2))
+    mask = np.arange(6)[None, None, :, None] < np.arange(2, 6)[None, None, None, :]
+    mask = np.broadcast_to(mask, points.shape[:-1])
+    goals = np.array([[0.0, 1.0], [1.0, 0.0]])
+    figure = plotting.trajectories(points, mask, goals, "a run", num_episodes=2)
+    for axes, task, goal in zip(figure.axes, points, goals, strict=True):
+        paths = [line.get_xydata() for line in axes.lines[:-1:2]]
+        expected = [task[k, : 2 + e, e] for k in range(3) for e in range(2)]
+        for got, wanted in zip(paths, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        ends = [line.get_xydata()[0] for line in axes.lines[1:-1:2]]
+        np.testing.assert_array_equal(ends, [path[-1] for path in expected])
+        np.testing.assert_array_equal(axes.lines[-1].get_xydata(), [goal])
+
+
+def test_lines_draws_each_curve_from_1_on():
+    (axes,) = plotting.lines({"a": np.array([3.0, 4.0]), "b": np.array([5.0])}, "pull", "regret", "a run").axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn == {"a": [[1.0, 3.0], [2.0, 4.0]], "b": [[1.0, 5.0]]}
+
+
 def test_regression_adaptation_draws_truth_shots_and_each_fit():
     x = np.linspace(-1, 1, 7)
     truths = np.stack([x, x**2])

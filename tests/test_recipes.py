@@ -8,9 +8,12 @@ import pytest
 
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
+from jaxmeta.recipes.maml_rl import MAML_RL
 from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot"]
+REGRESSION = [name for name in RECIPES if name.endswith(("sinusoid", "linear", "quadratic"))]
+SMALL_RL = ("--num-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "4", "--num-episodes", "2", "--hidden", "4")
 
 
 def result(name, directory, *arguments):
@@ -18,7 +21,7 @@ def result(name, directory, *arguments):
     return json.loads((directory / "result.json").read_text())
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("omniglot")])
+@pytest.mark.parametrize("name", REGRESSION)
 def test_regression_recipes_train(name, tmp_path):
     found = result(name, tmp_path / name, "--num-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
     config = RECIPES[name].config()
@@ -55,6 +58,19 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
     assert (tmp_path / name / "episode.png").exists()
 
 
+@pytest.mark.parametrize("name", MAML_RL)
+def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(name, tmp_path):
+    found = result(name, tmp_path / name, *SMALL_RL)
+    config = RECIPES[name].config()
+    assert len(found["metrics"]["return"]["mean"]) == config.num_eval_steps + 1
+    assert np.all(np.isfinite(found["metrics"]["return"]["mean"]))
+    told = {"told the task"} if config.oracle() else set()
+    assert set(found["references"]) == {"random", "from scratch, rate x1", "from scratch, rate x10"} | told
+    best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
+    assert best > found["references"]["random"]["return"]["mean"][0]
+    assert (tmp_path / name / "adaptation_curve.png").exists()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_fields_are_documented_and_frozen(name):
     config = RECIPES[name].config()
@@ -66,7 +82,8 @@ def test_fields_are_documented_and_frozen(name):
 def test_fields_of_an_inner_loop_are_where_there_is_one(name):
     fields = {field.name for field in dataclasses.fields(RECIPES[name].config())}
     of_a_loop = {"meta_gradient", "inner_optimizer", "inner_learning_rate", "num_inner_steps", "num_eval_steps"}
-    assert fields & of_a_loop == (set() if name in CLOSED_FORM else of_a_loop)
+    expected = set() if name in CLOSED_FORM else of_a_loop
+    assert fields & of_a_loop == (expected - {"meta_gradient"} if name in MAML_RL else expected)
 
 
 def test_omniglot_protocol_follows_the_device(monkeypatch):

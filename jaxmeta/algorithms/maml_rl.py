@@ -187,6 +187,8 @@ def maml_rl(
     if not isinstance(outer, OuterUpdate):
         raise ValueError(f"outer must be vpg(...), ppo(...) or trpo(...), got {outer!r}")
     check_number("inner_kl_weight", inner_kl_weight)
+    check_number("discount", discount)
+    check_number("lambda_", lambda_)
     check_number("value_weight", value_weight)
     check_choice("baseline", baseline, ("linear", "none", "value"))
     check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")

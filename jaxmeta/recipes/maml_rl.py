@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +60,10 @@ class GradientRL(Outer):
     """λ of the advantages."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the policy's hidden layers, with tanh."""
+    init_std: float = 1.0
+    """Deviation of real actions at first, in half widths of their range."""
+    min_std: float = 1e-3
+    """What it does not fall below."""
     num_eval_tasks: int = 100
     """Test tasks."""
 
@@ -85,7 +88,7 @@ class GradientRL(Outer):
 
     def learner(self, num_eval_steps: int | None = None, scale: float = 1.0) -> MetaLearner:
         family = self.family()
-        policy = mlp_policy(family, hidden=self.hidden, activation=flax.linen.tanh)
+        policy = mlp_policy(family, hidden=self.hidden, init_std=self.init_std, min_std=self.min_std)
         return maml_rl(
             policy.init, policy.apply, family.environment,
             inner_optimizer=self._inner_optimizer(scale), num_steps=self.num_inner_steps,
@@ -245,6 +248,20 @@ class CartPole(GradientRL):
         return oracles.balance_cartpole
 
 
+@dataclass(frozen=True, kw_only=True)
+class KrazyWorld(GradientRL):
+    """Grids of tiles whose colours and controls mean something else in each task."""
+
+    size: int = 10
+    """Cells in a row."""
+
+    def family(self) -> Family:
+        return families.krazy_world(size=self.size)
+
+    def metrics(self, transitions: Transition) -> Metrics:
+        return {"reached": _reached(transitions)}
+
+
 def _reached(transitions: Transition) -> jax.Array:
     """The share of episodes that are paid at least once."""
     return jnp.mean((jnp.max(transitions.reward, axis=0) > 0).astype(float))
@@ -256,7 +273,7 @@ _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
 _navigation = Navigation(num_steps=150, num_tasks=20, outer="trpo", late_learning_rate=0.05)
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
-_corners = Corners(**_promp, num_steps=100, learning_rate=2e-3, inner_learning_rate=1.0)
+_corners = Corners(**_promp, num_steps=100, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 
 MAML_RL: dict[str, Recipe] = {
     "maml-navigation": Recipe(
@@ -286,6 +303,13 @@ MAML_RL: dict[str, Recipe] = {
         _E_MAML,
         "curves only in the paper; beside promp-corners",
         5,
+    ),
+    "e-maml-krazyworld": Recipe(
+        lambda: KrazyWorld(num_steps=200, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration=True),
+        "E-MAML on Krazy World",
+        _E_MAML,
+        "curves only in the paper",
+        10,
     ),
     "maml-bandit": Recipe(
         lambda: Bandit(num_steps=300, num_tasks=40, learning_rate=1e-2, inner_learning_rate=1.0, hidden=()),

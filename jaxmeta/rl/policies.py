@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_number
+from jaxmeta.checks import check_callable, check_integer, check_number
 from jaxmeta.nn.networks import MLP
 from jaxmeta.rl.distributions import Categorical, Gaussian
 from jaxmeta.rl.env import Discrete, Family, check_environment, flatten
@@ -58,7 +58,12 @@ def mlp_policy(
     ([0.0, 0.0], [0.0, 0.0])
     """
     check_environment("environment of family", getattr(family, "environment", None))
-    check_number("min_std", min_std)
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+        raise ValueError(f"hidden must be a sequence of widths, such as (64, 64), got {hidden!r}")
+    for i, width in enumerate(hidden):
+        check_integer(f"hidden[{i}]", width, minimum=1)
+    check_callable("activation", activation, "(array) -> array")
+    check_number("min_std", min_std, minimum=1e-12)
     check_number("init_std", init_std, minimum=min_std)
     space = family.environment.action_space
     if isinstance(space, Discrete):
