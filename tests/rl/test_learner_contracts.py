@@ -1,0 +1,82 @@
+"""What every meta-learner of reinforcement learning promises, by shapes alone: types are kept, seeds and tasks vmap."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxmeta
+from jaxmeta import adapt, rl
+
+pytestmark = pytest.mark.usefixtures("strict_shapes")
+
+FAMILY = rl.families.navigation()
+POLICY = rl.mlp_policy(FAMILY, hidden=(4,))
+ADAM = optax.adam(1e-3)
+
+
+def learners():
+    """Every estimator, outer loop, baseline and constructor."""
+    make = lambda constructor, **kwargs: constructor(
+        *POLICY, FAMILY.environment, **{"num_episodes": 2, "num_steps": 2, "outer": jaxmeta.vpg(ADAM), **kwargs}
+    )
+    for estimator in ("biased", "lvc", "dice"):
+        yield estimator, make(jaxmeta.maml_rl, estimator=estimator)
+    for name, outer in {"ppo": jaxmeta.ppo(ADAM), "trpo": jaxmeta.trpo()}.items():
+        yield name, make(jaxmeta.maml_rl, outer=outer)
+    for name, inner in {
+        "meta_sgd": adapt.meta_sgd(0.1),
+        "anil": adapt.adapt_only(adapt.sgd(0.1), "head"),
+        "adam": adapt.from_optax(optax.adam(0.1, eps_root=1e-8)),
+    }.items():
+        yield name, make(jaxmeta.maml_rl, inner_optimizer=inner)
+    yield "no baseline", make(jaxmeta.maml_rl, baseline="none", normalize_advantages=False)
+    yield "first order", make(jaxmeta.maml_rl, meta_gradient=adapt.first_order())
+    yield "e_maml", make(jaxmeta.e_maml)
+    yield "promp", make(jaxmeta.promp, outer=jaxmeta.ppo(ADAM))
+
+
+LEARNERS = dict(learners())
+over_learners = pytest.mark.parametrize("name", LEARNERS)
+
+
+def types(tree):
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tree))
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def tasks_of(num_tasks):
+    sample = jax.vmap(FAMILY.train.sample, (0, None))
+    return jax.eval_shape(sample, jax.random.split(jax.random.key(0), num_tasks), FAMILY.train.data)
+
+
+@over_learners
+def test_an_update_keeps_the_types_of_its_state(name):
+    learner = LEARNERS[name]
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, tasks_of(3))
+    assert types(after) == types(state)
+    assert {"return", "return_before", "loss", "is_finite"} <= set(metrics)
+    assert {metric.shape for metric in metrics.values()} == {()}
+
+
+@pytest.mark.parametrize("name", ["trpo", "e_maml", "promp"])
+def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
+    learner = LEARNERS[name]
+    keys = jax.random.split(jax.random.key(0), 2)
+    states = jax.eval_shape(jax.vmap(learner.init), keys)
+    seeds_tasks = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, 3, *x.shape[1:]), x.dtype), tasks_of(3))
+    after, _ = jax.eval_shape(jax.vmap(learner.update), keys, states, seeds_tasks)
+    assert types(after) == types(states)
+    meta_params = jax.eval_shape(learner.init, jax.random.key(0)).meta_params
+    over_tasks = lambda fn: jax.eval_shape(jax.vmap(fn, (0, None, 0)), keys, meta_params, tasks_of(2))
+    assert {name: curve.shape for name, curve in over_tasks(learner.evaluate).items()} == {"return": (2, 3)}
+    assert over_tasks(learner.adapt).transitions.reward.shape == (2, 2, 100, 2)
+
+
+@pytest.mark.parametrize("name", ["lvc", "trpo"])
+def test_an_update_follows_the_default_precision(x64, name):
+    learner = LEARNERS[name]
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, tasks_of(3))
+    assert types(after) == types(state) and metrics["return"].dtype == jnp.float64
