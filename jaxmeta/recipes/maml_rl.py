@@ -319,7 +319,7 @@ MAML_RL: dict[str, Recipe] = {
         2,
     ),
     "maml-gridworld": Recipe(
-        lambda: Gridworld(num_steps=300, num_tasks=42, learning_rate=2e-3),
+        lambda: Gridworld(num_steps=200, num_tasks=40, inner_learning_rate=2.0),
         "MAML on a grid with a hidden goal",
         _MAML,
         "goal reached more often after 1 and 3 steps",

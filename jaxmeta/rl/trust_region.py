@@ -106,10 +106,11 @@ def trust_region(
 
         outputs, fisher = fisher_product(outputs_fn, kl_fn, params, damping)
         precision = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps
-        direction, _ = jax.scipy.sparse.linalg.cg(fisher, grads, maxiter=num_cg_steps, tol=precision)
+        wide = jax.tree.map(lambda g: jnp.asarray(g, float), grads)  # jax's solver mixes in the default precision
+        direction, _ = jax.scipy.sparse.linalg.cg(fisher, wide, maxiter=num_cg_steps, tol=precision)
         curvature = optax.tree.vdot(direction, fisher(direction))
         length = jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1)), 0)
-        full_step = optax.tree.scale(-length, direction)
+        full_step = jax.tree.map(lambda d, p: (-length * d).astype(p.dtype), direction, params)
         old_loss = jnp.asarray(loss_fn(params))
 
         def attempt(search: _Search) -> _Search:
@@ -164,7 +165,8 @@ def fisher_product(
     gradient = jax.grad(lambda new: kl_fn(outputs, new))
 
     def product(v: Params) -> Params:
-        _, m_j_v = jax.jvp(gradient, (outputs,), (jacobian(v),))
-        return jax.tree.map(lambda x, v: x + damping * v, transposed(m_j_v)[0], v)
+        j_v = jacobian(jax.tree.map(lambda v, p: v.astype(p.dtype), v, params))
+        _, m_j_v = jax.jvp(gradient, (outputs,), (j_v,))
+        return jax.tree.map(lambda x, v: (x + damping * v).astype(v.dtype), transposed(m_j_v)[0], v)
 
     return outputs, product

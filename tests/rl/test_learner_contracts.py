@@ -75,7 +75,7 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
 
 
 @pytest.mark.parametrize("name", ["lvc", "trpo"])
-def test_an_update_follows_the_default_precision(x64, name):
+def test_an_update_keeps_the_precision_of_parameters_beside_data_of_another(x64, name):
     learner = LEARNERS[name]
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, tasks_of(3))
