@@ -74,7 +74,10 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
             "versions": _VERSIONS,
             "num_skipped": int(state.num_skipped), "batch_norm": report.batch_norm,
             "num_tasks": report.num_tasks, "metrics": report.metrics,
-            "references": {reference: found.metrics for reference, found in references.items()},
+            "references": {
+                reference: {**found.metrics, "ahead": report.ahead_of(found, experiment.metric)}
+                for reference, found in references.items()
+            },
         },
     )  # fmt: skip
     _draw(directory, name, experiment, report, references, log, picture_key, state)
@@ -102,7 +105,7 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     state = _restore(directory, experiment)
     report, references = _evaluate(experiment, config, test_key, state)
     print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}")
-    print(_table(report, references))
+    print(_table(report, references, experiment.metric))
     return report
 
 
@@ -171,8 +174,15 @@ def _evaluate(
     return report, {name: judge(key, learner, tasks, params) for name, (learner, params) in references}
 
 
-def _table(report: Report, references: dict[str, Report]) -> str:
-    return "\n".join([str(report), *(f"beside it, {name}: {found}" for name, found in references.items())])
+def _table(report: Report, references: dict[str, Report], metric: str) -> str:
+    lines = [str(report)]
+    for name, found in references.items():
+        ahead = report.ahead_of(found, metric)
+        difference = (
+            "" if ahead["mean"] is None else f"; {metric} above it by {ahead['mean']:.4f} ± {ahead['ci95']:.4f}"
+        )
+        lines.append(f"beside it, {name}{difference}: {found}")
+    return "\n".join(lines)
 
 
 def _draw(

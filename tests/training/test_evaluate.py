@@ -103,3 +103,13 @@ def test_a_diverged_task_is_reported_and_the_file_stays_json(tmp_path):
     assert "2 tasks diverged" in str(report) and str(report).count("diverged") == 1
     report.save(tmp_path / "report.json")
     json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_one_report_is_ahead_of_another_task_by_task():
+    rng = np.random.default_rng(0)
+    tasks, gain = 100 * rng.normal(size=(50, 1)), 1 + 0.1 * rng.normal(size=(50, 1))
+    ahead = Report({"return": np.hstack([tasks, tasks + gain])}).ahead_of(Report({"return": tasks}), "return")
+    np.testing.assert_allclose(ahead["mean"], gain.mean(), rtol=1e-9)
+    np.testing.assert_allclose(ahead["ci95"], 1.96 * gain.std(ddof=1) / np.sqrt(50), rtol=1e-9)
+    with pytest.raises(ValueError, match="same 50 tasks"):
+        Report({"return": tasks}).ahead_of(Report({"return": tasks[:4]}), "return")
