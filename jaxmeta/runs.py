@@ -81,9 +81,8 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
         },
     )  # fmt: skip
     _draw(directory, name, experiment, report, references, log, picture_key, state)
-    print(
-        f"{_table(report, references, experiment.metric)}\nto reach: {RECIPES[name].figure}\n{log.seconds():.0f} s; written to {directory}"
-    )
+    print(f"{_table(report, references, experiment.metric)}\nto reach: {RECIPES[name].figure}")
+    print(f"{log.seconds():.0f} s; written to {directory}")
     return report
 
 

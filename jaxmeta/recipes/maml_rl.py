@@ -277,7 +277,7 @@ _navigation = Navigation(num_steps=150, num_tasks=20, outer="trpo", late_learnin
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
 _corners = Corners(**_promp, num_steps=100, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 _bandit = Bandit(
-    num_steps=300, num_tasks=40, learning_rate=3e-2, schedule="cosine", inner_optimizer="meta_sgd",
+    num_steps=500, num_tasks=100, learning_rate=1e-2, schedule="cosine", inner_optimizer="meta_sgd",
     inner_learning_rate=1.0, gae_lambda=0.0, hidden=(),
 )  # fmt: skip
 
@@ -332,7 +332,7 @@ MAML_RL: dict[str, Recipe] = {
         4,
     ),
     "maml-cartpole": Recipe(
-        lambda: CartPole(num_steps=200, num_tasks=20),
+        lambda: CartPole(num_steps=40, num_tasks=20),
         "MAML on CartPole with varied physics",
         _MAML,
         "above training from scratch with the same samples",
