@@ -273,9 +273,9 @@ _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3"
 _PROMP = "Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784"
 _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
-_navigation = Navigation(num_steps=150, num_tasks=20, outer="trpo", late_learning_rate=0.05)
+_navigation = Navigation(num_steps=80, num_tasks=20, outer="trpo", late_learning_rate=0.05)
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
-_corners = Corners(**_promp, num_steps=100, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
+_corners = Corners(**_promp, num_steps=80, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 _bandit = Bandit(
     num_steps=500, num_tasks=100, learning_rate=1e-2, schedule="cosine", inner_optimizer="meta_sgd",
     inner_learning_rate=1.0, gae_lambda=0.0, hidden=(),
@@ -311,7 +311,7 @@ MAML_RL: dict[str, Recipe] = {
         5,
     ),
     "e-maml-krazyworld": Recipe(
-        lambda: KrazyWorld(num_steps=200, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration=True),
+        lambda: KrazyWorld(num_steps=100, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration=True),
         "E-MAML on Krazy World",
         _E_MAML,
         "curves only in the paper",
@@ -325,14 +325,14 @@ MAML_RL: dict[str, Recipe] = {
         2,
     ),
     "maml-gridworld": Recipe(
-        lambda: Gridworld(num_steps=200, num_tasks=40, inner_learning_rate=2.0),
+        lambda: Gridworld(num_steps=100, num_tasks=40, inner_learning_rate=2.0),
         "MAML on a grid with a hidden goal",
         _MAML,
         "goal reached more often after 1 and 3 steps",
         4,
     ),
     "maml-cartpole": Recipe(
-        lambda: CartPole(num_steps=40, num_tasks=20),
+        lambda: CartPole(num_steps=30, num_tasks=20),
         "MAML on CartPole with varied physics",
         _MAML,
         "above training from scratch with the same samples",
