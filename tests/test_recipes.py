@@ -8,7 +8,7 @@ import pytest
 
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
-from jaxmeta.recipes.maml_rl import MAML_RL
+from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
 from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot"]
@@ -65,7 +65,7 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(na
     assert len(found["metrics"]["return"]["mean"]) == config.num_eval_steps + 1
     assert np.all(np.isfinite(found["metrics"]["return"]["mean"]))
     told = {"told the task"} if config.oracle() else set()
-    scratch = {f"from scratch, rate x{scale}" for scale in config.SCRATCH}
+    scratch = {f"from scratch, rate x{scale}" for scale in SCRATCH}
     assert set(found["references"]) == {"random"} | scratch | told
     best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
     assert best > found["references"]["random"]["return"]["mean"][0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Oracle: TypeAlias = Callable[[PyTree], Agent]
+SCRATCH = (1, 10)  # the inner rates of training from scratch, in those of the recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,6 @@ class GradientRL(Outer):
     """What it does not fall below."""
     num_eval_tasks: int = 100
     """Test tasks."""
-    SCRATCH: ClassVar[tuple[int, ...]] = (1, 10)  # inner rates of training from scratch, in those of the recipe
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +124,7 @@ class GradientRL(Outer):
             name: reference_learner(agent, environment, num_episodes=self.num_episodes)
             for name, agent in fixed.items() if agent is not None
         }  # fmt: skip
-        scratch = {f"from scratch, rate x{scale}": self.learner(scale=scale) for scale in self.SCRATCH}
+        scratch = {f"from scratch, rate x{scale}": self.learner(scale=scale) for scale in SCRATCH}
         return {name: Reference(it, it.init(key).meta_params) for name, it in (learners | scratch).items()}
 
     def build(self) -> Experiment:
@@ -201,7 +201,6 @@ class Bandit(GradientRL):
     """Arms."""
     num_pulls: int = 10
     """Pulls of an episode."""
-    SCRATCH: ClassVar[tuple[int, ...]] = (1, 10, 100)  # there is little but the rate to be learned here
 
     def family(self) -> Family:
         return families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=self.num_pulls)
@@ -277,8 +276,8 @@ _navigation = Navigation(num_steps=80, num_tasks=20, outer="trpo", late_learning
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
 _corners = Corners(**_promp, num_steps=80, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 _bandit = Bandit(
-    num_steps=500, num_tasks=100, learning_rate=1e-2, schedule="cosine", inner_optimizer="meta_sgd",
-    inner_learning_rate=1.0, gae_lambda=0.0, hidden=(),
+    num_steps=300, num_tasks=100, learning_rate=2e-2, estimator="dice", inner_optimizer="meta_sgd",
+    inner_learning_rate=10.0, num_eval_steps=1, gae_lambda=0.0, hidden=(),
 )  # fmt: skip
 
 MAML_RL: dict[str, Recipe] = {
