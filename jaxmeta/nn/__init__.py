@@ -4,6 +4,7 @@ from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, 
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
 from jaxmeta.nn.norms import TrackedBatchNorm, TrackedConvBatchNorm, collect_statistics, track_statistics
+from jaxmeta.nn.recurrent import Recurrent, causal_transformer, gru, lstm, min_gru
 from jaxmeta.nn.resnet import ResNet12
 from jaxmeta.nn.transformer import Transformer
 
@@ -13,17 +14,22 @@ __all__ = [
     "Conv",
     "Conv4",
     "ConvBatchNorm",
+    "Recurrent",
     "ResNet12",
     "TrackedBatchNorm",
     "TrackedConvBatchNorm",
     "Transformer",
     "batch_norm",
+    "causal_transformer",
     "collect_statistics",
     "conv",
     "conv_batch_norm",
     "cross_entropy",
+    "gru",
+    "lstm",
     "max_pool",
     "mean_squared_error",
+    "min_gru",
     "sum_squared_error",
     "track_statistics",
 ]

@@ -1,5 +1,7 @@
 """A small causal transformer: for sequences of tokens or of features, differentiated as often as meta-learning asks."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,10 +57,10 @@ class Transformer(nn.Module):
             h = nn.Embed(self.num_tokens, self.width, name="embed")(x)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.max_length, self.width), jnp.float32)
         h = h + positions[None, : x.shape[1]]
-        block = nn.remat(_Block) if self.remat else _Block
+        block = nn.remat(Block) if self.remat else Block
         for i in range(self.num_layers):
             h = block(self.num_heads, name=f"block{i}")(h)
-        return nn.Dense(self.num_outputs, name="head")(_norm("norm")(h))
+        return nn.Dense(self.num_outputs, name="head")(layer_norm("norm")(h))
 
     def _check(self, x: jax.Array) -> None:
         for name in ("num_outputs", "max_length", "num_layers", "width", "num_heads"):
@@ -80,32 +82,67 @@ class Transformer(nn.Module):
             raise ValueError(f"x must be at most max_length={self.max_length} long, got shape {x.shape}")
 
 
-class _Block(nn.Module):
-    """Attention, then an mlp, each added to what it was given: [B, T, W] -> [B, T, W]."""
+class Memory(NamedTuple):
+    """The keys and the values [..., M, heads, D] of the steps so far, and how many these are."""
+
+    keys: jax.Array
+    values: jax.Array
+    position: jax.Array
+
+    def steps(self, length: int) -> jax.Array:
+        """The numbers of the next steps, [..., length]."""
+        return self.position[..., None] + jnp.expand_dims(jnp.arange(length), range(self.position.ndim))
+
+
+class Block(nn.Module):
+    """Attention, then an mlp, each added to what it was given: [..., T, W] -> [..., T, W].
+
+    With a `Memory` of what came before, attention reads that too: (h, memory) -> (h, memory).
+    """
 
     num_heads: int
 
     @nn.compact
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def __call__(self, h: jax.Array, memory: Memory | None = None):
         *batch, length, width = h.shape
         heads = (*batch, length, self.num_heads, width // self.num_heads)
-        qkv = nn.Dense(3 * width, name="qkv")(_norm("norm0")(h))
+        qkv = nn.Dense(3 * width, name="qkv")(layer_norm("norm0")(h))
         query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-        h = h + nn.Dense(width, name="out")(_causal_attention(query, key, value).reshape(h.shape))
-        hidden = nn.gelu(nn.Dense(4 * width, name="hidden")(_norm("norm1")(h)))
-        return h + nn.Dense(width, name="mlp")(hidden)
+        if memory is None:
+            attended = _attention(query, key, value, jnp.tril(jnp.ones((length, length), bool)))
+        else:
+            attended, memory = _attention_to_memory(query, key, value, memory)
+        h = h + nn.Dense(width, name="out")(attended.reshape(h.shape))
+        hidden = nn.gelu(nn.Dense(4 * width, name="hidden")(layer_norm("norm1")(h)))
+        h = h + nn.Dense(width, name="mlp")(hidden)
+        return h if memory is None else (h, memory)
 
 
-def _causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """softmax(Q K' / sqrt(D)) V over positions not later than the query's, for [B, T, H, D] each.
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(Q K' / sqrt(D)) V over the keys that `mask` [..., T, M] leaves, for [..., T or M, heads, D] each.
 
     Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are.
     """
-    length, size = query.shape[1], query.shape[3]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / size**0.5
-    past = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(past, scores, -jnp.inf)), value)
+    scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
+    mask = jnp.expand_dims(mask, range(scores.ndim - mask.ndim - 1))[..., None, :, :]
+    return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)), value)
 
 
-def _norm(name: str) -> nn.LayerNorm:
+def _attention_to_memory(
+    query: jax.Array, key: jax.Array, value: jax.Array, memory: Memory
+) -> tuple[jax.Array, Memory]:
+    """What is new is written behind what is there; a query sees all that is not later."""
+    length, size = query.shape[-3], memory.keys.shape[-3]
+    write = jnp.vectorize(_write, signature="(m,h,d),(t,h,d),()->(m,h,d)")
+    keys, values = write(memory.keys, key, memory.position), write(memory.values, value, memory.position)
+    now = memory.steps(length)[..., None]
+    past = jnp.expand_dims(jnp.arange(size), range(now.ndim - 1)) <= now
+    return _attention(query, keys, values, past), Memory(keys, values, memory.position + length)
+
+
+def _write(memory: jax.Array, new: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(memory, new, position, axis=0)
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
