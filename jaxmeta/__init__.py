@@ -28,6 +28,8 @@ from jaxmeta.algorithms import (
     protonet,
     reptile,
     ridge,
+    rl2,
+    rl2_agent,
     trpo,
     vpg,
 )
@@ -63,6 +65,8 @@ __all__ = [
     "reptile",
     "ridge",
     "rl",
+    "rl2",
+    "rl2_agent",
     "tasks",
     "training",
     "trpo",

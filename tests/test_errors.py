@@ -94,6 +94,7 @@ OF_CLASSIFIERS = {
 }
 CLASSIFIER = {"init_fn": init_fn, "embed_fn": lambda params, x: params["head"] * x, "num_ways": 2}
 
+cores = st.one_of(not_callable, st.just(nn.gru), st.just(nn.MLP((4,))))
 BANDIT = rl.families.bernoulli_bandit()
 ENVIRONMENT = {"environment": BANDIT.environment}
 environments = st.one_of(not_callable, st.just(BANDIT), st.just(BANDIT.environment._replace(max_steps=0)))
@@ -222,6 +223,19 @@ TABLE = {
         {"environment": not_callable.filter(lambda value: not isinstance(value, str)), "max_steps": count(1)},
     ),
     "rl.make_gymnax": (rl.make_gymnax, {"name": "CartPole-v1"}, {"name": st.text(max_size=3)}),
+    "nn.gru": (nn.gru, {}, {"num_units": count(1)}),
+    "nn.lstm": (nn.lstm, {}, {"num_units": count(1)}),
+    "nn.min_gru": (nn.min_gru, {}, {"num_units": count(1), "num_layers": count(1)}),
+    "nn.causal_transformer": (
+        nn.causal_transformer,
+        {"max_steps": 4},
+        {
+            "max_steps": count(1),
+            "num_units": st.one_of(count(1), st.just(6)),
+            "num_layers": count(1),
+            "num_heads": st.one_of(count(1), st.just(3)),
+        },
+    ),
     "rl.trial": (
         rl.trial,
         ENVIRONMENT,
@@ -265,6 +279,29 @@ TABLE = {
             "metrics_fn": optional(not_callable),
             "meta_gradient": not_callable,
             "microbatch": optional(count(1)),
+        },
+    ),
+    "rl2": (
+        jaxmeta.rl2,
+        {"family": BANDIT, "actor": nn.gru(4), "num_episodes": 2},
+        {
+            "family": st.one_of(not_callable, st.just(BANDIT.environment)),
+            "num_episodes": count(1),
+            "num_eval_episodes": optional(count(1)),
+            "actor": st.one_of(cores, st.just(nn.causal_transformer(19))),
+            "critic": optional(cores),
+            "algorithm": a_name,
+            "discount": number,
+            "lambda_": number,
+            "num_epochs": count(1),
+            "num_minibatches": count(1),
+            "clip": number,
+            "value_weight": number,
+            "entropy_weight": number,
+            "max_kl": positive,
+            "truncation": optional(st.one_of(count(1), st.just(7))),
+            "num_exploration_episodes": st.one_of(count(0), st.just(2)),
+            "optimizer": transform,
         },
     ),
     "ppo": (jaxmeta.ppo, {}, {"num_updates": count(1), "clip": number}),

@@ -4,6 +4,7 @@ from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
 from jaxmeta.algorithms.maml_rl import e_maml, maml_rl, ppo, promp, trpo, vpg
+from jaxmeta.algorithms.rl2 import rl2, rl2_agent
 
 __all__ = [
     "anil",
@@ -21,6 +22,8 @@ __all__ = [
     "protonet",
     "reptile",
     "ridge",
+    "rl2",
+    "rl2_agent",
     "trpo",
     "vpg",
 ]

@@ -26,7 +26,7 @@ from jaxmeta.rl.env import (
 )
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy
 from jaxmeta.rl.references import reference_learner
-from jaxmeta.rl.rollout import Agent, Policy, Transition, rollout
+from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
 from jaxmeta.rl.trust_region import TrustRegionState, trust_region
 
@@ -46,6 +46,8 @@ __all__ = [
     "TrialState",
     "TrustRegionState",
     "distributions",
+    "episode_of",
+    "episode_returns",
     "families",
     "family",
     "finite_family",

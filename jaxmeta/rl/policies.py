@@ -12,7 +12,7 @@ import numpy as np
 from jaxmeta.checks import check_callable, check_integer, check_number
 from jaxmeta.nn.networks import MLP
 from jaxmeta.rl.distributions import Categorical, Gaussian
-from jaxmeta.rl.env import Discrete, Family, check_environment, flatten
+from jaxmeta.rl.env import Continuous, Discrete, Family, check_environment, flatten
 from jaxmeta.types import InitFn, Params, PyTree
 
 
@@ -23,6 +23,40 @@ class PolicyNetwork(NamedTuple):
 
     init: InitFn
     apply: Callable[[Params, PyTree], Categorical | Gaussian]
+
+
+class ActionHead(NamedTuple):
+    """From the outputs of a network to a distribution over actions.
+
+    num_outputs: of the network, one for each logit or mean
+    init:        () -> params beside the network's: {}, or {"log_std": [A]} for real actions
+    apply:       (params, output [..., num_outputs]) -> distribution
+    """
+
+    num_outputs: int
+    init: Callable[[], dict[str, jax.Array]]
+    apply: Callable[[Params, jax.Array], Categorical | Gaussian]
+
+
+def action_head(action_space: Discrete | Continuous, *, init_std: float = 1.0, min_std: float = 1e-3) -> ActionHead:
+    """Logits of discrete actions, or a Gaussian over real ones; arguments and errors as for `mlp_policy`.
+
+    >>> action_head(Discrete(3)).apply({}, jnp.zeros((2, 3))).entropy().shape
+    (2,)
+    """
+    check_number("min_std", min_std, minimum=1e-12)
+    check_number("init_std", init_std, minimum=min_std)
+    if isinstance(action_space, Discrete):
+        return ActionHead(action_space.num_actions, dict, lambda params, output: Categorical(output))
+    low, high = action_space
+    middle, half = (high + low) / 2, (high - low) / 2
+
+    def apply(params: Params, output: jax.Array) -> Gaussian:
+        log_std = jnp.maximum(params["log_std"], math.log(min_std)) + jnp.log(half)
+        like_output = lambda vector: jnp.broadcast_to(vector, output.shape)
+        return Gaussian(like_output(middle) + like_output(half) * output, like_output(log_std))
+
+    return ActionHead(len(half), lambda: {"log_std": jnp.full(len(half), np.log(init_std), float)}, apply)
 
 
 def mlp_policy(
@@ -63,29 +97,14 @@ def mlp_policy(
     for i, width in enumerate(hidden):
         check_integer(f"hidden[{i}]", width, minimum=1)
     check_callable("activation", activation, "(array) -> array")
-    check_number("min_std", min_std, minimum=1e-12)
-    check_number("init_std", init_std, minimum=min_std)
-    space = family.environment.action_space
-    if isinstance(space, Discrete):
-        return _categorical_policy(family, MLP(tuple(hidden), space.num_actions, activation=activation))
-    network = MLP(tuple(hidden), len(space.low), activation=activation)
-    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+    head = action_head(family.environment.action_space, init_std=init_std, min_std=min_std)
+    network = MLP(tuple(hidden), head.num_outputs, activation=activation)
+    init = lambda key: {**network.init(key, _zero_observation(family)), **head.init()}
 
-    def init(key: jax.Array) -> Params:
-        log_std = jnp.full(len(half), np.log(init_std), float)
-        return {**network.init(key, _zero_observation(family)), "log_std": log_std}
-
-    def apply(params: Params, observation: PyTree) -> Gaussian:
+    def apply(params: Params, observation: PyTree) -> Categorical | Gaussian:
         output = network.apply({"params": params["params"]}, flatten(observation)[None])[0]
-        log_std = jnp.maximum(params["log_std"], math.log(min_std)) + jnp.log(half)
-        return Gaussian(middle + half * output, log_std)
+        return head.apply(params, output)
 
-    return PolicyNetwork(init, apply)
-
-
-def _categorical_policy(family: Family, network: MLP) -> PolicyNetwork:
-    init = lambda key: network.init(key, _zero_observation(family))
-    apply = lambda params, observation: Categorical(network.apply(params, flatten(observation)[None])[0])
     return PolicyNetwork(init, apply)
 
 

@@ -7,13 +7,17 @@ import jax.numpy as jnp
 
 from jaxmeta.checks import check_integer
 from jaxmeta.rl.env import Environment
-from jaxmeta.rl.rollout import Agent, rollout
+from jaxmeta.rl.rollout import Agent, episode_returns, rollout
 from jaxmeta.rl.trials import trial
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 
 def reference_learner(
-    agent: Agent | Callable[[PyTree], Agent], environment: Environment, *, num_episodes: int = 1
+    agent: Agent | Callable[[PyTree], Agent],
+    environment: Environment,
+    *,
+    num_episodes: int = 1,
+    by_episode: bool = False,
 ) -> MetaLearner:
     """A fixed agent in place of a meta-learner: a random policy, one that is told the task, one known from theory.
 
@@ -25,6 +29,7 @@ def reference_learner(
       agent: an `Agent`, or (task) -> Agent for one that is told the task, such as `oracles.optimal_navigation`.
       environment: what it acts in.
       num_episodes: the trial's.
+      by_episode: {"return": [num_episodes], "total": [1]} instead, each episode's and their sum, as `rl2` gives.
 
     Returns:
       A `MetaLearner` for `evaluate`.
@@ -59,6 +64,9 @@ def reference_learner(
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
         _, transitions = rollout(key, episodes, *agent_of(task), task)
-        return {"return": transitions.reward.sum(keepdims=True) / num_episodes}
+        total = transitions.reward.sum(keepdims=True)
+        if by_episode:
+            return {"return": episode_returns(transitions, num_episodes), "total": total}
+        return {"return": total / num_episodes}
 
     return MetaLearner(init, update, adapt, evaluate)

@@ -97,3 +97,16 @@ def rollout(
     start = (carry, *trial.reset(reset_key, task))
     (carry, _, _), transitions = jax.lax.scan(step, start, jax.random.split(scan_key, trial.num_steps))
     return carry, transitions
+
+
+def episode_of(transitions: Transition) -> jax.Array:
+    """The number of the episode that each step belongs to, of transitions from a trial's beginning on, `[T, ...]`.
+
+    A step where an episode begins is seen as `done`; steps after the trial's last episode have a number beyond it.
+    """
+    return jnp.cumsum(transitions.inputs.done, axis=0, dtype=jnp.int32) - 1
+
+
+def episode_returns(transitions: Transition, num_episodes: int) -> jax.Array:
+    """The undiscounted sum of rewards of each episode of one trial, `[num_episodes]`, of transitions `[T]`."""
+    return jax.ops.segment_sum(transitions.reward, episode_of(transitions), num_episodes)

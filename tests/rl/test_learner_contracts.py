@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxmeta
-from jaxmeta import adapt, rl
+from jaxmeta import adapt, nn, rl
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -34,6 +34,13 @@ def learners():
     yield "first order", make(jaxmeta.maml_rl, meta_gradient=adapt.first_order())
     yield "e_maml", make(jaxmeta.e_maml)
     yield "promp", make(jaxmeta.promp, outer=jaxmeta.ppo(ADAM))
+    small = {"num_episodes": 2, "num_minibatches": 1, "optimizer": ADAM}
+    cores = {"gru": nn.gru(4), "lstm": nn.lstm(4), "min_gru": nn.min_gru(4)}
+    for name, core in {**cores, "transformer": nn.causal_transformer(200, num_units=4, num_heads=2)}.items():
+        yield f"rl2 {name}", jaxmeta.rl2(FAMILY, actor=core, **small)
+    for algorithm in ("ppo", "trpo"):
+        options = {"num_epochs": 2, "truncation": 50, "num_exploration_episodes": 1}
+        yield f"rl2 {algorithm}", jaxmeta.rl2(FAMILY, actor=nn.gru(4), algorithm=algorithm, **small, **options)
 
 
 LEARNERS = dict(learners())
@@ -56,11 +63,11 @@ def test_an_update_keeps_the_types_of_its_state(name):
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, tasks_of(3))
     assert types(after) == types(state)
-    assert {"return", "return_before", "loss", "is_finite"} <= set(metrics)
+    assert {"return", "loss", "is_finite"} <= set(metrics)
     assert {metric.shape for metric in metrics.values()} == {()}
 
 
-@pytest.mark.parametrize("name", ["trpo", "e_maml", "promp"])
+@pytest.mark.parametrize("name", ["trpo", "e_maml", "promp", "rl2 gru", "rl2 transformer", "rl2 trpo"])
 def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     learner = LEARNERS[name]
     keys = jax.random.split(jax.random.key(0), 2)
@@ -70,11 +77,17 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     assert types(after) == types(states)
     meta_params = jax.eval_shape(learner.init, jax.random.key(0)).meta_params
     over_tasks = lambda fn: jax.eval_shape(jax.vmap(fn, (0, None, 0)), keys, meta_params, tasks_of(2))
-    assert {name: curve.shape for name, curve in over_tasks(learner.evaluate).items()} == {"return": (2, 3)}
-    assert over_tasks(learner.adapt).transitions.reward.shape == (2, 2, 100, 2)
+    shapes = {name: curve.shape for name, curve in over_tasks(learner.evaluate).items()}
+    adapted = over_tasks(learner.adapt)
+    if name.startswith("rl2"):
+        assert shapes == {"return": (2, 2), "total": (2, 1)}
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(adapted)} == {2}
+    else:
+        assert shapes == {"return": (2, 3)}
+        assert adapted.transitions.reward.shape == (2, 2, 100, 2)
 
 
-@pytest.mark.parametrize("name", ["lvc", "trpo"])
+@pytest.mark.parametrize("name", ["lvc", "trpo", "rl2 lstm", "rl2 trpo"])
 def test_an_update_keeps_the_precision_of_parameters_beside_data_of_another(x64, name):
     learner = LEARNERS[name]
     state = jax.eval_shape(learner.init, jax.random.key(0))
