@@ -9,11 +9,26 @@ import pytest
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
+from jaxmeta.recipes.rl2 import RL2_RECIPES
 from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot"]
 REGRESSION = [name for name in RECIPES if name.endswith(("sinusoid", "linear", "quadratic"))]
 SMALL_RL = ("--num-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "4", "--num-episodes", "2", "--hidden", "4")
+
+SMALL_RL2 = (
+    "--num-steps",
+    "2",
+    "--num-tasks",
+    "2",
+    "--num-minibatches",
+    "1",
+    "--num-units",
+    "4",
+    "--num-eval-tasks",
+    "4",
+)
+BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714}
 
 
 def result(name, directory, *arguments):
@@ -70,6 +85,50 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(na
     best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
     assert best > found["references"]["random"]["return"]["mean"][0]
     assert (tmp_path / name / "adaptation_curve.png").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in RL2_RECIPES if name != "rl2-maze"])
+def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    found = result(name, tmp_path / name, *SMALL_RL2)
+    config = RECIPES[name].config()
+    assert len(found["metrics"]["return"]["mean"]) == config.num_episodes
+    assert np.isclose(np.sum(found["metrics"]["return"]["mean"]), found["metrics"]["total"]["mean"][0])
+    assert set(found["references"]) == set(config.oracles()) > {"random"}
+    for reference in found["references"].values():
+        assert len(reference["return"]["mean"]) == config.num_episodes
+    assert (tmp_path / name / "longer.png").exists()
+    assert (tmp_path / name / "regret.png").exists() == (name == "rl2-bandit")
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    found = result("rl2-maze", tmp_path / "run", *SMALL_RL2)
+    assert np.all(np.isfinite(found["metrics"]["total"]["mean"]))
+
+
+@pytest.mark.parametrize("options", [("--core", "min_gru"), ("--core", "causal_transformer"), ("--algorithm", "trpo")])
+def test_the_options_of_rl2_train(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    found = result("rl2-bandit", tmp_path / "run", *SMALL_RL2, "--num-arms", "2", "--num-pulls", "3", *options)
+    assert 0 <= found["metrics"]["total"]["mean"][0] <= 3
+
+
+def test_a_bandits_budget_is_chosen_by_its_arms_and_pulls():
+    config = RECIPES["rl2-bandit"].config()
+    chosen = dataclasses.replace(config, num_pulls=100, num_steps=0, num_tasks=0)
+    assert chosen.num_steps > config.num_steps > 0 and chosen.num_tasks > 0
+    assert dataclasses.replace(config, num_steps=7).num_steps == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_arms", "figure"), [(5, 6.55), (2, 5.97), (10, 6.55)])
+def test_rl2_comes_close_to_the_best_possible(num_arms, figure, tmp_path):
+    """On the same 1,000 tasks the Bayes-optimal policy has what it has; their own luck is not the learner's."""
+    found = result("rl2-bandit", tmp_path / "run", "--num-arms", str(num_arms))
+    luck = found["references"]["Bayes-optimal"]["total"]["mean"][0] - BAYES_OPTIMAL[num_arms]
+    assert found["metrics"]["total"]["mean"][0] - luck >= figure
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,0 +1,299 @@
+"""Recipes of RL²: a recurrent policy that learns within a trial, beside the best that can be done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmeta import nn, plotting
+from jaxmeta.algorithms import rl2, rl2_agent
+from jaxmeta.checks import check_integer, check_number
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.rl import (
+    Agent,
+    Family,
+    Transition,
+    episode_returns,
+    families,
+    oracles,
+    reference_learner,
+    rollout,
+    trial,
+)
+from jaxmeta.types import MetaParams, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Oracle: TypeAlias = Agent | Callable[[PyTree], Agent]
+
+_PICTURE_TASKS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RL2(Outer):
+    """The choices of RL², whatever the family."""
+
+    num_episodes: int = 1
+    """Episodes of a trial."""
+    core: Literal["gru", "lstm", "min_gru", "causal_transformer"] = "gru"
+    """The recurrent network, of the actor and of the critic."""
+    num_units: int = 64
+    """Its width."""
+    algorithm: Literal["ppo", "trpo"] = "ppo"
+    """How the actor learns from the trials."""
+    max_kl: float = 0.01
+    """The bound of trpo."""
+    num_epochs: int = 1
+    """How often each trial is learned from."""
+    num_minibatches: int = 8
+    """Steps of an epoch."""
+    clip: float = 0.2
+    """The interval of ppo's ratio, 1 ± `clip`."""
+    value_weight: float = 0.5
+    """Of the squared error of the value."""
+    entropy_weight: float = 0.01
+    """Of the policy's entropy."""
+    discount: float = 0.99
+    """γ, over the whole trial."""
+    gae_lambda: float = 0.95
+    """λ of the advantages, likewise."""
+    truncation: int | None = None
+    """Steps that gradients flow back at most; through the whole trial if None."""
+    num_exploration_episodes: int = 0
+    """Episodes at first whose rewards do not count (E-RL²)."""
+    max_grad_norm: float = 0.5
+    """What gradients are clipped to."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
+    num_eval_tasks: int = 1000
+    """Test tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("num_episodes", self.num_episodes, minimum=1)
+        check_integer("num_units", self.num_units, minimum=1)
+        check_number("max_grad_norm", self.max_grad_norm, minimum=1e-12)
+
+    def family(self) -> Family:
+        raise NotImplementedError
+
+    def oracles(self) -> dict[str, Oracle]:
+        """Agents, or (task) -> agent for one that is told the task."""
+        return {"random": oracles.random_policy(self.family().environment.action_space)}
+
+    def recurrent(self) -> nn.Recurrent:
+        if self.core == "causal_transformer":
+            # As long as the longest trial there is a picture of.
+            num_steps = 2 * self.num_episodes * self.family().environment.max_steps
+            return nn.causal_transformer(num_steps, num_units=self.num_units)
+        return {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru}[self.core](self.num_units)
+
+    def outer_optimizer(self) -> optax.GradientTransformation:
+        rate, num_updates = self.learning_rate, self.num_steps * self.num_epochs * self.num_minibatches
+        schedule = optax.cosine_decay_schedule(rate, num_updates) if self.schedule == "cosine" else rate
+        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), getattr(optax, self.optimizer)(schedule))
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        environment = self.family().environment
+        learners = {
+            name: reference_learner(agent, environment, num_episodes=self.num_episodes, by_episode=True)
+            for name, agent in self.oracles().items()
+        }
+        return {name: Reference(it, it.init(key).meta_params) for name, it in learners.items()}
+
+    def build(self) -> Experiment:
+        family = self.family()
+        learner = rl2(
+            family, num_episodes=self.num_episodes, actor=self.recurrent(), algorithm=self.algorithm,
+            discount=self.discount, lambda_=self.gae_lambda, num_epochs=self.num_epochs,
+            num_minibatches=self.num_minibatches, clip=self.clip, value_weight=self.value_weight,
+            entropy_weight=self.entropy_weight, max_kl=self.max_kl, truncation=self.truncation,
+            num_exploration_episodes=self.num_exploration_episodes, optimizer=self.outer_optimizer(),
+        )  # fmt: skip
+        return Experiment(
+            learner, family.train, family.test, "return", self.protocol(), self.pictures,
+            eval_batch_size=250, adaptation="episode", references=self.references,
+        )  # fmt: skip
+
+    def protocol(self) -> str:
+        return (
+            f"{super().protocol()}; a trial of {self.num_episodes} episodes each, {self.algorithm}, {self.core} of "
+            f"{self.num_units} units; {self.num_epochs} epochs of {self.num_minibatches} minibatches, γ "
+            f"{self.discount:g}, λ {self.gae_lambda:g}, entropy {self.entropy_weight:g}"
+        )
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        """Returns by episode, in trials of twice the length that was trained for."""
+        num_episodes = 2 * self.num_episodes
+        agents = {"RL²": rl2_agent(self.family(), self.recurrent(), meta_params)} | self._longer_oracles()
+        returns = lambda transitions: episode_returns(transitions, num_episodes)
+        curves = _play(key, self.family(), agents, num_episodes, returns)
+        title = f"trained for {self.num_episodes} episodes, {_PICTURE_TASKS:,} test tasks"
+        return {"longer.png": plotting.lines(curves, "episode", "return", title)}
+
+    def _longer_oracles(self) -> dict[str, Oracle]:
+        return self.oracles()
+
+
+def _play(
+    key: jax.Array,
+    family: Family,
+    agents: dict[str, Oracle],
+    num_episodes: int,
+    measure: Callable[[Transition], jax.Array],
+) -> dict[str, np.ndarray]:
+    """The mean of what is measured of a trial, for all agents on the same test tasks."""
+    episodes = trial(family.environment, num_episodes=num_episodes)
+    keys = jax.random.split(key, _PICTURE_TASKS)
+
+    def mean_of(agent: Oracle) -> np.ndarray:
+        def one(key: jax.Array) -> jax.Array:
+            task_key, play_key = jax.random.split(key)
+            task = family.test.sample(task_key, family.test.data)
+            told = agent if isinstance(agent, Agent) else agent(task)
+            return measure(rollout(play_key, episodes, *told, task)[1])
+
+        return np.asarray(jax.jit(lambda keys: jnp.mean(jax.lax.map(one, keys, batch_size=250), axis=0))(keys))
+
+    return {name: mean_of(agent) for name, agent in agents.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BanditRL2(RL2):
+    """Bernoulli arms whose means are uniform; a trial is a number of pulls. What is 0 is chosen by arms and pulls."""
+
+    num_arms: int = 5
+    """Arms."""
+    num_pulls: int = 10
+    """Pulls of a trial."""
+    num_steps: int = 0
+    """Outer steps; 0 chooses."""
+    num_tasks: int = 0
+    """N, tasks of an outer step; 0 chooses."""
+
+    def __post_init__(self) -> None:
+        check_integer("num_arms", self.num_arms, minimum=1)
+        check_integer("num_pulls", self.num_pulls, minimum=1)
+        is_short = self.num_pulls <= 20
+        chosen = {"num_steps": 400 if is_short else 2000, "num_tasks": 1024}
+        for field, value in chosen.items():
+            if getattr(self, field) == 0:
+                object.__setattr__(self, field, value)
+        super().__post_init__()
+
+    def family(self) -> Family:
+        return families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=self.num_pulls)
+
+    def oracles(self, num_pulls: int | None = None) -> dict[str, Oracle]:
+        """For a horizon of `num_pulls`. The best there is where it can be computed."""
+        num_arms, num_pulls = self.num_arms, num_pulls or self.num_pulls
+        index = oracles.gittins if num_pulls <= 100 else oracles.gittins_approximation
+        found: dict[str, Oracle] = {
+            "Gittins": index(num_arms, num_pulls),
+            "Thompson": oracles.thompson(num_arms),
+            "UCB1, tuned": oracles.tuned_ucb1(num_arms),
+            "random": oracles.random_policy(self.family().environment.action_space),
+        }
+        try:
+            return {"Bayes-optimal": oracles.bayes_optimal_bandit(num_arms, num_pulls)[1]} | found
+        except ValueError:  # too many beliefs
+            return found
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        """Regret against the best arm, in trials as long as in training and twice as long."""
+        pictures = {}
+        best = self.num_arms / (self.num_arms + 1)  # the mean of the largest of A uniform numbers
+        for file, num_pulls in {"regret.png": self.num_pulls, "longer.png": 2 * self.num_pulls}.items():
+            family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
+            agents = {"RL²": rl2_agent(family, self.recurrent(), meta_params)} | self.oracles(num_pulls)
+            rewards = _play(key, family, agents, 1, lambda transitions: transitions.reward)
+            curves = {name: np.cumsum(best - reward) for name, reward in rewards.items()}
+            title = f"{self.num_arms} arms, trained for {self.num_pulls} pulls, {_PICTURE_TASKS:,} test tasks"
+            pictures[file] = plotting.lines(curves, "pull", "regret", title)
+        return pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class MDPRL2(RL2):
+    """Random MDPs of 10 states and 5 actions, in episodes of 10 steps."""
+
+    num_episodes: int = 10
+    """Episodes of a trial."""
+
+    def family(self) -> Family:
+        return families.tabular_mdp()
+
+    def oracles(self) -> dict[str, Oracle]:
+        return {"told the MDP": oracles.optimal_mdp, "PSRL": oracles.psrl(), **super().oracles()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridworldRL2(RL2):
+    """A grid of 5 by 5 cells with a hidden goal, in episodes of 15 steps."""
+
+    num_episodes: int = 4
+    """Episodes of a trial."""
+
+    def family(self) -> Family:
+        return families.gridworld()
+
+    def oracles(self) -> dict[str, Oracle]:
+        _, best = oracles.bayes_optimal_gridworld(self.num_episodes)
+        return {"told the goal": oracles.optimal_gridworld, "Bayes-optimal": best, **super().oracles()}
+
+    def _longer_oracles(self) -> dict[str, Oracle]:
+        return {"told the goal": oracles.optimal_gridworld} | super().oracles()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NavigationRL2(RL2):
+    """A point in the plane that is paid minus the distance to a goal it is not shown, in episodes of 100 steps."""
+
+    num_episodes: int = 2
+    """Episodes of a trial."""
+
+    def family(self) -> Family:
+        return families.navigation()
+
+    def oracles(self) -> dict[str, Oracle]:
+        return {"told the goal": oracles.optimal_navigation} | super().oracles()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MazeRL2(RL2):
+    """gymnax's MetaMaze: find the cell that pays, be put elsewhere, come back, for 200 steps."""
+
+    def family(self) -> Family:
+        return families.meta_maze()
+
+
+_RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
+
+RL2_RECIPES: dict[str, Recipe] = {
+    "rl2-bandit": Recipe(
+        lambda: BanditRL2(learning_rate=3e-3, num_epochs=2), "RL² on Bernoulli bandits", _RL2,
+        "return 6.55 of 5 arms, 10 pulls (best possible 6.66)", 2,
+    ),
+    "rl2-mdp": Recipe(
+        lambda: MDPRL2(num_steps=3000, num_tasks=1024), "RL² on random MDPs", _RL2,
+        "total 140 in 10 episodes (PSRL 133, paper 156)", 45,
+    ),
+    "rl2-gridworld": Recipe(
+        lambda: GridworldRL2(num_steps=1000, num_tasks=512), "RL² on a grid with a hidden goal",
+        "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348",
+        "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)", 15,
+    ),
+    "rl2-navigation": Recipe(
+        lambda: NavigationRL2(num_steps=500, num_tasks=256), "RL² on 2D navigation", _RL2,
+        "no figure in the paper; beside maml-navigation", 10,
+    ),
+    "rl2-maze": Recipe(
+        lambda: MazeRL2(num_steps=500, num_tasks=256), "RL² in a maze with a hidden reward", _RL2,
+        "above a random walk; curves only in papers", 15,
+    ),
+}  # fmt: skip
