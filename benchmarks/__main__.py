@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-BENCHMARKS = ("throughput", "memory", "gradient_error", "compile_time", "estimators")
+BENCHMARKS = ("throughput", "memory", "gradient_error", "compile_time", "estimators", "rl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -132,3 +132,11 @@ def test_cases_are_chosen_by_name_family_or_star():
     assert list(choose("*-k5,mlp", table)) == ["conv4-t8-k5", "mlp-t8-k1"]
     with pytest.raises(UnknownCase, match="did you mean mlp-t8-k1"):
         choose("conv4,mlp-t8-k2", table)
+
+
+def test_rl(tmp_path):
+    rows = quick(tmp_path, "rl")
+    assert [row["contender"] for row in rows] == ["training", "rollout", "environment alone", "matrix product"]
+    training, rollout, environment, _ = rows
+    assert environment["flops"] == 0 < rollout["flops"] < training["flops"] / 3  # played; valued; differentiated
+    assert training["steps_per_second"] < rollout["steps_per_second"] and 0 < training["share_of_rollout"] < 1
