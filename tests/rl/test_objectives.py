@@ -119,16 +119,19 @@ def test_the_exact_meta_gradient_is_that_of_difference_quotients_of_dynamic_prog
 # The Hessian's parts, by hand: s_t = e_(s,a) − π(· | s), whose derivative is −(diag π − π πᵀ) in the row of s.
 
 
+@pytest.fixture(scope="module")
 def hessian_parts(episodes):
     """H1, H2 and H12 of the expected return, as matrices over the flattened table."""
     policy = np.exp(PARAMS) / np.exp(PARAMS).sum(-1, keepdims=True)
     size = PARAMS.size
     h1, h2, h12 = np.zeros((3, size, size))
-    weights, to_go = np.asarray(probability(PARAMS, episodes)), np.asarray(reward_to_go(episodes))
+    weights, to_go, states, actions = (
+        np.asarray(x) for x in (probability(PARAMS, episodes), reward_to_go(episodes), episodes.state, episodes.action)
+    )
     for m, weight in enumerate(weights):
         before = np.zeros(size)
         for t in range(HORIZON):
-            state, action = episodes.state[t, m], episodes.action[t, m]
+            state, action = states[t, m], actions[t, m]
             score, curvature = np.zeros(PARAMS.shape), np.zeros(PARAMS.shape * 2)
             score[state] = (np.arange(NUM_ACTIONS) == action) - policy[state]
             curvature[state, :, state] = np.outer(policy[state], policy[state]) - np.diag(policy[state])
@@ -144,41 +147,43 @@ def hessian(function):
     return np.asarray(jax.jit(jax.hessian(function))(PARAMS)).reshape(PARAMS.size, PARAMS.size)
 
 
-def test_the_parts_are_the_hessian(episodes):
-    h1, h2, h12 = hessian_parts(episodes)
+def test_the_parts_are_the_hessian(episodes, hessian_parts):
+    h1, h2, h12 = hessian_parts
     exact = hessian(lambda params: expected_return(params, episodes))
     np.testing.assert_allclose(h1 + h2 + h12 + h12.T, exact, atol=1e-14)
     assert min(np.linalg.norm(part) for part in (h1, h2, h12 + h12.T)) > 0.1  # none of them is nothing
 
 
+def gradient_and_hessian(function):
+    gradient = jax.grad(function)
+    of_both = jax.jit(lambda params: (gradient(params), jax.jacobian(gradient)(params)))(PARAMS)
+    return of_both[0], np.asarray(of_both[1]).reshape(PARAMS.size, PARAMS.size)
+
+
 @pytest.mark.parametrize("name", INNER)
-def test_every_objective_has_the_right_gradient(name, episodes):
-    exact = jax.grad(expected_return)(PARAMS, episodes)
-    np.testing.assert_allclose(-jax.grad(inner_loss(INNER[name], episodes))(PARAMS), exact, rtol=1e-12)
+def test_an_objective_has_the_gradient_and_what_it_says_of_the_hessian(name, episodes, hessian_parts):
+    h1, h2, h12 = hessian_parts
+    gradient, hessian = gradient_and_hessian(inner_loss(INNER[name], episodes))
+    kept = h2 if name == "reinforce" else h1 + h2 if name in KEEP_H1_AND_H2 else h1 + h2 + h12 + h12.T
+    np.testing.assert_allclose(-hessian, kept, atol=1e-13)
+    np.testing.assert_allclose(-gradient, jax.grad(expected_return)(PARAMS, episodes), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", INNER)
 def test_in_every_episode_an_action_gets_credit_for_what_follows_less_the_baseline(name, episodes):
     """Not in expectation only: with another sign a baseline would be as unbiased, and of more variance."""
     of = advantages if "baseline" in name or "decay" in name else reward_to_go
-    gradient = jax.grad(lambda lp: INNER[name](lp, episodes).sum())(log_prob(PARAMS, episodes))
+    gradient = jax.jit(jax.grad(lambda lp: INNER[name](lp, episodes).sum()))(log_prob(PARAMS, episodes))
     np.testing.assert_allclose(-gradient, of(episodes), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", INNER)
-def test_an_objective_has_the_parts_of_the_hessian_that_it_says(name, episodes):
-    h1, h2, h12 = hessian_parts(episodes)
-    kept = h2 if name == "reinforce" else h1 + h2 if name in KEEP_H1_AND_H2 else h1 + h2 + h12 + h12.T
-    np.testing.assert_allclose(-hessian(inner_loss(INNER[name], episodes)), kept, atol=1e-13)
-
-
-def test_a_baseline_changes_the_hessian_of_reinforce_alone(episodes):
+def test_a_baseline_changes_the_hessian_of_reinforce_alone(episodes, hessian_parts):
     """E b s sᵀ is not 0: only with ∇s is it. Where the score function has a baseline it keeps E A ∇s."""
-    _, h2, _ = hessian_parts(episodes)
+    _, h2, _ = hessian_parts
     loss = inner_loss(lambda lp, e: objectives.reinforce(lp, advantages(e)), episodes)
-    assert np.abs(-hessian(loss) - h2).max() > 0.1
-    exact = jax.grad(expected_return)(PARAMS, episodes)
-    np.testing.assert_allclose(-jax.grad(loss)(PARAMS), exact, rtol=1e-12)
+    gradient, hessian = gradient_and_hessian(loss)
+    assert np.abs(-hessian - h2).max() > 0.1
+    np.testing.assert_allclose(-gradient, jax.grad(expected_return)(PARAMS, episodes), rtol=1e-12)
 
 
 # Meta-gradients.
@@ -201,7 +206,7 @@ def test_dice_without_its_cumulative_sum_is_wrong(episodes, exact_meta_gradient)
     """Negative control: already its gradient is, for an action gets no credit for the rewards that come later."""
     wrong = lambda lp, e: objectives.lvc(lp, e.reward)  # −magic(log π_t) r_t
     loss = inner_loss(wrong, episodes)
-    assert relative_error(-jax.grad(loss)(PARAMS), jax.grad(expected_return)(PARAMS, episodes)) > 0.1
+    assert relative_error(-jax.jit(jax.grad(loss))(PARAMS), jax.grad(expected_return)(PARAMS, episodes)) > 0.1
     assert relative_error(meta_gradient(wrong, episodes), exact_meta_gradient) > 0.01
 
 
@@ -219,9 +224,9 @@ def test_dice_goes_on_being_exact_in_the_third_derivative(name, episodes):
     assert abs(exact) > 1e-3
 
 
-def test_decay_goes_from_lvc_to_the_whole_hessian(episodes):
+def test_decay_goes_from_lvc_to_the_whole_hessian(episodes, hessian_parts):
     """What happened n steps before an action counts λ^n, in the Hessian: H12 + H12ᵀ of neighbours is in between."""
-    h1, h2, h12 = hessian_parts(episodes)
+    h1, h2, h12 = hessian_parts
     scores = jax.jacobian(lambda params: log_prob(params, episodes))(PARAMS).reshape(HORIZON, -1, PARAMS.size)
     weights = probability(PARAMS, episodes) * reward_to_go(episodes)[2]
     far = np.einsum("m,mi,mj->ij", weights, scores[0], scores[2])  # of the pairs that are two steps apart
@@ -295,22 +300,20 @@ def e_maml_gradient(episodes, num_steps, *, inner=objectives.reinforce, credit=T
     return -jax.jit(jax.grad(lambda p: loss(p, params, 1.0, jnp.zeros(()), num_steps)))(params)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def formulation_one(request, episodes):
-    """Inner steps, and the exact gradient."""
-    exact = jax.jit(jax.grad(lambda params: sampled_adapted_return(params, episodes, RATE, request.param)))(PARAMS)
-    return request.param, exact
+def formulation_one(episodes, num_steps):
+    """The exact gradient."""
+    return jax.jit(jax.grad(lambda params: sampled_adapted_return(params, episodes, RATE, num_steps)))(PARAMS)
 
 
-def test_e_maml_is_the_gradient_of_formulation_one(formulation_one, episodes):
-    num_steps, exact = formulation_one
-    assert relative_error(e_maml_gradient(episodes, num_steps), exact) < 1e-10
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_e_maml_is_the_gradient_of_formulation_one(num_steps, episodes):
+    assert relative_error(e_maml_gradient(episodes, num_steps), formulation_one(episodes, num_steps)) < 1e-10
 
 
-def test_without_its_term_or_with_another_inner_objective_it_is_not(formulation_one, episodes):
-    num_steps, exact = formulation_one
-    assert relative_error(e_maml_gradient(episodes, num_steps, credit=False), exact) > 0.01
-    assert relative_error(e_maml_gradient(episodes, num_steps, inner=objectives.lvc), exact) > 0.01
+def test_without_its_term_or_with_another_inner_objective_it_is_not(episodes):
+    exact = formulation_one(episodes, 1)
+    assert relative_error(e_maml_gradient(episodes, 1, credit=False), exact) > 0.01
+    assert relative_error(e_maml_gradient(episodes, 1, inner=objectives.lvc), exact) > 0.01
 
 
 def test_formulation_one_on_a_bandit_is_its_closed_form():
@@ -323,6 +326,7 @@ def test_formulation_one_on_a_bandit_is_its_closed_form():
     pathwise = np.array([1 - p, p]) @ (slope(after) * (1 - rate * r * p * (1 - p)))
     credit = p * (1 - p) * (value(after[1]) - value(after[0]))
 
+    @jax.jit
     def estimate(theta, arm, arm_after):
         """The gradient from one pull before and one after."""
 

@@ -78,21 +78,19 @@ def expected_outer_product(outputs_fn, params):
     return np.einsum("ae,aei,aej->ij", weights, scores, scores) / 7
 
 
-def dense_product(outputs_fn, params, damping=0.0):
+def dense_product(outputs_fn, params, damping):
     vector, unravel = ravel_pytree(params)
 
-    @jax.jit
-    def rows():
+    def rows(damping):
         _, product = fisher_product(outputs_fn, mean_kl, params, damping)
         return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(len(vector)))
 
-    return rows()
+    return jax.jit(rows)(damping)
 
 
 def test_the_product_is_with_the_fisher_matrix(policy):
     outputs_fn, params = policy
     expected = expected_outer_product(outputs_fn, params)
-    np.testing.assert_allclose(dense_product(outputs_fn, params), expected, atol=1e-12)
     damped = dense_product(outputs_fn, params, DAMPING)
     np.testing.assert_allclose(damped, expected + DAMPING * np.eye(len(expected)), atol=1e-12)
     assert np.linalg.norm(expected) > 0.1
@@ -104,7 +102,7 @@ def test_it_is_the_hessian_of_the_divergence_through_an_inner_step_too(policy):
     vector, unravel = ravel_pytree(params)
     old = outputs_fn(params)
     hessian = jax.jit(jax.hessian(lambda vector: mean_kl(old, outputs_fn(unravel(vector)))))(vector)
-    np.testing.assert_allclose(dense_product(outputs_fn, params), hessian, atol=1e-12)
+    np.testing.assert_allclose(dense_product(outputs_fn, params, 0.0), hessian, atol=1e-12)
 
 
 def surrogate(outputs_fn, params):
