@@ -140,17 +140,24 @@ def trajectories(
     return figure
 
 
-def lines(curves: dict[str, np.ndarray], xlabel: str, ylabel: str, title: str) -> "Figure":
+def lines(
+    curves: dict[str, np.ndarray], xlabel: str, ylabel: str, title: str, highlight: str | None = None
+) -> "Figure":
     """Curves `[n]` by their names, against 1 .. n: regret over pulls, reward by episode.
+
+    The curve called `highlight` is thicker and above the others.
 
     >>> lines({"thompson": np.arange(3.0)}, "pull", "regret", "bandit").axes[0].get_xlabel()
     'pull'
     """
     figure, (axes,) = _figure(1, width=6.4, height=3.6)
-    for (name, values), color in zip(curves.items(), itertools.cycle((*STEPS, *REFERENCES))):
-        axes.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
+    others = itertools.cycle((*STEPS, *REFERENCES) if highlight is None else REFERENCES)
+    for name, values in curves.items():
+        style = {"color": STEPS[2], "linewidth": 3.5, "alpha": 0.7} if name == highlight else {"color": next(others)}
+        axes.plot(np.arange(1, len(values) + 1), values, label=name, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.legend(frameon=False)
+    axes.locator_params(axis="x", integer=True)
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
