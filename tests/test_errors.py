@@ -299,6 +299,7 @@ TABLE = {
             "value_weight": number,
             "entropy_weight": number,
             "max_kl": positive,
+            "max_grad_norm": optional(positive),
             "truncation": optional(st.one_of(count(1), st.just(7))),
             "num_exploration_episodes": st.one_of(count(0), st.just(2)),
             "optimizer": transform,

@@ -61,9 +61,10 @@ def rl2(
     value_weight: float = 0.5,
     entropy_weight: float = 0.0,
     max_kl: float = 0.01,
+    max_grad_norm: float | None = 0.5,
     truncation: int | None = None,
     num_exploration_episodes: int = 0,
-    optimizer: optax.GradientTransformation = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3)),
+    optimizer: optax.GradientTransformation = optax.adam(1e-3),
 ) -> MetaLearner:
     """Meta-learns a recurrent policy by reinforcement learning over whole trials.
 
@@ -87,6 +88,8 @@ def rl2(
       value_weight: of the squared error of the value.
       entropy_weight: of the policy's entropy.
       max_kl: the bound of TRPO.
+      max_grad_norm: what the actor's and the critic's gradient are clipped to, each by itself: the value's may be a
+        hundred times the policy's. None does not clip.
       truncation: steps that gradients flow back at most, in blocks of this length; through the whole trial if None.
       num_exploration_episodes: the first episodes of a trial whose rewards are seen but not counted (E-RL²).
       optimizer: the outer optimizer, which steps `num_epochs` · `num_minibatches` times in an update.
@@ -119,6 +122,8 @@ def rl2(
     numbers = {"discount": discount, "lambda_": lambda_, "clip": clip, "value_weight": value_weight}
     for name, number in (numbers | {"entropy_weight": entropy_weight}).items():
         check_number(name, number)
+    if max_grad_norm is not None:
+        check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
     check_integer("num_exploration_episodes", num_exploration_episodes, minimum=0)
     if num_exploration_episodes >= num_episodes:
         raise ValueError(f"num_exploration_episodes must be less than num_episodes, got {num_exploration_episodes}")
@@ -176,7 +181,9 @@ def rl2(
         of_value, metrics = value_loss(meta_params.params["critic"], batch)
         return of_policy + value_weight * of_value, metrics | entropy
 
-    def descend(key: jax.Array, state: MetaState, loss_fn: Callable, experience: Experience):
+    clip_each = lambda grads: MetaParams({name: _clipped(of, max_grad_norm) for name, of in grads.params.items()})
+
+    def descend(key: jax.Array, state: MetaState, loss_fn: Callable, clip_fn: Callable, experience: Experience):
         """The optimizer's steps, over all trials `num_epochs` times."""
         num_trials = experience.mask.shape[1]
         keys = jax.random.split(key, num_epochs)
@@ -185,7 +192,7 @@ def rl2(
         def step(state: MetaState, chosen: jax.Array) -> tuple[MetaState, Metrics]:
             batch = jax.tree.map(lambda x: x[:, chosen], experience)
             (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.meta_params, batch)
-            return adapt.outer_step(optimizer, state, loss, metrics, grads)
+            return adapt.outer_step(optimizer, state, loss, metrics, clip_fn(grads))
 
         return jax.lax.scan(step, state, orders.reshape(num_epochs * num_minibatches, -1))
 
@@ -206,10 +213,11 @@ def rl2(
         params = state.meta_params.params
         experience, metrics = play(play_key, params, tasks)
         if algorithm == "ppo":
-            stepped, curves = descend(learn_key, state, ppo_loss, experience)
+            stepped, curves = descend(learn_key, state, ppo_loss, clip_each, experience)
         else:
             of = lambda name: state._replace(meta_params=params[name], opt_state=state.opt_state[name])
-            fitted, curves = descend(learn_key, of("critic"), value_loss, experience)
+            clip_fn = lambda grads: _clipped(grads, max_grad_norm)
+            fitted, curves = descend(learn_key, of("critic"), value_loss, clip_fn, experience)
             climbed, of_actor = climb(of("actor"), experience)
             curves |= jax.tree.map(lambda x: x[None], of_actor)
             stepped = climbed._replace(
@@ -326,6 +334,13 @@ def _acting(network: _Network, encode: Callable[[Inputs], jax.Array]) -> Callabl
 def _normalized(advantage: jax.Array, mask: jax.Array) -> jax.Array:
     centred = advantage - _mean(advantage, mask)
     return centred / (jnp.sqrt(_mean(centred**2, mask)) + 1e-8)
+
+
+def _clipped(grads: Params, max_norm: float | None) -> Params:
+    if max_norm is None:
+        return grads
+    norm = optax.tree.norm(grads)
+    return jax.tree.map(lambda g: g * jnp.minimum(1, max_norm / (norm + 1e-12)).astype(g.dtype), grads)
 
 
 def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -67,7 +67,7 @@ class RL2(Outer):
     num_exploration_episodes: int = 0
     """Episodes at first whose rewards do not count (E-RL²)."""
     max_grad_norm: float = 0.5
-    """What gradients are clipped to."""
+    """What the actor's and the critic's gradient are clipped to, each by itself."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
     num_eval_tasks: int = 1000
@@ -96,7 +96,7 @@ class RL2(Outer):
     def outer_optimizer(self) -> optax.GradientTransformation:
         rate, num_updates = self.learning_rate, self.num_steps * self.num_epochs * self.num_minibatches
         schedule = optax.cosine_decay_schedule(rate, num_updates) if self.schedule == "cosine" else rate
-        return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), getattr(optax, self.optimizer)(schedule))
+        return getattr(optax, self.optimizer)(schedule)
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         environment = self.family().environment
@@ -112,7 +112,8 @@ class RL2(Outer):
             family, num_episodes=self.num_episodes, actor=self.recurrent(), algorithm=self.algorithm,
             discount=self.discount, lambda_=self.gae_lambda, num_epochs=self.num_epochs,
             num_minibatches=self.num_minibatches, clip=self.clip, value_weight=self.value_weight,
-            entropy_weight=self.entropy_weight, max_kl=self.max_kl, truncation=self.truncation,
+            entropy_weight=self.entropy_weight, max_kl=self.max_kl, max_grad_norm=self.max_grad_norm,
+            truncation=self.truncation,
             num_exploration_episodes=self.num_exploration_episodes, optimizer=self.outer_optimizer(),
         )  # fmt: skip
         return Experiment(

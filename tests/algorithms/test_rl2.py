@@ -57,7 +57,7 @@ def learner(**kwargs):
         FAMILY,
         **{
             "num_episodes": E, "actor": nn.gru(4), "critic": nn.gru(3), "discount": GAMMA, "lambda_": LAMBDA,
-            "num_minibatches": 1, "optimizer": optax.sgd(1.0), **kwargs,
+            "num_minibatches": 1, "max_grad_norm": None, "optimizer": optax.sgd(1.0), **kwargs,
         },
     )  # fmt: skip
 
@@ -162,7 +162,16 @@ def discounted_sum(deltas):
 
 
 def learn_by_hand(
-    state, trials, *, batches=(range(N),), clip=0.2, value_weight=0.5, entropy_weight=0.0, explore=0, truncation=None
+    state,
+    trials,
+    *,
+    batches=(range(N),),
+    clip=0.2,
+    value_weight=0.5,
+    entropy_weight=0.0,
+    explore=0,
+    truncation=None,
+    max_grad_norm=np.inf,
 ):
     """The parameters after steps of gradient descent with rate 1, each on some of the trials; the first loss."""
     params, advantages, targets = state.meta_params.params, [], []
@@ -187,6 +196,9 @@ def learn_by_hand(
         count = sum(len(targets[i]) for i in batch)
         losses.append(sum(loss for loss, _ in found) / count)
         mean = jax.tree.map(lambda *grads, count=count: sum(grads) / count, *(grads for _, grads in found))
+        for name, grads in mean.items():
+            norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads)))
+            mean[name] = jax.tree.map(lambda g, norm=norm: g * min(1, max_grad_norm / norm), grads)
         params = jax.tree.map(jnp.subtract, params, mean)
     return params, losses[0]
 
@@ -201,7 +213,7 @@ def shares(num_epochs, num_minibatches, key=1):
 CASES = {
     "one step, entropy and the value's weight": {"entropy_weight": 0.3, "value_weight": 2.0},
     "epochs of minibatches, where the clip bites": {"num_epochs": 2, "num_minibatches": 2, "clip": 0.05},
-    "E-RL2": {"num_exploration_episodes": 1},
+    "E-RL2, clipped": {"num_exploration_episodes": 1, "max_grad_norm": 0.1},
     "truncated": {"truncation": 2},
 }
 
