@@ -73,7 +73,9 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
     assert (tmp_path / name / "episode.png").exists()
 
 
-@pytest.mark.parametrize("name", MAML_RL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "promp-corners" else pytest.mark.slow) for name in MAML_RL]
+)
 def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(name, tmp_path):
     found = result(name, tmp_path / name, *SMALL_RL)
     config = RECIPES[name].config()
@@ -182,3 +184,31 @@ def test_omniglot_reaches_its_figure(name, figure, tmp_path, omniglot_dir):
     found = result(name, tmp_path / "run", "--data-dir", str(omniglot_dir))
     assert found["num_tasks"] == 600
     assert found["metrics"]["accuracy"]["mean"][-1] >= figure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "metric", "at_least"),
+    [
+        ("maml-navigation", "return", {1: -13, 3: -5}),
+        ("promp-navigation", "return", {1: -12.5, 3: -5}),
+        ("promp-corners", "reached", {3: 0.8}),
+    ],
+)
+def test_gradient_meta_rl_reaches_its_figure(name, metric, at_least, seed, tmp_path):
+    mean = result(name, tmp_path / "run", "--seed", str(seed))["metrics"][metric]["mean"]
+    assert all(mean[step] >= figure for step, figure in at_least.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["maml-bandit", "maml-cartpole", "maml-gridworld"])
+def test_meta_trained_policies_are_ahead_of_training_from_scratch(name, seed, tmp_path):
+    found = result(name, tmp_path / "run", "--seed", str(seed))
+    if name == "maml-gridworld":
+        reached = found["metrics"]["reached"]["mean"]
+        assert reached[3] > reached[1] > reached[0]
+    else:
+        scratch = [found["references"][f"from scratch, rate x{scale}"]["ahead"] for scale in SCRATCH]
+        assert all(ahead["mean"] > ahead["ci95"] for ahead in scratch)
