@@ -14,16 +14,26 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+EXAMPLE, RL_EXAMPLE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 def test_the_example_runs_and_learns(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(EXAMPLE, "README.md", "exec"), names)
     assert "600 test tasks" in capsys.readouterr().out
     accuracy = jaxmeta.evaluate(
         jax.random.key(1), names["learner"], names["tasks"], names["state"].meta_params
     ).metrics["accuracy"]["mean"]
     assert accuracy[0] < 0.3 < 0.5 < accuracy[3]  # chance is 0.2
     assert jax.tree.map(jax.numpy.shape, names["params"]) == {"w": (64, 5), "b": (5,)}
+
+
+def test_the_example_of_reinforcement_learning_runs_and_learns():
+    names = {"jax": jax, "jnp": jax.numpy, "jaxmeta": jaxmeta}
+    exec(compile(RL_EXAMPLE, "README.md", "exec"), names)
+    mean = names["report"].metrics["return"]["mean"]
+    assert mean[0] < 6 and mean[1] > 7  # 5 by chance, 8.3 for who is told the best arm
+    assert names["action"].shape == () and names["adapted"].transitions.reward.shape == (1, 10, 20)
 
 
 def test_every_recipe_is_in_the_table():
