@@ -272,7 +272,7 @@ _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3"
 _PROMP = "Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784"
 _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
-_navigation = Navigation(num_steps=200, num_tasks=20, outer="trpo", late_learning_rate=0.05)
+_navigation = Navigation(num_steps=100, num_tasks=20, outer="trpo", late_learning_rate=0.05, init_std=0.5)
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
 _corners = Corners(**_promp, num_steps=80, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 _bandit = Bandit(
@@ -289,7 +289,7 @@ MAML_RL: dict[str, Recipe] = {
         8,
     ),
     "promp-navigation": Recipe(
-        lambda: replace(_navigation, **_promp, num_steps=120),
+        lambda: replace(_navigation, **_promp, num_steps=80),
         "ProMP on 2D navigation",
         _PROMP,
         "return -12.5 / -5 after 1 / 3 steps",
