@@ -1,17 +1,19 @@
-"""Environment steps per second of RL²: training, beside the rollout alone and beside the environment alone.
+"""Environment steps per second of meta-RL: training, beside the rollout alone and beside the environment alone.
 
-The three take turns: a whole update (play, values, one epoch of gradients), as many trials played by the
-same recurrent policy without learning, and played at random. What is between them is what the network costs, and what
-learning does. The limit is the rate of a large matrix product, which takes its turns with the rest.
+The three take turns: a whole update (RL²: play, values, one epoch of gradients; ProMP: play, adapt, play, five steps
+through the inner one), as many steps played by the same policy without learning, and played at random. What is between
+them is what the network costs, and what learning does. ProMP is also timed with several seeds in one program. The limit
+is the rate of a large matrix product, which takes its turns with the rest.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 import jaxmeta
 from benchmarks.flops import count_flops
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TRAINING, _ROLLOUT, _ENVIRONMENT, _PRODUCT = "training", "rollout", "environment alone", "matrix product"
-CONTENDERS = (_TRAINING, _ROLLOUT, _ENVIRONMENT)
+_SEEDS, _NUM_SEEDS = "training, 4 seeds together", 4
+CONTENDERS = (_TRAINING, _SEEDS, _ROLLOUT, _ENVIRONMENT)
 _STEPS_OF_A_MINIBATCH = 12_800  # so that what is kept for its gradients stays near the cache
 
 
@@ -39,28 +42,45 @@ class Options(CommonOptions):
 
 
 class Case(NamedTuple):
-    """A family, the episodes of a trial, N trials of an update, and the GRU's width."""
+    """RL²: a family, the episodes of a trial, N trials of an update, and the GRU's width."""
 
     family: Callable[[], rl.Family]
     num_episodes: int
     num_tasks: int
-    num_units: int
+    size: int
 
 
-def cases() -> dict[str, Case]:
-    """`family-nN-hH`: N swept at a width of 64, and the width at N = 1,024."""
+class GradientCase(NamedTuple):
+    """ProMP: a family, N tasks of an update, and the episodes that each inner step, and the outer one, learns from."""
+
+    family: Callable[[], rl.Family]
+    num_tasks: int
+    size: int
+
+
+SIZES = {Case: "width of the GRU", GradientCase: "episodes of a step"}
+
+
+def cases() -> dict[str, Case | GradientCase]:
+    """`family-nN-hH`: N swept at a width of 64, and the width at N = 1,024. `family-nN-eE`: the same for episodes."""
     of: dict[str, tuple[Callable[[], rl.Family], int]] = {
         "bandit": (partial(families.bernoulli_bandit, num_arms=5, num_pulls=10), 1),
         "mdp": (families.tabular_mdp, 10),
     }
     sizes = [(256, 64), (1024, 64), (4096, 64), (1024, 128), (1024, 256)]
-    return {f"{name}-n{n}-h{h}": Case(*what, n, h) for name, what in of.items() for n, h in sizes} | {
-        "tiny-n32-h8": Case(partial(families.bernoulli_bandit, num_arms=2, num_pulls=4), 1, 32, 8)
+    recurrent = {f"{name}-n{n}-h{h}": Case(*what, n, h) for name, what in of.items() for n, h in sizes}
+    episodes = [(10, 20), (20, 20), (40, 20), (20, 5), (20, 80)]
+    gradient = {f"navigation-n{n}-e{e}": GradientCase(families.navigation, n, e) for n, e in episodes}
+    small = partial(families.bernoulli_bandit, num_arms=2, num_pulls=4)
+    tiny: dict[str, Case | GradientCase] = {
+        "tiny-n32-h8": Case(small, 1, 32, 8),
+        "tinygradient-n4-e2": GradientCase(small, 4, 2),
     }
+    return {**recurrent, **gradient, **tiny}
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:
-    chosen = choose(options.cases or ("tiny" if options.quick else "bandit,mdp"), cases())
+    chosen = choose(options.cases or ("tiny,tinygradient" if options.quick else "bandit,mdp,navigation"), cases())
     rows: list[Row] = []
     for name, case in chosen.items():
         rows += measure(name, case, 3 if options.quick else options.num_rounds)
@@ -69,35 +89,39 @@ def run(options: Options, path: Path) -> Sequence[Row]:
     return rows
 
 
-def measure(name: str, case: Case, num_rounds: int) -> list[Row]:
-    programs, flops, num_steps = build(case)
+def measure(name: str, case: Case | GradientCase, num_rounds: int) -> list[Row]:
+    programs, flops, num_steps = build(case) if isinstance(case, Case) else build_gradient(case)
     product = matrix_product()
     times = {
         who: summary(samples)
         for who, samples in interleave(programs | {_PRODUCT: product.program}, num_rounds=num_rounds).items()
     }
     rate = product.flops / times[_PRODUCT]["median"]
-    at = {"case": name, "num_tasks": case.num_tasks, "num_units": case.num_units}
+    at = {"case": name, "num_tasks": case.num_tasks, "size": case.size, "swept": SIZES[type(case)]}
     return [
         {
-            **at, "contender": who, "flops": flops[who], "steps_per_second": num_steps / times[who]["median"],
-            "share_of_rollout": times[_ROLLOUT]["median"] / times[who]["median"],
+            **at, "contender": who, "flops": flops[who],
+            "steps_per_second": num_steps[who] / times[who]["median"],
+            "share_of_rollout": num_steps[who] / num_steps[_ROLLOUT]
+            * times[_ROLLOUT]["median"] / times[who]["median"],
             "fraction_of_matrix_product_rate": flops[who] / times[who]["median"] / rate, **times[who],
         }
-        for who in CONTENDERS
+        for who in programs
     ] + [{**at, "contender": _PRODUCT, "flops": product.flops, **times[_PRODUCT]}]  # fmt: skip
 
 
-def build(case: Case) -> tuple[dict[str, Program], dict[str, int], int]:
+Built: TypeAlias = tuple[dict[str, Program], dict[str, int], dict[str, int]]
+
+
+def build(case: Case) -> Built:
     """The programs, their floating-point operations, and the environment's steps in each."""
-    family, core = case.family(), nn.gru(case.num_units)
+    family, core = case.family(), nn.gru(case.size)
     trial = rl.trial(family.environment, num_episodes=case.num_episodes)
     num_steps = case.num_tasks * trial.num_steps
     num_minibatches = max(4, num_steps // _STEPS_OF_A_MINIBATCH)
     learner = jaxmeta.rl2(family, num_episodes=case.num_episodes, actor=core, num_minibatches=num_minibatches)
     state = learner.init(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), case.num_tasks)
-    tasks = jax.vmap(family.train.sample, (0, None))(keys, family.train.data)
+    keys, tasks = _tasks(family, case.num_tasks)
 
     def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
         run = lambda key, task: rl.rollout(key, trial, *agent, task)[1]
@@ -113,6 +137,51 @@ def build(case: Case) -> tuple[dict[str, Program], dict[str, int], int]:
         ),
         _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
     }
+    return _built(functions, dict.fromkeys(functions, num_steps))
+
+
+def build_gradient(case: GradientCase) -> Built:
+    """The same for ProMP with one inner step, which plays twice: before it and after it."""
+    family = case.family()
+    policy, trial = rl.mlp_policy(family), rl.trial(family.environment)
+    learner = jaxmeta.promp(policy.init, policy.apply, family.environment, num_episodes=case.size)
+    state = learner.init(jax.random.key(0))
+    keys, tasks = _tasks(family, case.num_tasks)
+    num_steps = 2 * case.num_tasks * case.size * trial.num_steps
+
+    def act(key: jax.Array, params: PyTree, carry: tuple, inputs: rl.Inputs):
+        distribution = policy.apply(params, inputs.observation)
+        return distribution.sample(key), carry, distribution
+
+    def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
+        run = lambda key, task: rl.rollout(key, trial, *agent, task)[1]
+        episodes = lambda key, task: jax.vmap(run, (0, None))(jax.random.split(key, 2 * case.size), task)
+        transitions = jax.vmap(episodes)(keys, tasks)
+        return transitions.reward, transitions.extras
+
+    repeated = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * _NUM_SEEDS), tree)
+    at_random = oracles.random_policy(family.environment.action_space)
+    functions = {
+        _TRAINING: (learner.update, (jax.random.key(2), state, tasks)),
+        _SEEDS: (
+            jax.vmap(learner.update),
+            (jax.random.split(jax.random.key(2), _NUM_SEEDS), repeated(state), repeated(tasks)),
+        ),
+        _ROLLOUT: (
+            lambda state, *args: play(rl.Agent(act, state.meta_params.params), *args),
+            (state, keys, tasks),
+        ),
+        _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
+    }
+    return _built(functions, dict.fromkeys(functions, num_steps) | {_SEEDS: _NUM_SEEDS * num_steps})
+
+
+def _tasks(family: rl.Family, num_tasks: int) -> tuple[jax.Array, PyTree]:
+    keys = jax.random.split(jax.random.key(1), num_tasks)
+    return keys, jax.vmap(family.train.sample, (0, None))(keys, family.train.data)
+
+
+def _built(functions: dict[str, tuple[Callable, tuple]], num_steps: dict[str, int]) -> Built:
     programs = {who: jax_program(jax.jit(fn), *args) for who, (fn, args) in functions.items()}
     flops = {who: count_flops(fn, *args) for who, (fn, args) in functions.items()}
     return programs, flops, num_steps
@@ -134,13 +203,13 @@ def _print_case(rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row], device: str) -> "Figure":
-    """A row of panels for each family: steps per second against trials, and against the GRU's width."""
+    """A row of panels for each family: steps per second against N, and against the GRU's width or the episodes."""
     timed = [row for row in rows if "steps_per_second" in row]
     names = list(dict.fromkeys(row["case"].split("-")[0] for row in timed))
-    figure, axes = panels(len(names), 2, f"RL², one epoch of PPO, float32, on {device}")
-    sweeps = {"num_tasks": ("num_units", "parallel trials"), "num_units": ("num_tasks", "width of the GRU")}
+    figure, axes = panels(len(names), 2, f"RL² (bandit, mdp) and ProMP (navigation), float32, on {device}")
     for panels_of_name, name in zip(axes, names, strict=True):
         of_name = [row for row in timed if row["case"].startswith(f"{name}-")]
+        sweeps = {"num_tasks": ("size", "tasks"), "size": ("num_tasks", of_name[0]["swept"])}
         for panel, (swept, (fixed, label)) in zip(panels_of_name, sweeps.items(), strict=True):
             values = [row[fixed] for row in of_name]
             at = max(set(values), key=values.count)
@@ -148,6 +217,8 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
                 chosen = sorted(
                     (row for row in of_name if row["contender"] == who and row[fixed] == at), key=lambda row: row[swept]
                 )
+                if not chosen:
+                    continue
                 x, y = ([row[key] for row in chosen] for key in (swept, "steps_per_second"))
                 panel.plot(x, y, color=color, marker=marker, label=who)
             ticks = sorted({row[swept] for row in of_name if row[fixed] == at})

@@ -49,8 +49,8 @@ class GradientRL(Outer):
     """How to step inside: one rate, a learned rate per parameter (Meta-SGD), only the last layer (ANIL)."""
     inner_learning_rate: float = 0.1
     """The inner learning rate; where rates are learned, their start."""
-    late_learning_rate: float | None = None
-    """The rate of sgd after the first inner step; the same if None."""
+    rate_decay: float = 1.0
+    """By what sgd's rate is multiplied from one inner step to the next."""
     num_inner_steps: int = 1
     """K, inner steps while training."""
     num_eval_steps: int = 3
@@ -72,6 +72,7 @@ class GradientRL(Outer):
         super().__post_init__()
         check_integer("num_eval_steps", self.num_eval_steps, minimum=1)
         check_number("inner_learning_rate", self.inner_learning_rate)
+        check_number("rate_decay", self.rate_decay, minimum=1e-6)
 
     def family(self) -> Family:
         raise NotImplementedError
@@ -101,8 +102,7 @@ class GradientRL(Outer):
 
     def _inner_optimizer(self, scale: float) -> InnerOptimizer:
         rate = self.inner_learning_rate * scale
-        late = rate if self.late_learning_rate is None else self.late_learning_rate * scale
-        sgd = adapt.from_optax(optax.sgd(lambda step: jnp.where(step < 1, rate, late)))
+        sgd = adapt.from_optax(optax.sgd(optax.exponential_decay(rate, 1, self.rate_decay)))
         return {
             "sgd": sgd,
             "meta_sgd": adapt.meta_sgd(rate),
@@ -272,7 +272,7 @@ _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3"
 _PROMP = "Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784"
 _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
-_navigation = Navigation(num_steps=100, num_tasks=20, outer="trpo", late_learning_rate=0.05, init_std=0.5)
+_navigation = Navigation(num_steps=100, num_tasks=20, outer="trpo", rate_decay=0.5, init_std=0.5)
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
 _corners = Corners(**_promp, num_steps=80, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 _bandit = Bandit(
@@ -324,7 +324,7 @@ MAML_RL: dict[str, Recipe] = {
         2,
     ),
     "maml-gridworld": Recipe(
-        lambda: Gridworld(num_steps=60, num_tasks=40, inner_learning_rate=2.0, late_learning_rate=0.5),
+        lambda: Gridworld(num_steps=60, num_tasks=40, inner_learning_rate=2.0, rate_decay=0.5),
         "MAML on a grid with a hidden goal",
         _MAML,
         "goal reached more often after 1 and 3 steps",

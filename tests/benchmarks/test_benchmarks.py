@@ -136,7 +136,11 @@ def test_cases_are_chosen_by_name_family_or_star():
 
 def test_rl(tmp_path):
     rows = quick(tmp_path, "rl")
-    assert [row["contender"] for row in rows] == ["training", "rollout", "environment alone", "matrix product"]
-    training, rollout, environment, _ = rows
-    assert environment["flops"] == 0 < rollout["flops"] < training["flops"] / 3  # played; valued; differentiated
-    assert training["steps_per_second"] < rollout["steps_per_second"] and 0 < training["share_of_rollout"] < 1
+    of = lambda name: {row["contender"]: row for row in rows if row["case"].startswith(name)}
+    assert list(of("tiny-")) == ["training", "rollout", "environment alone", "matrix product"]
+    for name, differentiated in {"tiny-": 3, "tinygradient-": 1}.items():
+        training, rollout, environment = (of(name)[who] for who in ("training", "rollout", "environment alone"))
+        assert environment["flops"] == 0 < rollout["flops"] < training["flops"] / differentiated
+        assert training["steps_per_second"] < rollout["steps_per_second"] and 0 < training["share_of_rollout"] < 1
+    seeds = of("tinygradient-")["training, 4 seeds together"]
+    assert seeds["flops"] == 4 * of("tinygradient-")["training"]["flops"]
