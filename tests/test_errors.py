@@ -309,7 +309,7 @@ TABLE = {
     "rl.mlp_policy": (
         rl.mlp_policy,
         {"family": BANDIT},
-        {"family": not_callable, "init_std": number, "min_std": number, "hidden": widths},
+        {"family": not_callable, "init_std": number, "min_std": number, "hidden": widths, "head_scale": number},
     ),
     "rl.returns.discounted_returns": (
         rl.returns.discounted_returns,

@@ -274,7 +274,7 @@ _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
 _navigation = Navigation(num_steps=100, num_tasks=20, outer="trpo", rate_decay=0.5, init_std=0.5)
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
-_corners = Corners(**_promp, num_steps=80, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
+_corners = Corners(**_promp, num_steps=60, inner_learning_rate=4.0, init_std=2.0, min_std=2.0, hidden=(32, 32))
 _bandit = Bandit(
     num_steps=300, num_tasks=100, learning_rate=2e-2, estimator="dice", inner_optimizer="meta_sgd",
     inner_learning_rate=10.0, num_eval_steps=1, gae_lambda=0.0, hidden=(),

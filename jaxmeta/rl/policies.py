@@ -64,18 +64,21 @@ def mlp_policy(
     *,
     hidden: Sequence[int] = (64, 64),
     activation: Callable[[jax.Array], jax.Array] = flax.linen.tanh,
+    head_scale: float = 0.01,
     init_std: float = 1.0,
     min_std: float = 1e-3,
 ) -> PolicyNetwork:
     """A multi-layer perceptron for any family: logits of discrete actions, or a Gaussian over real ones.
 
     Real actions are in units of the box's half width h around its middle m: a ~ N(m + h μ(o), (h σ)²), with a learned
-    σ ≥ `min_std` for each, the same everywhere. The Gaussian leaves the box, and the environment clips.
+    σ ≥ `min_std` for each, the same everywhere. The Gaussian leaves the box, and the environment clips. The last layer
+    is small at first, so that the policy begins without a preference, wherever it is.
 
     Args:
       family: whose observations and actions they are.
       hidden: widths of the layers.
       activation: of the layers.
+      head_scale: of the last layer's weights at first.
       init_std: σ at first.
       min_std: what it does not fall below.
 
@@ -97,9 +100,14 @@ def mlp_policy(
     for i, width in enumerate(hidden):
         check_integer(f"hidden[{i}]", width, minimum=1)
     check_callable("activation", activation, "(array) -> array")
+    check_number("head_scale", head_scale)
     head = action_head(family.environment.action_space, init_std=init_std, min_std=min_std)
     network = MLP(tuple(hidden), head.num_outputs, activation=activation)
-    init = lambda key: {**network.init(key, _zero_observation(family)), **head.init()}
+
+    def init(key: jax.Array) -> Params:
+        layers = dict(network.init(key, _zero_observation(family))["params"])
+        layers["head"] = {**layers["head"], "kernel": head_scale * layers["head"]["kernel"]}
+        return {"params": layers, **head.init()}
 
     def apply(params: Params, observation: PyTree) -> Categorical | Gaussian:
         output = network.apply({"params": params["params"]}, flatten(observation)[None])[0]
