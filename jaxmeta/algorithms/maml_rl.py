@@ -387,13 +387,14 @@ def _credit(after: Episodes, discount: float) -> jax.Array:
     """What a task's return is above that of the other tasks, `[N]`, in the units of the outer loss.
 
     The others' return is a baseline that does not depend on what the task itself played before. The loss is a mean
-    over steps, of advantages that were scaled; the return is one over episodes.
+    over steps, of advantages that were scaled; the return is one over episodes. The mean scale of all tasks, for that
+    of a task whose episodes were all alike is 0.
     """
     reward, mask = after.transitions.reward, after.transitions.mask  # [N, T, E]
     weights = discount ** jnp.arange(reward.shape[1], dtype=reward.dtype)
     returns = jnp.mean(jnp.einsum("nte,t->ne", reward, weights), axis=1)
     others = (jnp.sum(returns) - returns) / max(len(returns) - 1, 1)
-    return (returns - others) * reward.shape[2] / jnp.sum(mask, axis=(1, 2)) / after.scale
+    return (returns - others) * reward.shape[2] / jnp.sum(mask, axis=(1, 2)) / jnp.mean(after.scale)
 
 
 def _old(episodes: Episodes) -> Any:
