@@ -272,6 +272,7 @@ TABLE = {
             "estimator": a_name,
             "outer": st.one_of(not_callable, st.just(optax.adam(0.1))),
             "inner_kl_weight": number,
+            "exploration_weight": number,
             "discount": number,
             "lambda_": number,
             "baseline": a_name,

@@ -10,7 +10,7 @@ function of θ, and that is differentiated. What is right about its second deriv
 | the paper    | how                                                                                                   |
 |--------------|-------------------------------------------------------------------------------------------------------|
 | MAML         | `maml_rl(...)`: `outer=trpo()`; as first published `estimator="biased"`                               |
-| E-MAML       | `e_maml(...)`: `exploration=True`, what was played before adaptation gets credit for what came of it  |
+| E-MAML       | `e_maml(...)`: `exploration_weight`, what was played before adaptation gets credit for what came of it  |
 | ProMP        | `promp(...)`: `estimator="lvc"`, `outer=ppo()`, `inner_kl_weight`                                     |
 | DiCE         | `estimator="dice"`, `outer=vpg()`                                                                     |
 | FOMAML       | `meta_gradient=adapt.first_order()`                                                                   |
@@ -115,7 +115,7 @@ def maml_rl(
     num_episodes: int = 20,
     estimator: Literal["biased", "lvc", "dice"] = "lvc",
     outer: OuterUpdate = trpo(),
-    exploration: bool = False,
+    exploration_weight: float = 0.0,
     inner_kl_weight: float = 0.0,
     discount: float = 0.99,
     lambda_: float = 1.0,
@@ -144,7 +144,7 @@ def maml_rl(
       num_episodes: E, episodes that each inner step and the outer one learn from.
       estimator: the inner loss, by its Hessian: "biased" (log π · A), "lvc" (importance ratio), "dice" (all of it).
       outer: `vpg(...)`, `ppo(...)` or `trpo(...)`.
-      exploration: E-MAML's term, see `e_maml`.
+      exploration_weight: of E-MAML's term, see `e_maml`; there it is 1, and more looks for what no episode found.
       inner_kl_weight: of KL(π_acted ‖ π_{θ_k}) before each inner step, added to the outer loss (ProMP).
       discount: γ.
       lambda_: λ of generalised advantage estimation.
@@ -186,6 +186,7 @@ def maml_rl(
     check_choice("estimator", estimator, ESTIMATORS)
     if not isinstance(outer, OuterUpdate):
         raise ValueError(f"outer must be vpg(...), ppo(...) or trpo(...), got {outer!r}")
+    check_number("exploration_weight", exploration_weight)
     check_number("inner_kl_weight", inner_kl_weight)
     check_number("discount", discount)
     check_number("lambda_", lambda_)
@@ -226,7 +227,7 @@ def maml_rl(
 
     def inner(meta_params: MetaParams, before: Episodes, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
         """The inner loop again, on what was recorded."""
-        if exploration or inner_kl_weight:
+        if exploration_weight or inner_kl_weight:
             how["observe"] = observe
         replay = lambda episodes, params: episodes
         state, trace = adapt.unroll(inner_optimizer, inner_loss, replay, meta_params, before, **how)
@@ -234,8 +235,8 @@ def maml_rl(
 
     def outer_loss(adapted: adapt.Adapted, judged: _Judged) -> tuple[jax.Array, Metrics]:
         loss = loss_of(outer.loss_fn, adapted.params, judged.after)
-        if exploration:
-            loss -= judged.credit * jnp.sum(adapted.observed[0])
+        if exploration_weight:
+            loss -= exploration_weight * judged.credit * jnp.sum(adapted.observed[0])
         if inner_kl_weight:
             loss += inner_kl_weight * jnp.sum(adapted.observed[1])
         return loss, {}
@@ -446,7 +447,7 @@ def e_maml(*args, **kwargs) -> MetaLearner:
     >>> family = families.bernoulli_bandit(num_arms=2)
     >>> learner = e_maml(*mlp_policy(family), family.environment, outer=vpg())
     """
-    return maml_rl(*args, **{"estimator": "biased", "exploration": True, **kwargs})
+    return maml_rl(*args, **{"estimator": "biased", "exploration_weight": 1.0, **kwargs})
 
 
 def promp(*args, **kwargs) -> MetaLearner:

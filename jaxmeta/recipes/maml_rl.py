@@ -33,8 +33,8 @@ class GradientRL(Outer):
     """E, episodes of a task that each inner step, and the outer one, learns from."""
     estimator: Literal["biased", "lvc", "dice"] = "lvc"
     """The inner loss, by what its Hessian keeps: log π · A, the importance ratio, or everything."""
-    exploration: bool = False
-    """E-MAML: episodes before adaptation get credit for the return that they lead to."""
+    exploration_weight: float = 0.0
+    """Of the credit that episodes before adaptation get for the return that they lead to (E-MAML: 1)."""
     outer: Literal["trpo", "ppo", "vpg"] = "ppo"
     """What is done with the meta-gradient; trpo has no learning rate."""
     max_kl: float = 0.01
@@ -96,7 +96,7 @@ class GradientRL(Outer):
             inner_optimizer=self._inner_optimizer(scale), num_steps=self.num_inner_steps,
             num_eval_steps=self.num_eval_steps if num_eval_steps is None else num_eval_steps,
             num_episodes=self.num_episodes, estimator=self.estimator, outer=self._outer(),
-            exploration=self.exploration, inner_kl_weight=self.inner_kl_weight,
+            exploration_weight=self.exploration_weight, inner_kl_weight=self.inner_kl_weight,
             discount=self.discount, lambda_=self.gae_lambda, metrics_fn=self.metrics,
         )  # fmt: skip
 
@@ -143,7 +143,7 @@ class GradientRL(Outer):
         return (
             f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {outer}; {self.num_inner_steps} inner steps of "
             f"{self.inner_optimizer} {self.inner_learning_rate:g} on {self.num_episodes} episodes, estimator "
-            f"{self.estimator}{', with credit for exploration' if self.exploration else ''}; "
+            f"{self.estimator}{f', credit for exploration {self.exploration_weight:g}' if self.exploration_weight else ''}; "
             f"{self.num_eval_steps} steps at test"
         )
 
@@ -303,14 +303,14 @@ MAML_RL: dict[str, Recipe] = {
         5,
     ),
     "e-maml-corners": Recipe(
-        lambda: replace(_corners, estimator="biased", exploration=True, inner_kl_weight=0.0),
+        lambda: replace(_corners, estimator="biased", exploration_weight=1.0, inner_kl_weight=0.0),
         "E-MAML on four corners",
         _E_MAML,
         "curves only in the paper; beside promp-corners",
         5,
     ),
     "e-maml-krazyworld": Recipe(
-        lambda: KrazyWorld(num_steps=100, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration=True),
+        lambda: KrazyWorld(num_steps=100, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration_weight=1.0),
         "E-MAML on Krazy World",
         _E_MAML,
         "curves only in the paper",

@@ -164,7 +164,7 @@ def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimato
     "how", [{"meta_gradient": adapt.mixed_mode()}, {"microbatch": 1}, {"meta_gradient": adapt.auto()}]
 )
 def test_other_ways_to_the_same_gradient(x64, how):
-    everything = {"exploration": True, "inner_kl_weight": 0.3, "inner_optimizer": adapt.meta_sgd(RATE)}
+    everything = {"exploration_weight": 1.0, "inner_kl_weight": 0.3, "inner_optimizer": adapt.meta_sgd(RATE)}
     _, expected, _ = gradient_of(learner(**everything))
     _, found, _ = gradient_of(learner(**everything, **how))
     assert_close(found, expected, rtol=1e-9)
