@@ -62,8 +62,9 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
     assert result["recipe"] == name and seconds == f"{result['seconds']:.0f} s"
     figures = re.findall(r"(?:(\w+) )?(-?[0-9.]+) ± ([0-9.]+) (?:after|in) (?:episode )?([0-9]+)", measured)
     assert figures and measured.count("±") == len(figures)
-    for name, mean, ci95, step in figures:
-        metric = result["metrics"][name] if name else metric
+    metric = {}
+    for name_of_metric, mean, ci95, step in figures:
+        metric = result["metrics"][name_of_metric] if name_of_metric else metric
         assert (mean, ci95) == tuple(f"{metric[statistic][int(step)]:.4f}" for statistic in ("mean", "ci95"))
 
 

@@ -10,7 +10,7 @@ function of θ, and that is differentiated. What is right about its second deriv
 | the paper    | how                                                                                                   |
 |--------------|-------------------------------------------------------------------------------------------------------|
 | MAML         | `maml_rl(...)`: `outer=trpo()`; as first published `estimator="biased"`                               |
-| E-MAML       | `e_maml(...)`: `exploration_weight`, what was played before adaptation gets credit for what came of it  |
+| E-MAML       | `e_maml(...)`: `exploration_weight`, what was played before gets credit for what came of it           |
 | ProMP        | `promp(...)`: `estimator="lvc"`, `outer=ppo()`, `inner_kl_weight`                                     |
 | DiCE         | `estimator="dice"`, `outer=vpg()`                                                                     |
 | FOMAML       | `meta_gradient=adapt.first_order()`                                                                   |

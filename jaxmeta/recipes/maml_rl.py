@@ -140,11 +140,11 @@ class GradientRL(Outer):
             "ppo": f"{self.num_updates} steps of ppo, {self.optimizer} {self.learning_rate:g} ({self.schedule})",
             "vpg": f"the policy gradient, {self.optimizer} {self.learning_rate:g} ({self.schedule})",
         }[self.outer]
+        credit = f", credit for exploration {self.exploration_weight:g}" if self.exploration_weight else ""
         return (
             f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {outer}; {self.num_inner_steps} inner steps of "
             f"{self.inner_optimizer} {self.inner_learning_rate:g} on {self.num_episodes} episodes, estimator "
-            f"{self.estimator}{f', credit for exploration {self.exploration_weight:g}' if self.exploration_weight else ''}; "
-            f"{self.num_eval_steps} steps at test"
+            f"{self.estimator}{credit}; {self.num_eval_steps} steps at test"
         )
 
     def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
