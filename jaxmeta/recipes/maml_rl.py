@@ -289,7 +289,7 @@ MAML_RL: dict[str, Recipe] = {
         8,
     ),
     "promp-navigation": Recipe(
-        lambda: replace(_navigation, **_promp, num_steps=80),
+        lambda: replace(_navigation, **_promp, num_steps=150),
         "ProMP on 2D navigation",
         _PROMP,
         "return -12.5 / -5 after 1 / 3 steps",
