@@ -181,7 +181,7 @@ class BanditRL2(RL2):
         check_integer("num_arms", self.num_arms, minimum=1)
         check_integer("num_pulls", self.num_pulls, minimum=1)
         is_short = self.num_pulls <= 20
-        chosen = {"num_steps": 400 if is_short else 2000, "num_tasks": 1024}
+        chosen = {"num_steps": 400 if is_short else 1000, "num_tasks": 1024}
         for field, value in chosen.items():
             if getattr(self, field) == 0:
                 object.__setattr__(self, field, value)
@@ -279,14 +279,14 @@ RL2_RECIPES: dict[str, Recipe] = {
         "return 6.55 of 5 arms, 10 pulls (best possible 6.66)", 2,
     ),
     "rl2-mdp": Recipe(
-        lambda: MDPRL2(num_steps=3000, num_tasks=1024), "RL² on random MDPs", _RL2,
+        lambda: MDPRL2(num_steps=4000, num_tasks=512, num_epochs=2, learning_rate=2e-3), "RL² on random MDPs", _RL2,
         "total 140 in 10 episodes (PSRL 133, paper 156)", 45,
     ),
     "rl2-gridworld": Recipe(
         lambda: GridworldRL2(num_steps=400, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3),
         "RL² on a grid with a hidden goal",
         "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348",
-        "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)", 15,
+        "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)", 4,
     ),
     "rl2-navigation": Recipe(
         lambda: NavigationRL2(num_steps=500, num_tasks=256), "RL² on 2D navigation", _RL2,
