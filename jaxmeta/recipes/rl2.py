@@ -273,17 +273,22 @@ class MazeRL2(RL2):
 
 _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
+_gridworld = GridworldRL2(
+    num_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
+)
+_mdp = MDPRL2(num_steps=4000, num_tasks=512, num_epochs=2, learning_rate=2e-3, entropy_weight=0.03)
+
 RL2_RECIPES: dict[str, Recipe] = {
     "rl2-bandit": Recipe(
         lambda: BanditRL2(learning_rate=3e-3, num_epochs=2), "RL² on Bernoulli bandits", _RL2,
         "return 6.55 of 5 arms, 10 pulls (best possible 6.66)", 2,
     ),
     "rl2-mdp": Recipe(
-        lambda: MDPRL2(num_steps=4000, num_tasks=512, num_epochs=2, learning_rate=2e-3), "RL² on random MDPs", _RL2,
+        lambda: _mdp, "RL² on random MDPs", _RL2,
         "total 140 in 10 episodes (PSRL 133, paper 156)", 45,
     ),
     "rl2-gridworld": Recipe(
-        lambda: GridworldRL2(num_steps=400, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3),
+        lambda: _gridworld,
         "RL² on a grid with a hidden goal",
         "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348",
         "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)", 4,
