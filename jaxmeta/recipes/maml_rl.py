@@ -325,7 +325,7 @@ MAML_RL: dict[str, Recipe] = {
         lambda: _bandit,
         "MAML on Bernoulli bandits, 5 arms",
         _MAML,
-        "above training from scratch with the same samples",
+        "above training from scratch with the rate that it starts from",
         2,
     ),
     "maml-gridworld": Recipe(
