@@ -6,13 +6,13 @@ between them and builds what a policy sees, `Inputs`; `rollout(key, trial, polic
 policy through it and returns `Transition`s `[T]`, or `[T, E]` under `vmap`. RL² takes one long trial, scores it as a
 whole, and replays its recurrent policy on `trial.encode(inputs)`; MAML takes E trials of one episode each, whose
 `gae` or `discounted_returns` with a linear baseline enter the inner loss; PEARL stores transitions with their
-`next_observation`. `objectives` are the losses of policy gradients and say which Hessian each has; `trust_region` is an
-optax transformation for a step that keeps the policy close. Policies act through `distributions`; `oracles` are
-policies of the same signature, so that what a learner is compared with runs through the same rollout, and as a
-`reference_learner` through the same `evaluate`.
+`next_observation` in a `replay` for each of its `indexed_tasks`. `objectives` are the losses of policy gradients and
+say which Hessian each has; `trust_region` is an optax transformation for a step that keeps the policy close. Policies
+act through `distributions`; `oracles` are policies of the same signature, so that what a learner is compared with runs
+through the same rollout, and as a `reference_learner` through the same `evaluate`.
 """
 
-from jaxmeta.rl import distributions, families, objectives, oracles, returns
+from jaxmeta.rl import distributions, families, objectives, oracles, replay, returns
 from jaxmeta.rl.env import (
     Continuous,
     Discrete,
@@ -26,6 +26,7 @@ from jaxmeta.rl.env import (
 )
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy
 from jaxmeta.rl.references import reference_learner
+from jaxmeta.rl.replay import IndexedTask, indexed_tasks
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
 from jaxmeta.rl.trust_region import TrustRegionState, trust_region
@@ -36,6 +37,7 @@ __all__ = [
     "Discrete",
     "Environment",
     "Family",
+    "IndexedTask",
     "Inputs",
     "Outcome",
     "Pinned",
@@ -52,11 +54,13 @@ __all__ = [
     "family",
     "finite_family",
     "from_gymnax",
+    "indexed_tasks",
     "make_gymnax",
     "mlp_policy",
     "objectives",
     "oracles",
     "reference_learner",
+    "replay",
     "returns",
     "rollout",
     "trial",

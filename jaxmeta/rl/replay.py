@@ -1,0 +1,176 @@
+"""Replay: for each of a finite number of tasks a ring buffer of rows, and tasks that know which of them they are.
+
+Off-policy learning needs tasks that come back, for what was seen of a task is kept in its own buffer. `indexed_tasks`
+makes such a distribution of M tasks: what it samples is an `IndexedTask`, and its `which` says whose buffer it is.
+
+The buffers are one pytree of arrays `[M, C, ...]`, in which rows are written where they belong. flashbax, the usual
+choice, has functions of one buffer: to add to some of many, those would be taken out whole and put back, and of two
+additions to the same task in one step one would be lost.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta.checks import check_integer
+from jaxmeta.types import PyTree, TaskDistribution
+
+
+class IndexedTask(NamedTuple):
+    """One of M tasks: `which` `[M]` is true for the task itself and false for the others; `params` as anywhere."""
+
+    which: jax.Array
+    params: PyTree
+
+
+def indexed_tasks(tasks: PyTree) -> TaskDistribution:
+    """A distribution over tasks that are all there, stacked along a leading axis M; each is as likely.
+
+    Args:
+      tasks: stacked params, such as `family.train.data` of a finite family, or
+        `jax.vmap(family.train.sample, (0, None))(keys, family.train.data)` of any.
+
+    Raises:
+      ValueError: `tasks` are not stacked.
+
+    >>> from jaxmeta.rl import families
+    >>> tasks = indexed_tasks(families.point_robot().train.data)
+    >>> task = tasks.sample(jax.random.key(0), tasks.data)
+    >>> task.which.shape, int(task.which.sum()), task.params.goal.shape
+    ((80,), 1, (2,))
+    """
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(f"tasks must be stacked params, every array with the same leading axis M, got axes {sizes}")
+
+    def sample(key: jax.Array, tasks: PyTree) -> IndexedTask:
+        num_tasks = len(jax.tree.leaves(tasks)[0])
+        index = jax.random.randint(key, (), 0, num_tasks)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf))[index], tasks)
+        return IndexedTask(jnp.arange(num_tasks) == index, params)
+
+    return TaskDistribution(sample, tasks)
+
+
+class Replay(NamedTuple):
+    """Ring buffers of M tasks: rows, a pytree of `[M, C, ...]`, and how many were ever added to each, `[M]`."""
+
+    rows: PyTree
+    num_added: jax.Array
+
+
+def empty_replay(row: PyTree, num_tasks: int, capacity: int) -> Replay:
+    """Buffers of `capacity` rows like `row`, an example or its shapes, with nothing in them.
+
+    Raises:
+      ValueError: a count is no positive integer.
+
+    >>> empty_replay({"reward": jnp.zeros(())}, num_tasks=2, capacity=5).rows["reward"].shape
+    (2, 5)
+    """
+    check_integer("num_tasks", num_tasks, minimum=1)
+    check_integer("capacity", capacity, minimum=1)
+    rows = jax.tree.map(lambda leaf: jnp.zeros((num_tasks, capacity, *leaf.shape), leaf.dtype), row)
+    return Replay(rows, jnp.zeros(num_tasks, jnp.int32))
+
+
+def add_rows(replay: Replay, index: jax.Array, rows: PyTree) -> Replay:
+    """Adds `rows` `[T, ...]` to the buffer of one task; the oldest go where it is full.
+
+    Raises:
+      ValueError: there are more rows than a buffer holds.
+
+    >>> replay = empty_replay(jnp.zeros(()), num_tasks=2, capacity=3)
+    >>> replay = add_rows(add_rows(replay, 1, jnp.array([1.0, 2.0])), 1, jnp.array([3.0, 4.0]))
+    >>> replay.rows.tolist(), replay.num_added.tolist()
+    ([[0.0, 0.0, 0.0], [4.0, 2.0, 3.0]], [0, 4])
+    """
+    num_rows, capacity = len(jax.tree.leaves(rows)[0]), jax.tree.leaves(replay.rows)[0].shape[1]
+    if num_rows > capacity:
+        raise ValueError(f"rows must be at most the {capacity} that a buffer holds, got {num_rows}")
+    where = (replay.num_added[index] + jnp.arange(num_rows)) % capacity
+    added = jax.tree.map(lambda buffer, new: buffer.at[index, where].set(new), replay.rows, rows)
+    return Replay(added, replay.num_added.at[index].add(num_rows))
+
+
+def sample_rows(key: jax.Array, replay: Replay, index: jax.Array, num_rows: int) -> PyTree:
+    """`num_rows` of the rows in a task's buffer, each as likely, with replacement. There must be one.
+
+    >>> replay = add_rows(empty_replay(jnp.zeros(()), num_tasks=2, capacity=9), 1, jnp.array([1.0, 2.0]))
+    >>> set(sample_rows(jax.random.key(0), replay, 1, 20).tolist()) == {1.0, 2.0}
+    True
+    """
+    capacity = jax.tree.leaves(replay.rows)[0].shape[1]
+    where = jax.random.randint(key, (num_rows,), 0, jnp.minimum(replay.num_added[index], capacity))
+    return jax.tree.map(lambda buffer: buffer[index, where], replay.rows)
+
+
+class MemoryPlan(NamedTuple):
+    """What buffers of M tasks, C rows each, take; `str` is a table of it, beside those of other sizes.
+
+    >>> plan = memory_plan({"observation": jnp.zeros(3), "reward": jnp.zeros(())}, num_tasks=10, capacity=1000)
+    >>> print(plan)
+    replay: 10 tasks, 1,000 transitions each of 16 bytes (observation 12, reward 4): 0.153 MiB
+     capacity         100       1,000      10,000
+      1 tasks 0.00153 MiB  0.0153 MiB   0.153 MiB
+     10 tasks  0.0153 MiB   0.153 MiB    1.53 MiB
+    100 tasks   0.153 MiB    1.53 MiB    15.3 MiB
+    """
+
+    row_bytes: dict[str, int]
+    num_tasks: int
+    capacity: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_tasks * self.capacity * sum(self.row_bytes.values())
+
+    def __str__(self) -> str:
+        row = sum(self.row_bytes.values())
+        parts = ", ".join(f"{name} {size}" for name, size in self.row_bytes.items())
+        capacities, tasks = (sorted({max(n // 10, 1), n, 10 * n}) for n in (self.capacity, self.num_tasks))
+        sizes = f"{self.num_tasks:,} tasks, {self.capacity:,} transitions each of {row} bytes ({parts})"
+        lines = [
+            f"replay: {sizes}: {_mib(self.num_bytes)}",
+            "capacity".rjust(9) + "".join(f"{c:12,}" for c in capacities),
+        ]
+        lines += [f"{n:3,} tasks" + "".join(f"{_mib(n * c * row):>12}" for c in capacities) for n in tasks]
+        return "\n".join(lines)
+
+
+def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None = None) -> MemoryPlan:
+    """What `empty_replay(row, num_tasks, capacity)` will take, from shapes alone.
+
+    Args:
+      row: a NamedTuple or dict of arrays, or of their shapes.
+      num_tasks: M.
+      capacity: C.
+      budget: bytes that there are; no limit if None.
+
+    Raises:
+      ValueError: it takes more than `budget`; it names the largest capacity that fits.
+    """
+    check_integer("num_tasks", num_tasks, minimum=1)
+    check_integer("capacity", capacity, minimum=1)
+    fields = row if isinstance(row, dict) else row._asdict()
+    plan = MemoryPlan({name: _num_bytes(tree) for name, tree in fields.items()}, num_tasks, capacity)
+    if budget is not None and plan.num_bytes > budget:
+        largest = budget // (num_tasks * sum(plan.row_bytes.values()))
+        remedy = (
+            f"at most {largest:,}" if largest else "smaller, and there must be fewer tasks: not one row of each fits"
+        )
+        raise ValueError(
+            f"capacity must be {remedy}, got {capacity:,}: {num_tasks:,} tasks take {_mib(plan.num_bytes)}, "
+            f"of {_mib(budget)} that there are\n{plan}"
+        )
+    return plan
+
+
+def _num_bytes(tree: PyTree) -> int:
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.3g} MiB"
