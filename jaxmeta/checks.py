@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,14 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """One of a few names."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}, got {value!r}")
+
+
+def check_widths(name: str, value: Any) -> None:
+    """The widths of a network's layers, none if empty."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise ValueError(f"{name} must be a sequence of widths, such as (64, 64), got {value!r}")
+    for i, width in enumerate(value):
+        check_integer(f"{name}[{i}]", width, minimum=1)
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:

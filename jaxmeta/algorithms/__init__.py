@@ -4,7 +4,9 @@ from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
 from jaxmeta.algorithms.maml_rl import e_maml, maml_rl, ppo, promp, trpo, vpg
+from jaxmeta.algorithms.pearl import mlp_encoder, pearl, pearl_agent, sac
 from jaxmeta.algorithms.rl2 import rl2, rl2_agent
+from jaxmeta.algorithms.sac import mlp_actor_critic
 
 __all__ = [
     "anil",
@@ -16,7 +18,11 @@ __all__ = [
     "maml_plus_plus",
     "maml_rl",
     "meta_sgd",
+    "mlp_actor_critic",
+    "mlp_encoder",
     "multi_step_weights",
+    "pearl",
+    "pearl_agent",
     "ppo",
     "promp",
     "protonet",
@@ -24,6 +30,7 @@ __all__ = [
     "ridge",
     "rl2",
     "rl2_agent",
+    "sac",
     "trpo",
     "vpg",
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_callable, check_integer, check_number
+from jaxmeta.checks import check_callable, check_number, check_widths
 from jaxmeta.nn.networks import MLP
 from jaxmeta.rl.distributions import Categorical, Gaussian
 from jaxmeta.rl.env import Continuous, Discrete, Family, check_environment, flatten
@@ -95,10 +95,7 @@ def mlp_policy(
     ([0.0, 0.0], [0.0, 0.0])
     """
     check_environment("environment of family", getattr(family, "environment", None))
-    if not isinstance(hidden, Sequence) or isinstance(hidden, str):
-        raise ValueError(f"hidden must be a sequence of widths, such as (64, 64), got {hidden!r}")
-    for i, width in enumerate(hidden):
-        check_integer(f"hidden[{i}]", width, minimum=1)
+    check_widths("hidden", hidden)
     check_callable("activation", activation, "(array) -> array")
     check_number("head_scale", head_scale)
     head = action_head(family.environment.action_space, init_std=init_std, min_std=min_std)

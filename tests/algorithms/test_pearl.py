@@ -1,0 +1,406 @@
+"""PEARL: beliefs against closed forms, Algorithms 1 and 2, buffers that do not mix, and what every learner promises.
+
+The tasks are numbers that are paid as they are, so that a reward tells whose it is.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmeta
+from jaxmeta import rl
+from jaxmeta.algorithms.pearl import (
+    Encoder,
+    experience_of,
+    mean_of_points,
+    mlp_encoder,
+    pearl,
+    pearl_agent,
+    product_of_gaussians,
+    sac,
+)
+from jaxmeta.algorithms.sac import ActorCritic, Experience, mlp_actor_critic
+from jaxmeta.rl.distributions import TanhGaussian
+from jaxmeta.training.checkpoint import restore_state, save_state
+
+pytestmark = pytest.mark.usefixtures("strict_shapes")
+
+
+def payments(max_steps=4, ends_at=None):
+    """Pays the task at every step. The observation is the time; where the task is negative, time `ends_at` ends it."""
+
+    def reset(key, params):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(key, state, action, params):
+        is_end = jnp.bool_(False) if ends_at is None else (state[0] + 1 >= ends_at) & (params < 0)
+        return state + 1, state + 1, jnp.asarray(params, float), is_end
+
+    box = rl.Continuous(np.full(1, -2.0, np.float32), np.full(1, 2.0, np.float32))
+    return rl.family(rl.Environment(reset, step, box, max_steps), lambda key: jax.random.uniform(key, minval=0.5))
+
+
+def paid_for_actions(**changes):
+    """The same, and pays the action too."""
+    base = payments(**changes)
+
+    def step(key, state, action, params):
+        observation, state, reward, terminated = base.environment.step(key, state, action, params)
+        return observation, state, reward + action[0], terminated
+
+    return base._replace(environment=base.environment._replace(step=step))
+
+
+def told_by_z(**changes):
+    """An actor whose mode is tanh z, nearly without deviation, and critics that know all but z."""
+
+    def init(key):
+        return {"actor": jnp.ones(()), "critic": (jnp.ones(()), jnp.ones(()))}
+
+    def actor(scale, observation, z):
+        return TanhGaussian(scale * z, jnp.full_like(z, -9.0))
+
+    def critic(params, observation, action, z):
+        return jnp.concatenate([w * (observation + action) for w in params], axis=1)
+
+    return ActorCritic(init, actor, critic, latent_size=1)._replace(**changes)
+
+
+def mean_reward(variance):
+    """What is paid, with a variance."""
+    apply = lambda params, rows: (params * rows.reward[:, None], jnp.full((len(rows.reward), 1), variance))
+    return Encoder(lambda key: jnp.ones(()), apply, latent_size=1)
+
+
+def known(values):
+    """Stacked training tasks in this order, as `update` takes them."""
+    return rl.IndexedTask(jnp.eye(len(values), dtype=bool), jnp.asarray(values, jnp.float32))
+
+
+SMALL = {"num_gradient_steps": 2, "batch_size": 4, "num_batch_tasks": 3, "capacity": 32}
+
+
+def small(family, num_train_tasks=3, **changes):
+    """Of a few numbers, so that it compiles in no time."""
+    return pearl(
+        family, told_by_z(), mean_reward(variance=0.5), **{"num_train_tasks": num_train_tasks, **SMALL, **changes}
+    )
+
+
+@functools.cache
+def usual():
+    """A learner, and its `init` and `update` compiled, for all tests that do with it."""
+    learner = small(payments(), num_gradient_steps=10)
+    return learner, jax.jit(learner.init), jax.jit(learner.update)
+
+
+USUAL = rl.indexed_tasks(jnp.array([1.0, 2.0, 3.0]))
+
+
+FACTORS = np.random.default_rng(0)
+MEAN, VARIANCE = FACTORS.normal(size=(6, 3)), FACTORS.uniform(0.2, 3.0, size=(6, 3))
+ALL = np.ones(6, bool)
+
+
+def once(learner, tasks):
+    """The state before and after an update, and its metrics."""
+
+    def run(key):
+        state = learner.init(key)
+        return state, *learner.update(jax.random.key(1), state, tasks)
+
+    return jax.jit(run)(jax.random.key(0))
+
+
+def test_the_belief_is_the_normalised_product_of_the_factors(x64):
+    """By quadrature in float64: mean and variance of the product of six densities."""
+    grid = np.linspace(-15, 15, 20_001)[:, None, None]
+    density = np.exp(-((grid - MEAN) ** 2) / (2 * VARIANCE)).prod(axis=1)
+    density /= density.sum(axis=0)
+    mean = (density * grid[:, 0]).sum(axis=0)
+    variance = (density * (grid[:, 0] - mean) ** 2).sum(axis=0)
+    belief = product_of_gaussians(jnp.asarray(MEAN), jnp.asarray(VARIANCE), jnp.asarray(ALL))
+    np.testing.assert_allclose(belief.mean, mean, rtol=1e-10)
+    np.testing.assert_allclose(jnp.exp(2 * belief.log_std), variance, rtol=1e-10)
+
+
+def test_kl_to_the_prior_by_quadrature(x64):
+    belief = product_of_gaussians(jnp.asarray(MEAN), jnp.asarray(VARIANCE), jnp.asarray(ALL))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    mean, log_std = map(np.asarray, belief)
+    z = mean + np.exp(log_std) * nodes[:, None]
+    log_q = -((nodes[:, None]) ** 2) / 2 - log_std
+    expected = (weights / weights.sum()) @ np.sum(log_q + z**2 / 2, axis=1)
+    prior = product_of_gaussians(jnp.asarray(MEAN), jnp.asarray(VARIANCE), jnp.zeros(6, bool))
+    np.testing.assert_allclose(belief.kl(prior), expected, rtol=1e-10)
+
+
+def test_the_belief_has_no_order_narrows_and_sees_no_masked_factor(x64):
+    product = lambda m, v, mask: product_of_gaussians(*map(jnp.asarray, (m, v, mask)))
+    belief, order = product(MEAN, VARIANCE, ALL), np.random.default_rng(1).permutation(6)
+    np.testing.assert_allclose(jnp.stack(product(MEAN[order], VARIANCE[order], ALL)), jnp.stack(belief), rtol=1e-12)
+    deviations = [product(MEAN, VARIANCE, np.arange(6) < n).log_std for n in range(1, 7)]
+    assert np.all(np.diff(deviations, axis=0) < 0)
+    first = np.arange(6) < 4
+    poisoned = [np.where(first[:, None], x, np.nan) for x in (MEAN, VARIANCE)]
+    few = jnp.stack(product(MEAN[:4], VARIANCE[:4], ALL[:4]))
+    np.testing.assert_allclose(jnp.stack(product(*poisoned, first)), few, rtol=1e-12)
+    np.testing.assert_array_equal(jnp.stack(product(MEAN, VARIANCE, ~ALL)), np.zeros((2, 3)))  # N(0, 1)
+
+
+def test_the_deterministic_context_is_a_mean_and_has_no_deviation(x64):
+    belief = mean_of_points(jnp.asarray(MEAN), jnp.asarray(VARIANCE), jnp.asarray(np.arange(6) < 4))
+    np.testing.assert_allclose(belief.sample(jax.random.key(0)), MEAN[:4].mean(axis=0), rtol=1e-12)
+    none = mean_of_points(jnp.asarray(MEAN), jnp.asarray(VARIANCE), jnp.asarray(~ALL))
+    np.testing.assert_array_equal(none.sample(jax.random.key(0)), np.zeros(3))
+
+
+def test_a_visit_plays_with_z_from_the_prior_then_from_the_belief():
+    """Algorithm 1, with actions that show z: a new one from N(0, 1) for each episode, then what was paid."""
+    family, paid = payments(), jnp.array([-1.5, 0.5, 1.0])
+    learner = pearl(
+        family, told_by_z(), mean_reward(variance=1e-9),
+        **SMALL, num_train_tasks=3, num_prior_steps=16, num_posterior_steps=8, num_extra_steps=4,
+    )  # fmt: skip
+    state, metrics = once(learner, known(paid))[1:]
+    context, rows = state.opt_state.context, state.opt_state.replay.rows
+    np.testing.assert_allclose(context.action[:, 16:, 0], np.tanh(paid)[:, None] * np.ones(8), atol=2e-3)
+    np.testing.assert_allclose(rows.action[:, 24:28, 0], np.tanh(paid)[:, None] * np.ones(4), atol=2e-3)
+    before = np.arctanh(context.action[:, :16, 0]).reshape(3, 4, 4)
+    np.testing.assert_allclose(before.std(axis=2), 0, atol=2e-2)  # the same through an episode
+    assert len(np.unique(before.mean(axis=2).round(2))) == 12 and 0.5 < before.std() < 1.6
+    jax.tree.map(lambda seen, kept: np.testing.assert_array_equal(seen, kept[:, :24]), context, rows)
+    np.testing.assert_allclose(metrics["return"], 4 * paid.mean(), rtol=1e-5)
+    np.testing.assert_allclose(state.opt_state.replay.num_added, 28)
+
+
+def test_buffers_hold_their_own_task_and_the_context_the_last_visit():
+    (_, init, update), tasks = usual(), known([1.0, 2.0, 3.0])
+    only = lambda *index: jax.tree.map(lambda x: x[jnp.array(index)], tasks)
+    state = init(jax.random.key(0))
+    for i, visited in enumerate([(0, 2), (2, 0), (2, 2), (0, 0)]):
+        state, metrics = update(jax.random.key(i), state, only(*visited))
+        assert metrics["is_finite"]
+    memory = state.opt_state
+    np.testing.assert_array_equal(memory.replay.num_added, [4 * 8, 0, 4 * 8])
+    np.testing.assert_array_equal(memory.replay.rows.reward, np.array([1, 0, 3])[:, None] * np.ones(32))
+    np.testing.assert_array_equal(memory.context.reward, np.array([1, 0, 3])[:, None] * np.ones(8))
+    last = jax.tree.map(lambda rows: rows[:, -8:], memory.replay.rows)
+    jax.tree.map(lambda seen, kept: np.testing.assert_array_equal(seen[::2], kept[::2]), memory.context, last)
+
+
+@pytest.mark.parametrize("where", ["replay", "context"])
+def test_a_poisoned_buffer_shows_where_its_task_is_drawn_and_only_there(where):
+    _, init, update = usual()
+    state = init(jax.random.key(0))
+    poison = lambda x: x.at[1].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    memory = state.opt_state
+    if where == "replay":
+        memory = memory._replace(replay=memory.replay._replace(rows=jax.tree.map(poison, memory.replay.rows)))
+    else:
+        memory = memory._replace(context=jax.tree.map(poison, memory.context))
+    tasks = jax.tree.map(lambda x: x[::2], known([1.0, 2.0, 3.0]))
+    after, metrics = update(jax.random.key(1), state._replace(opt_state=memory), tasks)
+    assert metrics["is_finite"] and after.num_skipped == 0
+    visited = memory.replay._replace(num_added=memory.replay.num_added.at[1].set(5))
+    after, metrics = update(jax.random.key(1), state._replace(opt_state=memory._replace(replay=visited)), tasks)
+    assert not metrics["is_finite"] and after.num_skipped == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.meta_params))
+
+
+def test_training_sees_training_tasks_only():
+    """Test tasks pay −1: no row of a run that was evaluated between has it."""
+    learner, test = usual()[0], jaxmeta.TaskDistribution(lambda key, data: jnp.float32(-1))
+    judge = lambda state, _: jaxmeta.evaluate(jax.random.key(1), learner, test, state.meta_params, num_tasks=2)
+    arguments = {"num_steps": 6, "num_tasks": 2, "chunk_size": 2, "progress": False}
+    state, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, callbacks=[judge], **arguments)
+    memory = state.opt_state
+    for rewards in (memory.replay.rows.reward, memory.context.reward):
+        np.testing.assert_array_equal(np.max(rewards, axis=1), [1, 2, 3])
+        assert np.min(rewards) >= 0
+
+
+@pytest.mark.parametrize(("what", "encoder_learns", "actor_learns"), [("critic", True, False), ("actor", False, True)])
+def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, encoder_learns, actor_learns):
+    """z enters one of the two alone, without KL. Where it enters the actor alone, the actor learns of it."""
+    parts = {"actor": lambda scale, observation, z: TanhGaussian(scale * observation, jnp.zeros_like(z))}
+    if what == "critic":
+        parts["critic"] = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
+    else:
+        parts.pop("actor")
+    learner = pearl(
+        payments(), told_by_z(**parts), mean_reward(variance=0.1), **SMALL, num_train_tasks=3, kl_weight=0.0,
+        temperature=0.0,
+    )  # fmt: skip
+    state, after, _ = once(learner, known([1.0, 2.0, 3.0]))
+    old, new = (s.meta_params.params for s in (state, after))
+    assert (new["encoder"] != old["encoder"]) == encoder_learns
+    assert (new["actor"] != old["actor"]) == actor_learns
+    assert new["critic"][0] != old["critic"][0]
+
+
+@pytest.mark.parametrize(("context", "moves"), [("probabilistic", True), ("deterministic", False)])
+def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
+    """Nobody looks at z: only KL moves the encoder, and makes what it says smaller."""
+    actor = lambda scale, observation, z: TanhGaussian(scale * observation, jnp.zeros_like(z))
+    learner = pearl(
+        payments(), told_by_z(actor=actor), mean_reward(variance=1.0), **SMALL, num_train_tasks=3, context=context,
+        kl_weight=1.0,
+    )  # fmt: skip
+    _, after, metrics = once(learner, known([1.0, 2.0, 3.0]))
+    assert (after.meta_params.params["encoder"] < 1) == moves
+    assert (metrics["kl"] > 0) == moves
+
+
+def test_evaluation_is_algorithm_2():
+    """Against a plain loop, with the deterministic context, which draws nothing. One task ends its episodes early."""
+    family = paid_for_actions(max_steps=5, ends_at=3)
+    environment = family.environment
+    networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
+    learner = pearl(
+        family, *networks, **SMALL, num_train_tasks=3, context="deterministic", num_episodes=3,
+        num_exploration_episodes=2,
+    )  # fmt: skip
+    meta_params = jax.jit(learner.init)(jax.random.key(3)).meta_params
+    params = jax.tree.map(lambda x: 3 * x, meta_params.params)  # far from 0, where all that follows is alike
+    evaluate = jax.jit(learner.evaluate)
+    for task in (jnp.float32(0.7), jnp.float32(-0.7)):
+        seen, returns = [], []
+        for episode in range(4):
+            points = [networks[1].apply(params["encoder"], jax.tree.map(lambda x: x[None], row))[0] for row in seen]
+            z = jnp.mean(jnp.stack(points), axis=0) if episode >= 2 else jnp.zeros((1, 2))
+            observation, state = environment.reset(None, task)
+            total = 0.0
+            for _ in range(5):
+                action = networks[0].actor(params["actor"], observation[None], z).mode()[0]
+                following, state, reward, terminated = environment.step(None, state, 2 * action, task)
+                seen.append(Experience(observation, action, reward, following, terminated))
+                observation, total = following, total + reward
+                if terminated:
+                    break
+            returns.append(total)
+        found = evaluate(jax.random.key(0), meta_params._replace(params=params), task)
+        np.testing.assert_allclose(found["return"], returns, rtol=1e-5)
+        assert returns[0] == returns[1] != returns[2] != returns[3]
+
+
+def test_an_adapted_belief_acts_with_a_new_z_in_each_episode():
+    family = payments()
+    learner = pearl(family, told_by_z(), mean_reward(variance=1.0), **SMALL, num_train_tasks=3, num_episodes=2)
+    meta_params = learner.init(jax.random.key(1)).meta_params
+    adapted = jax.jit(learner.adapt)(jax.random.key(0), meta_params, jnp.float32(0.5))
+    np.testing.assert_allclose(adapted.belief.mean, [0.5], rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(2 * adapted.belief.log_std), [1 / 8], rtol=1e-5)  # two episodes of four steps
+    assert adapted.transitions.reward.shape == (2, 4)
+    agent = pearl_agent(family, told_by_z(), adapted)
+    _, transitions = rl.rollout(
+        jax.random.key(2), rl.trial(family.environment, num_episodes=400), *agent, jnp.float32(0.5)
+    )
+    z = np.arctanh(experience_of(transitions).action).reshape(400, 4)
+    assert np.all(z == z[:, :1])
+    assert abs(z.mean() - 0.5) < 4 * np.sqrt(1 / 8 / 400) and abs(z[:, 0].var() - 1 / 8) < 4 * np.sqrt(2 / 400) / 8
+
+
+def test_critics_may_learn_from_another_reward_than_the_encoder_sees():
+    learner = small(payments(), critic_reward_fn=lambda task, row: 10 * task + row.observation[0])
+    _, state, _ = once(learner, known([1.0, 2.0, 3.0]))
+    rows, context = (
+        jax.tree.map(lambda x: x[:, :8], of) for of in (state.opt_state.replay.rows, state.opt_state.context)
+    )
+    np.testing.assert_array_equal(context.reward, jnp.arange(1.0, 4.0)[:, None] * jnp.ones(8)[None])
+    np.testing.assert_array_equal(rows.reward, 10 * context.reward + rows.observation[..., 0])
+
+
+def test_without_an_encoder_there_is_no_context():
+    actor = lambda scale, observation, z: TanhGaussian(scale * (observation - 1), jnp.zeros_like(observation))
+    learner = sac(paid_for_actions(), told_by_z(actor=actor, latent_size=0), num_train_tasks=3, **SMALL)
+    _, state, metrics = once(learner, known([1.0, 2.0, 3.0]))
+    assert sorted(state.meta_params.params) == ["actor", "critic", "log_temperature"]
+    assert metrics["is_finite"] and metrics["kl"] == 0
+    found = jax.jit(learner.evaluate)(jax.random.key(0), state.meta_params, jnp.float32(0.5))["return"]
+    assert found.shape == (4,) and np.ptp(found) == 0  # the same episode again and again
+
+
+def types(tree):
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda tree: tree, tree))
+    return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def test_an_update_is_pure_keeps_its_types_compiles_once_and_stays_on_the_device(num_compiled):
+    (_, init, update), tasks = usual(), known([1.0, 2.0, 3.0])
+    state, keys = init(jax.random.key(0)), [jax.random.key(1), jax.random.key(2)]
+    before = jax.tree.map(np.array, state)
+    after, metrics = update(keys[0], state, tasks)
+    assert types(after) == types(state) and int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, before, state)
+    jax.tree.map(np.testing.assert_array_equal, (after, metrics), update(keys[0], state, tasks))
+    num_compiled()
+    with jax.transfer_guard("disallow"):
+        update(keys[1], after, tasks)
+    assert num_compiled() == 0
+
+
+@pytest.mark.parametrize("is_x64", [False, True])
+def test_types_are_kept_and_seeds_and_tasks_vmap(is_x64, request):
+    if is_x64:
+        request.getfixturevalue("x64")
+    family, keys = payments(), jax.random.split(jax.random.key(0))
+    networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
+    learner = pearl(family, *networks, num_train_tasks=3, **SMALL)
+    tasks = jax.tree.map(lambda x: jnp.stack([x, x]), known([1.0, 2.0, 3.0]))
+    state = jax.eval_shape(jax.vmap(learner.init), keys)
+    after, metrics = jax.eval_shape(jax.vmap(learner.update), keys, state, tasks)
+    assert types(after) == types(state) and {metric.shape for metric in metrics.values()} == {(2,)}
+    meta_params = jax.eval_shape(learner.init, jax.random.key(0)).meta_params
+    over_tasks = lambda fn: jax.eval_shape(jax.vmap(fn, (0, None, 0)), keys, meta_params, jnp.ones(2))
+    assert over_tasks(learner.evaluate)["return"].shape == (2, 4)
+    assert over_tasks(learner.adapt).belief.mean.shape == (2, 2)
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    """The buffers are part of what is saved: a run that was cut is the run that was not."""
+    learner, arguments = usual()[0], {"num_tasks": 2, "chunk_size": 2, "progress": False}
+    whole, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_steps=4, **arguments)
+    half, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_steps=2, **arguments)
+    save_state(tmp_path, 2, half)
+    half = restore_state(tmp_path, jax.eval_shape(learner.init, jax.random.key(0)))
+    rest, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_steps=4, state=half, **arguments)
+    jax.tree.map(np.testing.assert_array_equal, rest, whole)
+
+
+def test_memory_is_planned_before_it_is_allocated(caplog):
+    family = payments()
+    with pytest.raises(ValueError, match=r"capacity must be at most 2,240, got 2,241: 3 tasks take .* MiB"):
+        small(family, capacity=2241, memory_budget=3 * 2240 * 17)
+    learner = small(family, capacity=2240, memory_budget=3 * 2240 * 17)
+    with caplog.at_level("INFO", logger="jaxmeta"):
+        state = jax.eval_shape(learner.init, jax.random.key(0))
+    assert "replay: 3 tasks, 2,240 transitions each of 17 bytes" in caplog.text
+    rows = jax.tree.leaves(state.opt_state.replay.rows)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in rows) == 3 * 2240 * 17
+
+
+def test_wrong_arguments_are_named():
+    family = payments()
+    networks, encoder = mlp_actor_critic(family, latent_size=2), mlp_encoder(family, latent_size=2)
+    with pytest.raises(ValueError, match="latent_size of actor_critic must be that of the encoder, 3, got 2"):
+        pearl(family, networks, mlp_encoder(family, latent_size=3), num_train_tasks=3)
+    with pytest.raises(ValueError, match="latent_size of actor_critic must be 0 where there is no encoder"):
+        sac(family, networks, num_train_tasks=3)
+    with pytest.raises(ValueError, match="num_context must be at most the 8 transitions of a visit, got 9"):
+        pearl(family, networks, encoder, num_train_tasks=3, num_context=9)
+    with pytest.raises(ValueError, match="capacity must hold at least one visit, 8 transitions, got 7"):
+        pearl(family, networks, encoder, num_train_tasks=3, capacity=7)
+    with pytest.raises(ValueError, match="family must have real actions with finite bounds"):
+        mlp_actor_critic(rl.families.bernoulli_bandit())
+
+
+@pytest.mark.parametrize("tasks", [jnp.ones(3), known([1.0, 2.0])])
+def test_training_tasks_are_indexed_and_as_many_as_there_are_buffers(tasks):
+    learner = small(payments())
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"tasks must come from rl.indexed_tasks\(...\) of the 3 training tasks"):
+        jax.eval_shape(learner.update, jax.random.key(1), state, tasks)
