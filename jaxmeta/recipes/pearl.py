@@ -1,0 +1,297 @@
+"""Recipes of PEARL: off-policy, beliefs about the task, compared with the same actor-critic without one and told.
+
+They are not in `RECIPES` yet: a recipe gets there with its measured result. Until then `RECIPES.update(PEARL)`, from
+`jaxmeta.recipes`, makes `jaxmeta.__main__.main(["train", "pearl-navigation"])` find them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import plotting
+from jaxmeta.algorithms import mlp_actor_critic, mlp_encoder, pearl, sac
+from jaxmeta.algorithms.pearl import experience_of, product_of_gaussians
+from jaxmeta.algorithms.sac import Experience
+from jaxmeta.checks import check_integer
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.rl import Environment, Family, Transition, families, indexed_tasks, oracles, reference_learner
+from jaxmeta.training import fit
+from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pearl(Outer):
+    """The choices of PEARL, whatever the family. An outer step visits `num_tasks` of the training tasks."""
+
+    num_train_tasks: int = 100
+    """M, training tasks, each with a buffer of its own."""
+    context: Literal["probabilistic", "deterministic", "none"] = "probabilistic"
+    """What is told of the task: a sample of a belief, its mean alone, or nothing."""
+    latent_size: int = 5
+    """Numbers that describe a task."""
+    kl_weight: float = 0.1
+    """Of the divergence from the prior, summed over the tasks of a gradient step."""
+    num_prior_steps: int | None = None
+    """Environment steps of a visit with z from the prior; an episode's if None."""
+    num_posterior_steps: int | None = None
+    """Then with z from the belief; an episode's if None."""
+    num_gradient_steps: int = 100
+    """Gradient steps of an outer step."""
+    num_batch_tasks: int = 16
+    """Tasks of a gradient step."""
+    batch_size: int = 32
+    """Transitions of each, for the actor and the critics."""
+    num_context: int | None = 64
+    """Transitions of each, for the encoder; all of the last visit's if None."""
+    capacity: int = 10_000
+    """Transitions that the buffer of a task holds."""
+    discount: float = 0.99
+    """γ."""
+    reward_scale: float = 1.0
+    """Of the reward that critics learn from."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of the actor, the critics and the encoder."""
+    num_eval_steps: int = 3
+    """K, episodes of context at test."""
+    num_exploration_episodes: int = 1
+    """How many of them are played with z from the prior."""
+    num_reference_steps: int | None = None
+    """Outer steps of what it is compared with, trained alike: without context, and told the task; as many as its own if
+    None, and not at all if 0."""
+    num_eval_tasks: int = 100
+    """Test tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("num_train_tasks", self.num_train_tasks, minimum=1)
+        check_integer("num_eval_steps", self.num_eval_steps, minimum=1)
+        if self.num_reference_steps is not None:
+            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
+
+    def family(self) -> Family:
+        raise NotImplementedError
+
+    def describe(self, params: PyTree) -> jax.Array:
+        """A task in numbers, for the one that is told."""
+        raise NotImplementedError
+
+    def fixed_references(self) -> dict[str, MetaLearner]:
+        """What it is compared with that needs no training."""
+        environment = self.family().environment
+        return {"random": reference_learner(oracles.random_policy(environment.action_space), environment)}
+
+    def critic_reward_fn(self) -> Callable[[PyTree, Experience], jax.Array] | None:
+        return None
+
+    def sees_next_observation(self) -> bool:
+        """Whether a transition says what the task is only with what followed it."""
+        return False
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        if self.context != "probabilistic":
+            return {}
+        _, played = self._played(key, meta_params, num_tasks=20)
+        return {"belief.png": self._belief(meta_params, played)}
+
+    def learner(self, family: Family | None = None, num_eval_steps: int | None = None) -> MetaLearner:
+        """Without context if it is given another family."""
+        has_context = family is None and self.context != "none"
+        family = self.family() if family is None else family
+        latent_size = self.latent_size if has_context else 0
+        actor_critic = mlp_actor_critic(family, latent_size=latent_size, hidden=self.hidden)
+        arguments = {
+            "num_train_tasks": self.num_train_tasks, "kl_weight": self.kl_weight,
+            "num_prior_steps": self.num_prior_steps, "num_posterior_steps": self.num_posterior_steps,
+            "num_gradient_steps": self.num_gradient_steps, "num_batch_tasks": self.num_batch_tasks,
+            "batch_size": self.batch_size, "num_context": self.num_context, "capacity": self.capacity,
+            "optimizer": self.outer_optimizer(), "discount": self.discount, "reward_scale": self.reward_scale,
+            "critic_reward_fn": self.critic_reward_fn(),
+            "num_episodes": self.num_eval_steps if num_eval_steps is None else num_eval_steps,
+            "num_exploration_episodes": self.num_exploration_episodes,
+        }  # fmt: skip
+        if not has_context:
+            return sac(family, actor_critic, **arguments)
+        encoder = mlp_encoder(
+            family, latent_size=latent_size, hidden=self.hidden, with_next_observation=self.sees_next_observation()
+        )
+        return pearl(family, actor_critic, encoder, context=self.context, **arguments)  # type: ignore[arg-type]
+
+    def train_tasks(self) -> TaskDistribution:
+        """The same M tasks in every run: of a family with infinitely many, M that were drawn once."""
+        train, keys = self.family().train, jax.random.split(jax.random.key(0), self.num_train_tasks)
+        return indexed_tasks(jax.vmap(train.sample, (0, None))(keys, train.data))
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        family, num_steps = self.family(), self.num_reference_steps
+        found = {name: Reference(it, MetaParams(())) for name, it in self.fixed_references().items()}
+        environments = {"no context": family.environment, "told the task": told(family.environment, self.describe)}
+        for name, environment in environments.items() if num_steps != 0 else ():
+            learner = self.learner(family._replace(environment=environment))
+            state, _ = fit(
+                key, learner, self.train_tasks(), num_steps=num_steps or self.num_steps, num_tasks=self.num_tasks
+            )
+            found[name] = Reference(learner, state.meta_params)
+        return found
+
+    def build(self) -> Experiment:
+        return Experiment(
+            self.learner(), self.train_tasks(), self.family().test, "return", self.protocol(), self.pictures,
+            eval_batch_size=50, adaptation="episode of context", references=self.references,
+        )  # fmt: skip
+
+    def protocol(self) -> str:
+        return (
+            f"{self.num_steps:,} outer steps: visits to {self.num_tasks} of {self.num_train_tasks} training tasks, "
+            f"{self.num_gradient_steps} gradient steps on {self.num_batch_tasks} tasks, {self.batch_size} transitions "
+            f"each, {self.optimizer} {self.learning_rate:g} ({self.schedule}); {self.context} context, "
+            f"{self.latent_size} numbers, KL weight {self.kl_weight:g}; discount {self.discount:g}, "
+            f"reward scale {self.reward_scale:g}"
+        )
+
+    def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
+        """Test tasks, and the episodes with 0 .. K episodes of context, `[num_tasks, K + 1, H]`."""
+        test = self.family().test
+        task_key, play_key = jax.random.split(key)
+        tasks = jax.vmap(test.sample, (0, None))(jax.random.split(task_key, num_tasks), test.data)
+        adapt_to = self.learner(num_eval_steps=self.num_eval_steps + 1).adapt
+        play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
+        return tasks, play(jax.random.split(play_key, num_tasks), tasks)
+
+    def _belief(self, meta_params: MetaParams, played: Transition) -> "Figure":
+        """How far means are from those after all transitions, and deviations, against their number."""
+        encoder = mlp_encoder(
+            self.family(), latent_size=self.latent_size, hidden=self.hidden,
+            with_next_observation=self.sees_next_observation(),
+        )  # fmt: skip
+
+        def beliefs(transitions: Transition) -> tuple[jax.Array, jax.Array]:
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+            factors = encoder.apply(meta_params.params["encoder"], experience_of(flat))
+            seen = lambda n: product_of_gaussians(*factors, flat.mask & (jnp.arange(len(flat.mask)) < n))
+            found = jax.vmap(seen)(1 + jnp.arange(len(flat.mask)))
+            distance = jnp.linalg.norm(found.mean - found.mean[-1:], axis=1)
+            return distance, jnp.mean(jnp.exp(found.log_std), axis=1)
+
+        distance, deviation = jax.tree.map(lambda x: np.asarray(x).mean(axis=0), jax.jit(jax.vmap(beliefs))(played))
+        curves = {"mean: how far from the last": distance, "deviation": deviation}
+        return plotting.lines(curves, "transitions of a task", "belief", "the mean over 20 test tasks")
+
+
+def told(environment: Environment, describe: Callable[[PyTree], jax.Array]) -> Environment:
+    """The same, with the task beside what is observed.
+
+    >>> environment = told(families.navigation().environment, lambda task: task.goal)
+    >>> environment.reset(jax.random.key(0), families.Goal(jnp.ones(2)))[0][1].tolist()
+    [1.0, 1.0]
+    """
+
+    def reset(key: jax.Array, params: PyTree):
+        observation, state = environment.reset(key, params)
+        return (observation, describe(params)), state
+
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree):
+        observation, *outcome = environment.step(key, state, action, params)
+        return (observation, describe(params)), *outcome
+
+    return environment._replace(reset=reset, step=step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Navigation(Pearl):
+    """A point in the plane that is paid minus the distance to a goal it is not shown."""
+
+    def family(self) -> Family:
+        return families.navigation()
+
+    def describe(self, params: PyTree) -> jax.Array:
+        return params.goal
+
+    def fixed_references(self) -> dict[str, MetaLearner]:
+        optimal = reference_learner(oracles.optimal_navigation, self.family().environment)
+        return {**super().fixed_references(), "optimal": optimal}
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+        tasks, played = self._played(key, meta_params, num_tasks=4)
+        points, mask = (np.asarray(x)[:, :, :, None] for x in (played.next_observation, played.mask))
+        figure = plotting.trajectories(points, mask, np.asarray(tasks.goal), "four test tasks")
+        return {**super().pictures(key, meta_params), "trajectories.png": figure}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRobot(Navigation):
+    """A point on its way to a goal on a half-circle, paid only near it; critics learn from the distance."""
+
+    num_train_tasks: int = 80
+    """M, training tasks: at most the 80 that there are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_train_tasks > 80:
+            raise ValueError(f"num_train_tasks must be at most the 80 that there are, got {self.num_train_tasks}")
+
+    def family(self) -> Family:
+        return families.point_robot()
+
+    def train_tasks(self) -> TaskDistribution:
+        goals = self.family().train.data
+        order = np.random.default_rng(0).permutation(len(goals.goal))[: self.num_train_tasks]
+        return indexed_tasks(jax.tree.map(lambda leaf: leaf[order], goals))
+
+    def critic_reward_fn(self) -> Callable[[PyTree, Experience], jax.Array]:
+        return lambda task, row: -jnp.linalg.norm(row.next_observation[:2] - task.goal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pendulum(Pearl):
+    """A pendulum whose gravity is not shown."""
+
+    def family(self) -> Family:
+        return families.pendulum()
+
+    def describe(self, params: PyTree) -> jax.Array:
+        return (params.g[None] - 10) / 5
+
+    def sees_next_observation(self) -> bool:
+        return True
+
+
+_PEARL = "Rakelly et al. 2019, https://arxiv.org/abs/1903.08254"
+
+PEARL: dict[str, Recipe] = {
+    "pearl-navigation": Recipe(
+        lambda: Navigation(
+            num_steps=400, num_tasks=20, learning_rate=3e-3, schedule="cosine", kl_weight=0.02, discount=0.9,
+            reward_scale=10.0,
+        ),
+        "PEARL on 2D navigation",
+        _PEARL,
+        "after 2 episodes 60% of the way from no context to the same SAC told the goal",
+        20,
+    ),
+    "pearl-point-robot": Recipe(
+        lambda: PointRobot(
+            num_steps=300, num_tasks=10, learning_rate=1e-3, num_prior_steps=100, num_posterior_steps=300,
+            num_context=None, kl_weight=0.1, discount=0.9, reward_scale=10.0, num_exploration_episodes=2,
+        ),
+        "PEARL on the point robot, paid only near the goal",
+        _PEARL,
+        "return after context above the prior's and above no context (told the goal: 13.3)",
+        30,
+    ),
+    "pearl-pendulum": Recipe(
+        lambda: Pendulum(
+            num_steps=150, num_tasks=5, learning_rate=1e-3, num_train_tasks=40, num_gradient_steps=200, kl_weight=0.01
+        ),
+        "PEARL on a pendulum of unknown gravity",
+        _PEARL,
+        "no figure in the paper; beside no context and being told",
+        20,
+    ),
+}  # fmt: skip

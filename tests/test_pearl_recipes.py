@@ -1,0 +1,69 @@
+"""PEARL's recipes, which are not in the command's list before they are measured, train as those do that are."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import recipes
+from jaxmeta.__main__ import main
+from jaxmeta.algorithms.sac import Experience
+from jaxmeta.recipes.pearl import PEARL, told
+from jaxmeta.rl import families
+
+SMALL = {
+    "num_steps": 2, "num_tasks": 2, "num_eval_tasks": 4, "num_reference_steps": 1, "num_train_tasks": 3, "hidden": 4,
+    "num_gradient_steps": 1, "num_batch_tasks": 2, "batch_size": 2, "num_context": 4, "capacity": 200,
+}  # fmt: skip
+
+
+def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "pearl-navigation", PEARL["pearl-navigation"])
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "pearl-navigation", "--out", str(tmp_path / "run"), *options]) == 0
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(found["metrics"]["return"]["mean"]) == 4
+    assert set(found["references"]) == {"random", "optimal", "no context", "told the task"}
+    best, *others = (
+        found["references"][name]["return"]["mean"][0] for name in ("optimal", "random", "no context", "told the task")
+    )
+    assert best > max(others)
+    for picture in ("trajectories", "belief", "adaptation_curve", "learning_curve"):
+        assert (tmp_path / "run" / f"{picture}.png").exists()
+
+
+@pytest.mark.parametrize("name", PEARL)
+def test_a_recipe_builds_and_its_training_tasks_fit_its_learner(name):
+    experiment = PEARL[name].config().build()
+    state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
+    sample = jax.vmap(experiment.train_tasks.sample, (0, None))
+    tasks = jax.eval_shape(sample, jax.random.split(jax.random.key(1)), experiment.train_tasks.data)
+    after, _ = jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert PEARL[name].minutes and experiment.protocol
+
+
+def test_the_point_robots_critics_learn_from_the_dense_reward():
+    config, dense = PEARL["pearl-point-robot"].config(), families.point_robot(is_sparse=False)
+    position, action = jnp.array([0.3, 0.4]), jnp.array([0.05, -0.1])
+    task = jax.tree.map(lambda leaf: leaf[7], dense.train.data)
+    following, _, reward, terminated = dense.environment.step(None, position, action, task)
+    row = Experience(position, 10 * action, jnp.zeros(()), following, terminated)
+    np.testing.assert_allclose(config.critic_reward_fn()(task, row), reward, rtol=1e-6)
+
+
+def test_what_is_told_the_task_sees_it_at_every_step():
+    environment, task = told(families.navigation().environment, lambda task: task.goal), families.Goal(jnp.ones(2))
+    observation, state = environment.reset(jax.random.key(0), task)
+    following, _, reward, _ = environment.step(jax.random.key(1), state, jnp.array([0.1, 0.0]), task)
+    np.testing.assert_array_equal(observation[1], task.goal)
+    np.testing.assert_array_equal(following[1], task.goal)
+    np.testing.assert_allclose(following[0], [0.1, 0.0])
+    np.testing.assert_allclose(reward, -np.hypot(0.9, 1.0), rtol=1e-6)
+
+
+def test_there_are_80_training_tasks_of_the_point_robot():
+    with pytest.raises(ValueError, match="num_train_tasks must be at most the 80 that there are, got 81"):
+        type(PEARL["pearl-point-robot"].config())(num_steps=1, num_tasks=1, num_train_tasks=81)
