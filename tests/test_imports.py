@@ -75,9 +75,10 @@ def test_no_import_is_part_of_a_cycle():
     list(graphlib.TopologicalSorter({name: within(path) - {name} for name, path in MODULES.items()}).static_order())
 
 
-def test_gymnax_is_imported_in_one_place():
-    users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == "gymnax"}
-    assert users <= {"jaxmeta.rl.env"}
+@pytest.mark.parametrize(("package", "user"), [("gymnax", "jaxmeta.rl.env"), ("brax", "jaxmeta.rl.families.brax")])
+def test_environments_of_others_are_imported_in_one_place(package, user):
+    users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == package}
+    assert users == {user}
 
 
 def test_types_need_jax_alone():
@@ -96,7 +97,7 @@ def run_python(code):
 @pytest.mark.parametrize("module", ["jaxmeta", "jaxmeta.rl"])
 def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing(module):
     loaded, _ = run_python(f"import sys, {module}; print(*sys.modules)")
-    heavy = {"gymnax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
+    heavy = {"gymnax", "brax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
     assert not heavy & set(loaded.split())
     initialized = "xla_bridge.backends_are_initialized()"
     assert run_python(f"import {module}; from jax._src import xla_bridge; print({initialized})")[0].strip() == "False"

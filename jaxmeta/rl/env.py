@@ -7,9 +7,11 @@ This is the only file that knows gymnax, and it imports it only when an environm
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,6 +86,8 @@ def family(environment: Environment, sample_fn: Callable, test_sample_fn: Callab
 
 def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Family:
     """A family of tasks that are all there, stacked along a leading axis; each is as likely.
+
+    Where they are arrays of numpy, a task has jax's default precision where it is sampled.
 
     Raises:
       ValueError: `environment` is no environment, or tasks are not stacked.
@@ -198,7 +202,14 @@ def make_gymnax(name: str) -> tuple[Any, PyTree]:
 
     if name not in gymnax.registered_envs:
         raise ValueError(f"name of an environment must be one of {', '.join(gymnax.registered_envs)}, got {name!r}")
-    return gymnax.make(name)
+    with in_32_bits():  # MetaMaze takes its own arrays, made here, for int32
+        return gymnax.make(name)
+
+
+def in_32_bits() -> AbstractContextManager:
+    """Where the environments of others are made: the constants that they hold fit any precision they are used in."""
+    namespace: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return namespace.enable_x64(False)
 
 
 def _check_time_limit(env: Any) -> None:

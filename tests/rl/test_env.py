@@ -149,6 +149,34 @@ def test_a_users_environment_with_gymnaxs_api_and_a_task_that_it_draws_in_reset(
     assert len(np.unique(free.next_observation["goal"][:, 0])) == 3
 
 
+def test_one_line_makes_a_family_of_a_users_environment():
+    """Any function of a key; the task stays, also where the environment draws one inside reset."""
+    draw = lambda key: rl.Pinned(jnp.float32(7.0), {"goal": jax.random.normal(key, (2,))})
+    family = rl.family(rl.from_gymnax(Own(), max_steps=5), draw)
+
+    def run(key):
+        task_key, key = jax.random.split(key)
+        task = family.train.sample(task_key, family.train.data)
+        policy = rl.oracles.random_policy(family.environment.action_space)
+        return task, rl.rollout(key, rl.trial(family.environment, num_episodes=3), *policy, task)[1]
+
+    tasks, t = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4))
+    assert len(np.unique(tasks.pins["goal"], axis=0)) == 4
+    for seen in (t.inputs.observation["goal"], t.next_observation["goal"]):
+        np.testing.assert_array_equal(seen, jnp.stack([tasks.pins["goal"]] * 15, axis=1))
+
+
+def test_the_final_observation_is_bootstrapped_from_unless_it_is_terminal():
+    """V(o) = o and λ = 0: r + γ V(next) (1 − terminated) − V(o), whatever is seen next."""
+    _, t = play(rl.trial(ladder(), num_steps=8))
+    value = lambda observation: observation[:, 0]
+    arguments = (t.reward, value(t.inputs.observation), value(t.next_observation), t.terminated, t.truncated)
+    advantages = rl.returns.gae(*arguments, discount=0.5, lambda_=0.0).advantage
+    expected = [1 + 101 / 2 - 100, 2 + 102 / 2 - 101, 3 + 103 / 2 - 102, 1 - 100,
+                1 + 101 / 2 - 100, 2 + 102 / 2 - 101, 3 - 102, 1 + 101 / 2 - 100]  # fmt: skip
+    np.testing.assert_allclose(advantages, expected, rtol=1e-6)
+
+
 def test_a_time_limit_of_its_own_is_refused():
     class Impatient(Own):
         def is_truncated(self, state, params):

@@ -7,9 +7,11 @@
 | `krazy_world.py`| `krazy_world` of E-MAML                                                  | no           |
 | `navigation.py` | `navigation` of MAML, `point_robot` of PEARL, `corners`                  | no           |
 | `wrapped.py`    | `cartpole`, `pendulum`, `reacher`, `meta_maze`, `four_rooms`             | yes          |
+| `brax.py`       | `cheetah_velocity`, `cheetah_direction`, `ant_goal`                      | no, but brax |
 """
 
 from jaxmeta.rl.families.bandits import Bandit, bernoulli_bandit, gaussian_bandit
+from jaxmeta.rl.families.brax import Direction, Velocity, ant_goal, cheetah_direction, cheetah_velocity
 from jaxmeta.rl.families.discrete import TabularMDP, gridworld, gridworld_goals, tabular_mdp
 from jaxmeta.rl.families.krazy_world import KrazyWorld, krazy_world
 from jaxmeta.rl.families.navigation import Goal, corners, navigation, point_robot
@@ -17,11 +19,16 @@ from jaxmeta.rl.families.wrapped import cartpole, four_rooms, meta_maze, pendulu
 
 __all__ = [
     "Bandit",
+    "Direction",
     "Goal",
     "KrazyWorld",
     "TabularMDP",
+    "Velocity",
+    "ant_goal",
     "bernoulli_bandit",
     "cartpole",
+    "cheetah_direction",
+    "cheetah_velocity",
     "corners",
     "four_rooms",
     "gaussian_bandit",

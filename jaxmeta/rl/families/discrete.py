@@ -106,6 +106,6 @@ def gridworld() -> Family:
         reward = jnp.where(jnp.all(cell == params.goal), jnp.asarray(1.0, float), -0.1)
         return observe(cell), cell, reward, jnp.bool_(False)
 
-    goals = Goal(jnp.asarray(gridworld_goals()))
+    goals = Goal(gridworld_goals())
     environment = Environment(reset, step, Discrete(len(MOVES)), max_steps=15, observe_time=True)
     return finite_family(environment, goals, goals)

@@ -97,11 +97,11 @@ def krazy_world(
         return _observe(state, task), state, reward, is_dead
 
     def sample(key: jax.Array) -> KrazyWorld:
-        grid_key, colors_key, moves_key = jax.random.split(key, 3)
-        grid, start = _draw(grid_key, size, num_goals)
-        colors = _permutation(colors_key, (len(Tile),)) if swap_colors else jnp.arange(len(Tile), dtype=jnp.int32)
-        moves = jnp.asarray(MOVES)[_permutation(moves_key, (4,))] if swap_dynamics else jnp.asarray(MOVES)
-        return KrazyWorld(grid, start, colors, moves)
+        uniforms = jax.random.uniform(key, (12, size**2))  # at once: each draw takes long to compile
+        grid, start = _draw(uniforms[:10], size, num_goals)
+        colors = jnp.argsort(uniforms[10, : len(Tile)]) if swap_colors else jnp.arange(len(Tile))
+        moves = jnp.argsort(uniforms[11, : len(MOVES)]) if swap_dynamics else jnp.arange(len(MOVES))
+        return KrazyWorld(grid, start, colors.astype(jnp.int32), jnp.asarray(MOVES)[moves])
 
     return family(Environment(reset, step, Discrete(len(MOVES)), horizon), sample)
 
@@ -141,17 +141,15 @@ def _next_teleporter(grid: jax.Array, position: jax.Array) -> jax.Array:
     return jnp.stack(jnp.divmod(there, len(grid))).astype(jnp.int32)
 
 
-def _draw(key: jax.Array, size: int, num_goals: int) -> tuple[jax.Array, jax.Array]:
+def _draw(uniforms: jax.Array, size: int, num_goals: int) -> tuple[jax.Array, jax.Array]:
     """The tiles and the start. Each kind of tile goes to random ones of the cells that are free for it."""
-    room_key, flip_key, order_key = jax.random.split(key, 3)
-    height, width = jax.random.randint(room_key, (2,), 2, size // 2)
-    flips = jax.random.bernoulli(flip_key, shape=(2,))  # which corner
-    row, column = (jnp.where(flip, size - 1 - jnp.arange(size), jnp.arange(size)) for flip in flips)
+    orders = jnp.argsort(uniforms[:9], axis=-1)
+    height, width = (2 + uniforms[9, :2] * (size // 2 - 2)).astype(jnp.int32)
+    row, column = (jnp.where(u < 0.5, jnp.arange(size), size - 1 - jnp.arange(size)) for u in uniforms[9, 2:4])
     row, column = row[:, None], column[None, :]
     wall = ((row == height) & (column <= width)) | ((column == width) & (row <= height))
     is_corner, is_outside = (row == height) & (column == width), (row > height) | (column > width)
 
-    orders = _permutation(order_key, (9, size**2))
     lock, start = _first(orders[0], wall & ~is_corner, 1), _first(orders[1], is_outside, 1)
     from_lock, from_start = _distance(lock), _distance(start)
     few, everywhere, off_the_lock = size**2 // 10, ~start, from_lock > 2
@@ -167,11 +165,6 @@ def _draw(key: jax.Array, size: int, num_goals: int) -> tuple[jax.Array, jax.Arr
     ), strict=True):  # fmt: skip
         grid = jnp.where(_first(order, where & ~start & (grid == Tile.NORMAL), count), tile, grid)
     return grid, _cell(start)
-
-
-def _permutation(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Independent ones along the last axis."""
-    return jnp.argsort(jax.random.uniform(key, shape), axis=-1).astype(jnp.int32)
 
 
 def _first(order: jax.Array, allowed: jax.Array, count: int) -> jax.Array:

@@ -12,7 +12,7 @@ from jaxmeta.rl.env import Continuous, Environment, Family, family, finite_famil
 class Goal(NamedTuple):
     """A task: where to go, `[2]`."""
 
-    goal: jax.Array
+    goal: jax.Array | np.ndarray
 
 
 def navigation() -> Family:
@@ -76,7 +76,7 @@ def point_robot(*, is_sparse: bool = True) -> Family:
     goals = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     is_test = np.arange(100) % 5 == 2
     environment = Environment(reset, step, _square(0.1), max_steps=20)
-    return finite_family(environment, Goal(jnp.asarray(goals[~is_test])), Goal(jnp.asarray(goals[is_test])))
+    return finite_family(environment, Goal(goals[~is_test]), Goal(goals[is_test]))
 
 
 def corners() -> Family:
@@ -105,7 +105,7 @@ def corners() -> Family:
         is_there = jnp.all(jnp.abs(position - params.goal) <= 0.5)
         return position, position, jnp.asarray(is_there, float), jnp.bool_(False)
 
-    goals = Goal(jnp.array([[-2.0, -2.0], [-2.0, 2.0], [2.0, -2.0], [2.0, 2.0]]))
+    goals = Goal(np.array([[-2.0, -2.0], [-2.0, 2.0], [2.0, -2.0], [2.0, 2.0]]))
     return finite_family(Environment(reset, step, _square(0.2), max_steps=100), goals, goals)
 
 

@@ -92,7 +92,7 @@ def meta_maze() -> Family:
         *outcome, terminated = environment.step(key, state, action, params)
         return *outcome, jnp.zeros_like(terminated)
 
-    return _hidden_goal(environment._replace(step=step), default.replace(normalize_time=True), maze.coords)
+    return _hidden_goal(environment._replace(step=step), default.replace(normalize_time=True), np.asarray(maze.coords))
 
 
 def four_rooms() -> Family:
@@ -110,8 +110,9 @@ def four_rooms() -> Family:
     """
     rooms, default = make_gymnax("FourRooms-misc")
     environment = _map_observation(from_gymnax(rooms, max_steps=100), lambda observation: observation[:2] / 12)
-    is_start = (rooms.coords == rooms.pos_fixed).all(-1)
-    return _hidden_goal(environment, default, rooms.coords[~is_start])
+    cells = np.asarray(rooms.coords)
+    is_start = (cells == np.asarray(rooms.pos_fixed)).all(-1)
+    return _hidden_goal(environment, default, cells[~is_start])
 
 
 def _wrapped(name: str, max_steps: int) -> tuple[Environment, PyTree]:
@@ -131,8 +132,8 @@ def _map_observation(environment: Environment, fn: Callable[[jax.Array], jax.Arr
     return environment._replace(reset=reset, step=step)
 
 
-def _hidden_goal(environment: Environment, params: PyTree, cells: jax.Array) -> Family:
+def _hidden_goal(environment: Environment, params: PyTree, cells: np.ndarray) -> Family:
     """One task for each cell; every fifth is a test task."""
     is_test = np.arange(len(cells)) % 5 == 2
-    tasks = lambda goals: Pinned(jax.tree.map(lambda leaf: jnp.stack([leaf] * len(goals)), params), {"goal": goals})
+    tasks = lambda goals: Pinned(jax.tree.map(lambda leaf: np.stack([leaf] * len(goals)), params), {"goal": goals})
     return finite_family(environment, tasks(cells[~is_test]), tasks(cells[is_test]))
