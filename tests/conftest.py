@@ -62,6 +62,16 @@ def omniglot_images(omniglot_dir, omniglot_cache):
     return load_omniglot(omniglot_dir, cache_dir=omniglot_cache)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Forget compiled programs before a process has too many: each has memory maps of its own, of which Linux gives a
+    process 65,530, and LLVM kills one that asks for more."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+
+
 _compiled = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, duration, **_: _compiled.append(event) if "backend_compile" in event else None
