@@ -264,7 +264,7 @@ def pearl(
         actor_critic, prior, infer, environment, critic_reward_fn,
         num_steps=(num_prior_steps, num_posterior_steps, num_extra_steps),
     )  # fmt: skip
-    one, act = trial(environment, num_episodes=1), _policy(actor_critic, environment, is_greedy=True)
+    live = _tester(actor_critic, prior, infer, environment, row, num_exploration_episodes)
     has_kl = encoder is not None and context == "probabilistic"
 
     def init(key: jax.Array) -> MetaState:
@@ -328,27 +328,6 @@ def pearl(
         metrics = jax.tree.map(jnp.mean, metrics | curves) | {"is_finite": is_finite}
         memory = memory._replace(opt_state=learned.opt_state, target=target)
         return MetaState(state.step + 1, learned.meta_params, memory, state.num_skipped + ~is_finite), metrics
-
-    def live(key: jax.Array, params: Params, task: PyTree, num_episodes: int) -> tuple[Gaussian, Transition]:
-        """Algorithm 2: the belief after `num_episodes` episodes, and these, `[num_episodes, H]`."""
-
-        def believe(rows: Experience, mask: jax.Array) -> Gaussian:
-            return infer(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), mask.reshape(-1))
-
-        def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
-            i, key = step
-            belief = jax.tree.map(
-                lambda unknown, known: jnp.where(i < num_exploration_episodes, unknown, known), prior, believe(*seen)
-            )
-            _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
-            new = (experience_of(transitions), transitions.mask)
-            return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
-
-        shape = (num_episodes, one.num_steps)
-        rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
-        steps = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
-        seen, transitions = jax.lax.scan(play, (rows, jnp.zeros(shape, bool)), steps)
-        return believe(*seen), transitions
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
         return AdaptedBelief(meta_params.params, *live(key, meta_params.params, task, num_episodes))
@@ -464,6 +443,38 @@ def _collector(
         return visit, rows, {"return_before": return_before, "return": return_after}
 
     return collect
+
+
+def _tester(
+    actor_critic: ActorCritic,
+    prior: Gaussian,
+    infer: Callable,
+    environment: Environment,
+    row: Experience,
+    num_exploration_episodes: int,
+) -> Callable[[jax.Array, Params, PyTree, int], tuple[Gaussian, Transition]]:
+    """Algorithm 2: (key, params, task, n) -> the belief after n episodes, and these, `[n, H]`."""
+    one, act = trial(environment, num_episodes=1), _policy(actor_critic, environment, is_greedy=True)
+
+    def live(key: jax.Array, params: Params, task: PyTree, num_episodes: int) -> tuple[Gaussian, Transition]:
+        def believe(rows: Experience, mask: jax.Array) -> Gaussian:
+            return infer(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), mask.reshape(-1))
+
+        def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
+            i, key = step
+            is_exploring = i < num_exploration_episodes
+            belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, believe(*seen))
+            _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
+            new = (experience_of(transitions), transitions.mask)
+            return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
+
+        shape = (num_episodes, one.num_steps)
+        rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
+        steps = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
+        seen, transitions = jax.lax.scan(play, (rows, jnp.zeros(shape, bool)), steps)
+        return believe(*seen), transitions
+
+    return live
 
 
 def _plan(row: Experience, num_tasks: int, capacity: int, num_rows: int, budget: int | None) -> MemoryPlan:
