@@ -123,6 +123,9 @@ class Pearl(Outer):
         )
         return pearl(family, actor_critic, encoder, context=self.context, **arguments)  # type: ignore[arg-type]
 
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * self.num_gradient_steps
+
     def train_tasks(self) -> TaskDistribution:
         """The same M tasks in every run: of a family with infinitely many, M that were drawn once."""
         train, keys = self.family().train, jax.random.split(jax.random.key(0), self.num_train_tasks)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxmeta import nn, plotting
 from jaxmeta.algorithms import rl2, rl2_agent
@@ -99,10 +98,8 @@ class RL2(Outer):
     def actor(self) -> nn.Recurrent:
         return self.recurrent(self.num_units)
 
-    def outer_optimizer(self) -> optax.GradientTransformation:
-        rate, num_updates = self.learning_rate, self.num_steps * self.num_epochs * self.num_minibatches
-        schedule = optax.cosine_decay_schedule(rate, num_updates) if self.schedule == "cosine" else rate
-        return getattr(optax, self.optimizer)(schedule)
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * self.num_epochs * self.num_minibatches
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         environment = self.family().environment
