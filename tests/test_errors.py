@@ -123,7 +123,7 @@ OF_PEARL = {
     "batch_size": count(1),
     "num_context": optional(st.one_of(count(1), st.integers(min_value=201))),
     "capacity": st.one_of(count(1), st.integers(1, 199)),
-    "memory_budget": optional(st.one_of(count(1), st.integers(1, 2 * 200 * 28))),
+    "memory_budget": optional(count(1)),
     "optimizer": transform,
     "discount": number,
     "reward_scale": number,
@@ -346,12 +346,12 @@ TABLE = {
     "rl.indexed_tasks": (rl.indexed_tasks, {"tasks": np.ones(2)}, {"tasks": unstacked}),
     "rl.replay.empty_replay": (
         rl.replay.empty_replay,
-        {"row": np.ones(2), "num_tasks": 2, "capacity": 3},
+        {"row": np.ones(2, np.float32), "num_tasks": 2, "capacity": 3},
         {"num_tasks": count(1), "capacity": count(1)},
     ),
     "rl.replay.memory_plan": (
         rl.replay.memory_plan,
-        {"row": {"x": np.ones(2)}, "num_tasks": 2, "capacity": 3, "budget": 96},
+        {"row": {"x": np.ones(2, np.float32)}, "num_tasks": 2, "capacity": 3, "budget": 48},
         {"num_tasks": count(1), "capacity": st.one_of(count(1), st.integers(min_value=4))},
     ),
     "ppo": (jaxmeta.ppo, {}, {"num_updates": count(1), "clip": number}),

@@ -185,13 +185,14 @@ def pearl(
     critic_reward_fn: Callable[[PyTree, Experience], jax.Array] | None = None,
     num_episodes: int = 3,
     num_exploration_episodes: int = 1,
+    is_greedy: bool | None = None,
 ) -> MetaLearner:
     """Probabilistic embeddings for actor-critic meta-reinforcement-learning.
 
     An `update` visits the tasks that it is given (its "return" is that of the episodes with z from the belief,
     "return_before" with z from the prior), then takes gradient steps on tasks that were ever visited. `evaluate` plays
-    K + 1 episodes of a new task with the actor's mode, and after each of the first K the belief is inferred anew from
-    all that was seen: {"return": [K + 1]}, the first under the prior.
+    K + 1 episodes of a new task, and after each of the first K the belief is inferred anew from all that was seen:
+    {"return": [K + 1]}, the first under the prior.
 
     Rakelly, Zhou, Quillen, Finn, Levine, "Efficient Off-Policy Meta-Reinforcement Learning via Probabilistic Context
     Variables" (2019), algorithms 1 and 2, https://arxiv.org/abs/1903.08254
@@ -218,6 +219,8 @@ def pearl(
         pay sparsely the authors' code learns from the dense reward, and sees the sparse one.
       num_episodes: K, episodes of context of `adapt` and `evaluate`.
       num_exploration_episodes: how many of them have z from the prior.
+      is_greedy: whether `adapt` and `evaluate` act by the actor's mode; if None, where there is no context. Beliefs
+        are learned from what actions that were sampled lead to, and the straighter ways of the mode mislead them.
 
     Returns:
       A `MetaLearner`. `adapt` gives an `AdaptedBelief`; `pearl_agent` acts by it.
@@ -264,7 +267,8 @@ def pearl(
         actor_critic, prior, infer, environment, critic_reward_fn,
         num_steps=(num_prior_steps, num_posterior_steps, num_extra_steps),
     )  # fmt: skip
-    live = _tester(actor_critic, prior, infer, environment, row, num_exploration_episodes)
+    act = _policy(actor_critic, environment, is_greedy=encoder is None if is_greedy is None else is_greedy)
+    live = _tester(act, prior, infer, environment, row, num_exploration_episodes)
     has_kl = encoder is not None and context == "probabilistic"
 
     def init(key: jax.Array) -> MetaState:
@@ -446,7 +450,7 @@ def _collector(
 
 
 def _tester(
-    actor_critic: ActorCritic,
+    act: Callable,
     prior: Gaussian,
     infer: Callable,
     environment: Environment,
@@ -454,7 +458,7 @@ def _tester(
     num_exploration_episodes: int,
 ) -> Callable[[jax.Array, Params, PyTree, int], tuple[Gaussian, Transition]]:
     """Algorithm 2: (key, params, task, n) -> the belief after n episodes, and these, `[n, H]`."""
-    one, act = trial(environment, num_episodes=1), _policy(actor_critic, environment, is_greedy=True)
+    one = trial(environment, num_episodes=1)
 
     def live(key: jax.Array, params: Params, task: PyTree, num_episodes: int) -> tuple[Gaussian, Transition]:
         def believe(rows: Experience, mask: jax.Array) -> Gaussian:
