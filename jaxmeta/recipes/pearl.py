@@ -270,8 +270,8 @@ _PEARL = "Rakelly et al. 2019, https://arxiv.org/abs/1903.08254"
 PEARL: dict[str, Recipe] = {
     "pearl-navigation": Recipe(
         lambda: Navigation(
-            num_steps=400, num_tasks=20, learning_rate=3e-3, schedule="cosine", kl_weight=0.02, discount=0.9,
-            reward_scale=10.0,
+            num_steps=400, num_tasks=10, num_gradient_steps=150, learning_rate=3e-3, schedule="cosine", kl_weight=0.02,
+            discount=0.9, reward_scale=10.0,
         ),
         "PEARL on 2D navigation",
         _PEARL,
@@ -280,7 +280,8 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-point-robot": Recipe(
         lambda: PointRobot(
-            num_steps=300, num_tasks=10, learning_rate=1e-3, num_prior_steps=100, num_posterior_steps=300,
+            num_steps=300, num_tasks=10, learning_rate=3e-3, schedule="cosine", num_prior_steps=100,
+            num_posterior_steps=300,
             num_context=None, kl_weight=0.1, discount=0.9, reward_scale=10.0, num_exploration_episodes=2,
         ),
         "PEARL on the point robot, paid only near the goal",
@@ -290,7 +291,8 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-pendulum": Recipe(
         lambda: Pendulum(
-            num_steps=150, num_tasks=5, learning_rate=1e-3, num_train_tasks=40, num_gradient_steps=200, kl_weight=0.01
+            num_steps=150, num_tasks=5, learning_rate=3e-3, schedule="cosine", num_train_tasks=40,
+            num_gradient_steps=200, kl_weight=0.01,
         ),
         "PEARL on a pendulum of unknown gravity",
         _PEARL,

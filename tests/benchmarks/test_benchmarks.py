@@ -153,6 +153,15 @@ def test_rl2_table(tmp_path):
     assert rows["RL²"]["seed"] == 0 and 1 < rows["RL²"]["total"] < 4
 
 
+@pytest.mark.slow
+def test_sample_efficiency(tmp_path):
+    rows = {row["case"]: row for row in quick(tmp_path, "sample_efficiency", "--num-points", "2")}
+    assert rows["MAML"]["steps"] == [10 * 2 * 2 * 2 * 100, 20 * 2 * 2 * 2 * 100]
+    assert rows["PEARL"]["steps"] == [10 * 2 * 200, 20 * 2 * 200]
+    assert rows["RL²"]["steps"] == [10 * 2 * 2 * 100, 20 * 2 * 2 * 100]
+    assert rows["MAML"]["times_fewer"] in (1, None)
+
+
 def test_cells_of_the_rl2_table_have_a_batch_of_the_papers_size():
     for name, cell in rl2_table.CELLS.items():
         config = cell.config
