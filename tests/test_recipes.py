@@ -101,7 +101,14 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(na
     the_schedule_ends_with_the_run(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [name for name in RL2_RECIPES if name != "rl2-maze"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "rl2-gridworld" else pytest.mark.slow)
+        for name in RL2_RECIPES
+        if name != "rl2-maze"
+    ],
+)
 def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
     found = result(name, tmp_path / name, *SMALL_RL2)
@@ -122,7 +129,14 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     assert np.all(np.isfinite(found["metrics"]["total"]["mean"]))
 
 
-@pytest.mark.parametrize("options", [("--core", "min_gru"), ("--core", "causal_transformer"), ("--algorithm", "trpo")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("--core", "min_gru"), marks=pytest.mark.slow),
+        ("--core", "causal_transformer"),
+        ("--algorithm", "trpo"),
+    ],
+)
 def test_the_options_of_rl2_train(options, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmeta.recipes.rl2.BanditRL2.pictures", lambda *_: {})  # which are those of the test above
     monkeypatch.setattr("jaxmeta.recipes.rl2.BanditRL2.references", lambda *_: {})

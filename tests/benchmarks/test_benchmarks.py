@@ -62,6 +62,7 @@ def test_a_process_grows_by_at_least_what_the_program_says():
     assert temporary <= rows[0]["process_bytes"] < 2 * temporary  # it holds the buffers, and outputs and workspaces
 
 
+@pytest.mark.slow
 def test_gradient_error(tmp_path):
     rows = quick(tmp_path, "gradient_error")
     error = {row["method"]: row["relative_error"]["median"] for row in rows}
