@@ -1,8 +1,4 @@
-"""Recipes of PEARL: off-policy, beliefs about the task, compared with the same actor-critic without one and told.
-
-They are not in `RECIPES` yet: a recipe gets there with its measured result. Until then `RECIPES.update(PEARL)`, from
-`jaxmeta.recipes`, makes `jaxmeta.__main__.main(["train", "pearl-navigation"])` find them.
-"""
+"""Recipes of PEARL: off-policy, beliefs about the task, compared with the same actor-critic without one and told."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -223,7 +219,7 @@ class Navigation(Pearl):
     def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
         tasks, played = self._played(key, meta_params, num_tasks=4)
         points, mask = (np.asarray(x)[:, :, :, None] for x in (played.next_observation, played.mask))
-        figure = plotting.trajectories(points, mask, np.asarray(tasks.goal), "four test tasks")
+        figure = plotting.trajectories(points, mask, np.asarray(tasks.goal), "four test tasks", step="episode")
         return {**super().pictures(key, meta_params), "trajectories.png": figure}
 
 
