@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 import tyro
 
-BENCHMARKS = ("throughput", "memory", "gradient_error", "compile_time", "estimators", "rl")
+BENCHMARKS = (
+    "throughput",
+    "memory",
+    "gradient_error",
+    "compile_time",
+    "estimators",
+    "rl",
+    "rl2_table",
+    "sample_efficiency",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

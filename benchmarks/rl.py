@@ -1,9 +1,9 @@
 """Environment steps per second of meta-RL: training, beside the rollout alone and beside the environment alone.
 
-The three take turns: a whole update (RL²: play, values, one epoch of gradients; ProMP: play, adapt, play, five steps
-through the inner one), as many steps played by the same policy without learning, and played at random. What is between
-them is what the network costs, and what learning does. ProMP is also timed with several seeds in one program. The limit
-is the rate of a large matrix product, which takes its turns with the rest.
+The three take turns: a whole update (RL²: play, values of a critic of half the width, one epoch of gradients; ProMP:
+play, adapt, play, five steps through the inner one), as many steps played by the same policy without learning, and
+played at random. What is between them is what the network costs, and what learning does. ProMP is also timed with
+several seeds in one program. The limit is the rate of a large matrix product, which takes its turns with the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,7 +119,10 @@ def build(case: Case) -> Built:
     trial = rl.trial(family.environment, num_episodes=case.num_episodes)
     num_steps = case.num_tasks * trial.num_steps
     num_minibatches = max(4, num_steps // _STEPS_OF_A_MINIBATCH)
-    learner = jaxmeta.rl2(family, num_episodes=case.num_episodes, actor=core, num_minibatches=num_minibatches)
+    learner = jaxmeta.rl2(
+        family, num_episodes=case.num_episodes, actor=core, critic=nn.gru(case.size // 2),
+        num_minibatches=num_minibatches,
+    )  # fmt: skip
     state = learner.init(jax.random.key(0))
     keys, tasks = _tasks(family, case.num_tasks)
 

@@ -110,7 +110,7 @@ def regression_adaptation(
 
 
 def trajectories(
-    points: np.ndarray, mask: np.ndarray, goals: np.ndarray, title: str, num_episodes: int = 4
+    points: np.ndarray, mask: np.ndarray, goals: np.ndarray, title: str, num_episodes: int = 4, step: str = "step"
 ) -> "Figure":
     """Where episodes went in the plane, for each task before and after each step of adaptation.
 
@@ -120,6 +120,7 @@ def trajectories(
       goals: of the tasks `[tasks, 2]`.
       title: the picture's title.
       num_episodes: how many are drawn.
+      step: what a step of adaptation is called.
 
     >>> figure = trajectories(np.zeros((2, 3, 9, 5, 2)), np.ones((2, 3, 9, 5), bool), np.ones((2, 2)), "maml")
     >>> len(figure.axes)
@@ -130,7 +131,7 @@ def trajectories(
         for k, (color, path, is_played) in enumerate(zip(STEPS, steps, counts, strict=False)):
             for e in range(min(num_episodes, path.shape[1])):
                 x, y = path[is_played[:, e], e].T
-                axes.plot(x, y, color=color, linewidth=1, alpha=0.8, label=None if e else after(k))
+                axes.plot(x, y, color=color, linewidth=1, alpha=0.8, label=None if e else after(k, step))
                 axes.plot(x[-1:], y[-1:], "o", color=color, markersize=3)
         axes.plot(*goal, "*", color=SHOTS, markersize=13, label="goal", zorder=5)
         axes.set_aspect("equal", adjustable="datalim")
@@ -201,13 +202,13 @@ def episode(
     return figure
 
 
-def after(num_steps: int) -> str:
+def after(num_steps: int, step: str = "step") -> str:
     """What a curve after some steps of adaptation is called.
 
-    >>> after(0), after(1)
-    ('before adaptation', 'after 1 step')
+    >>> after(0), after(1), after(2, "episode")
+    ('before adaptation', 'after 1 step', 'after 2 episodes')
     """
-    return "before adaptation" if num_steps == 0 else f"after {num_steps} step{'s' * (num_steps > 1)}"
+    return "before adaptation" if num_steps == 0 else f"after {num_steps} {step}{'s' * (num_steps > 1)}"
 
 
 def _frame(axes: "Axes", color: str) -> None:

@@ -103,6 +103,39 @@ ARMS = {"num_arms": count(1)}
 STEPS = dict.fromkeys(("reward", "value", "next_value", "terminated", "truncated"), np.zeros(3))
 
 
+PLANE = {"family": rl.families.navigation()}
+FEW = {"num_train_tasks": 2, "capacity": 200}
+NETWORKS = jaxmeta.mlp_actor_critic(PLANE["family"], latent_size=2)
+PEARL = PLANE | {"actor_critic": NETWORKS, "encoder": jaxmeta.mlp_encoder(PLANE["family"], latent_size=2)} | FEW
+off_policy_families = st.one_of(not_callable, st.just(BANDIT), st.just(BANDIT.environment))
+OF_NETWORKS = {"family": off_policy_families, "hidden": widths, "activation": not_callable}
+OF_PEARL = {
+    "family": off_policy_families,
+    "actor_critic": st.one_of(not_callable, st.just(BANDIT)),
+    "num_train_tasks": count(1),
+    "context": a_name,
+    "kl_weight": number,
+    "num_prior_steps": optional(count(1)),
+    "num_posterior_steps": optional(count(1)),
+    "num_extra_steps": count(0),
+    "num_gradient_steps": count(1),
+    "num_batch_tasks": count(1),
+    "batch_size": count(1),
+    "num_context": optional(st.one_of(count(1), st.integers(min_value=201))),
+    "capacity": st.one_of(count(1), st.integers(1, 199)),
+    "memory_budget": optional(count(1)),
+    "optimizer": transform,
+    "discount": number,
+    "reward_scale": number,
+    "temperature": optional(number),
+    "target_entropy": optional(st.one_of(junk, non_finite, booleans)),
+    "target_rate": number,
+    "critic_reward_fn": optional(not_callable),
+    "num_episodes": count(1),
+    "num_exploration_episodes": count(1),
+}
+
+
 class Stub:
     reset_env = step_env = action_space = lambda self, *args: rl.Discrete(2)
 
@@ -305,6 +338,21 @@ TABLE = {
             "num_exploration_episodes": st.one_of(count(0), st.just(2)),
             "optimizer": transform,
         },
+    ),
+    "pearl": (jaxmeta.pearl, PEARL, OF_PEARL | {"encoder": optional(st.one_of(not_callable, st.just(NETWORKS)))}),
+    "sac": (jaxmeta.sac, PLANE | {"actor_critic": jaxmeta.mlp_actor_critic(PLANE["family"])} | FEW, OF_PEARL),
+    "mlp_actor_critic": (jaxmeta.mlp_actor_critic, PLANE, OF_NETWORKS | {"latent_size": count(0)}),
+    "mlp_encoder": (jaxmeta.mlp_encoder, PLANE, OF_NETWORKS | {"latent_size": count(1)}),
+    "rl.indexed_tasks": (rl.indexed_tasks, {"tasks": np.ones(2)}, {"tasks": unstacked}),
+    "rl.replay.empty_replay": (
+        rl.replay.empty_replay,
+        {"row": np.ones(2, np.float32), "num_tasks": 2, "capacity": 3},
+        {"num_tasks": count(1), "capacity": count(1)},
+    ),
+    "rl.replay.memory_plan": (
+        rl.replay.memory_plan,
+        {"row": {"x": np.ones(2, np.float32)}, "num_tasks": 2, "capacity": 3, "budget": 48},
+        {"num_tasks": count(1), "capacity": st.one_of(count(1), st.integers(min_value=4))},
     ),
     "ppo": (jaxmeta.ppo, {}, {"num_updates": count(1), "clip": number}),
     "rl.mlp_policy": (

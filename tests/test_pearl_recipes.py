@@ -1,26 +1,27 @@
-"""PEARL's recipes, which are not in the command's list before they are measured, train as those do that are."""
+"""PEARL's recipes train beside what they are compared with, and build what they say."""
 
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxmeta import recipes
 from jaxmeta.__main__ import main
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.recipes.pearl import PEARL, told
 from jaxmeta.rl import families
+from jaxmeta.runs import _read_config, _restore
 
 SMALL = {
     "num_steps": 2, "num_tasks": 2, "num_eval_tasks": 4, "num_reference_steps": 1, "num_train_tasks": 3, "hidden": 4,
-    "num_gradient_steps": 1, "num_batch_tasks": 2, "batch_size": 2, "num_context": 4, "capacity": 200,
+    "num_gradient_steps": 2, "num_batch_tasks": 2, "batch_size": 2, "num_context": 4, "capacity": 200,
+    "schedule": "cosine",
 }  # fmt: skip
 
 
-def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path, monkeypatch):
-    monkeypatch.setitem(recipes.RECIPES, "pearl-navigation", PEARL["pearl-navigation"])
+def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path):
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["train", "pearl-navigation", "--out", str(tmp_path / "run"), *options]) == 0
     found = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -32,6 +33,10 @@ def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path, monkeypatch):
     assert best > max(others)
     for picture in ("trajectories", "belief", "adaptation_curve", "learning_curve"):
         assert (tmp_path / "run" / f"{picture}.png").exists()
+    _, _, config = _read_config(tmp_path / "run")
+    state = _restore(tmp_path / "run", config.build())
+    counts = {int(count) for _, count in optax.tree.get_all_with_path(state.opt_state.opt_state, "count")}
+    assert counts == {2 * 2} == {config.num_optimizer_steps()}  # or the cosine ends before the run, or after it
 
 
 @pytest.mark.parametrize("name", PEARL)

@@ -185,13 +185,14 @@ def pearl(
     critic_reward_fn: Callable[[PyTree, Experience], jax.Array] | None = None,
     num_episodes: int = 3,
     num_exploration_episodes: int = 1,
+    is_greedy: bool | None = None,
 ) -> MetaLearner:
     """Probabilistic embeddings for actor-critic meta-reinforcement-learning.
 
     An `update` visits the tasks that it is given (its "return" is that of the episodes with z from the belief,
     "return_before" with z from the prior), then takes gradient steps on tasks that were ever visited. `evaluate` plays
-    K + 1 episodes of a new task with the actor's mode, and after each of the first K the belief is inferred anew from
-    all that was seen: {"return": [K + 1]}, the first under the prior.
+    K + 1 episodes of a new task, and after each of the first K the belief is inferred anew from all that was seen:
+    {"return": [K + 1]}, the first under the prior.
 
     Rakelly, Zhou, Quillen, Finn, Levine, "Efficient Off-Policy Meta-Reinforcement Learning via Probabilistic Context
     Variables" (2019), algorithms 1 and 2, https://arxiv.org/abs/1903.08254
@@ -218,6 +219,8 @@ def pearl(
         pay sparsely the authors' code learns from the dense reward, and sees the sparse one.
       num_episodes: K, episodes of context of `adapt` and `evaluate`.
       num_exploration_episodes: how many of them have z from the prior.
+      is_greedy: whether `adapt` and `evaluate` act by the actor's mode; if None, where there is no context. Beliefs
+        are learned from what actions that were sampled lead to, and the straighter ways of the mode mislead them.
 
     Returns:
       A `MetaLearner`. `adapt` gives an `AdaptedBelief`; `pearl_agent` acts by it.
@@ -264,7 +267,8 @@ def pearl(
         actor_critic, prior, infer, environment, critic_reward_fn,
         num_steps=(num_prior_steps, num_posterior_steps, num_extra_steps),
     )  # fmt: skip
-    one, act = trial(environment, num_episodes=1), _policy(actor_critic, environment, is_greedy=True)
+    act = _policy(actor_critic, environment, is_greedy=encoder is None if is_greedy is None else is_greedy)
+    live = _tester(act, prior, infer, environment, row, num_exploration_episodes)
     has_kl = encoder is not None and context == "probabilistic"
 
     def init(key: jax.Array) -> MetaState:
@@ -328,27 +332,6 @@ def pearl(
         metrics = jax.tree.map(jnp.mean, metrics | curves) | {"is_finite": is_finite}
         memory = memory._replace(opt_state=learned.opt_state, target=target)
         return MetaState(state.step + 1, learned.meta_params, memory, state.num_skipped + ~is_finite), metrics
-
-    def live(key: jax.Array, params: Params, task: PyTree, num_episodes: int) -> tuple[Gaussian, Transition]:
-        """Algorithm 2: the belief after `num_episodes` episodes, and these, `[num_episodes, H]`."""
-
-        def believe(rows: Experience, mask: jax.Array) -> Gaussian:
-            return infer(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), mask.reshape(-1))
-
-        def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
-            i, key = step
-            belief = jax.tree.map(
-                lambda unknown, known: jnp.where(i < num_exploration_episodes, unknown, known), prior, believe(*seen)
-            )
-            _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
-            new = (experience_of(transitions), transitions.mask)
-            return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
-
-        shape = (num_episodes, one.num_steps)
-        rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
-        steps = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
-        seen, transitions = jax.lax.scan(play, (rows, jnp.zeros(shape, bool)), steps)
-        return believe(*seen), transitions
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
         return AdaptedBelief(meta_params.params, *live(key, meta_params.params, task, num_episodes))
@@ -464,6 +447,38 @@ def _collector(
         return visit, rows, {"return_before": return_before, "return": return_after}
 
     return collect
+
+
+def _tester(
+    act: Callable,
+    prior: Gaussian,
+    infer: Callable,
+    environment: Environment,
+    row: Experience,
+    num_exploration_episodes: int,
+) -> Callable[[jax.Array, Params, PyTree, int], tuple[Gaussian, Transition]]:
+    """Algorithm 2: (key, params, task, n) -> the belief after n episodes, and these, `[n, H]`."""
+    one = trial(environment, num_episodes=1)
+
+    def live(key: jax.Array, params: Params, task: PyTree, num_episodes: int) -> tuple[Gaussian, Transition]:
+        def believe(rows: Experience, mask: jax.Array) -> Gaussian:
+            return infer(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), mask.reshape(-1))
+
+        def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
+            i, key = step
+            is_exploring = i < num_exploration_episodes
+            belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, believe(*seen))
+            _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
+            new = (experience_of(transitions), transitions.mask)
+            return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
+
+        shape = (num_episodes, one.num_steps)
+        rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
+        steps = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
+        seen, transitions = jax.lax.scan(play, (rows, jnp.zeros(shape, bool)), steps)
+        return believe(*seen), transitions
+
+    return live
 
 
 def _plan(row: Experience, num_tasks: int, capacity: int, num_rows: int, budget: int | None) -> MemoryPlan:

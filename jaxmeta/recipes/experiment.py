@@ -70,9 +70,13 @@ class Outer:
         check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
         check_number("learning_rate", self.learning_rate)
 
+    def num_optimizer_steps(self) -> int:
+        """Of the whole run: what a schedule of the learning rate counts."""
+        return self.num_steps
+
     def outer_optimizer(self) -> optax.GradientTransformation:
-        rate = self.learning_rate
-        schedule = optax.cosine_decay_schedule(rate, self.num_steps) if self.schedule == "cosine" else rate
+        rate, num_steps = self.learning_rate, self.num_optimizer_steps()
+        schedule = optax.cosine_decay_schedule(rate, num_steps) if self.schedule == "cosine" else rate
         return getattr(optax, self.optimizer)(schedule)
 
     def protocol(self) -> str:

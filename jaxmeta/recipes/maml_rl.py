@@ -109,6 +109,9 @@ class GradientRL(Outer):
             "sgd_on_head": adapt.adapt_only(sgd, "head"),
         }[self.inner_optimizer]
 
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * (self.num_updates if self.outer == "ppo" else 1)
+
     def _outer(self) -> OuterUpdate:
         return {
             "trpo": lambda: trpo(max_kl=self.max_kl),

@@ -1,8 +1,4 @@
-"""Recipes of PEARL: off-policy, beliefs about the task, compared with the same actor-critic without one and told.
-
-They are not in `RECIPES` yet: a recipe gets there with its measured result. Until then `RECIPES.update(PEARL)`, from
-`jaxmeta.recipes`, makes `jaxmeta.__main__.main(["train", "pearl-navigation"])` find them.
-"""
+"""Recipes of PEARL: off-policy, beliefs about the task, compared with the same actor-critic without one and told."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,6 +119,9 @@ class Pearl(Outer):
         )
         return pearl(family, actor_critic, encoder, context=self.context, **arguments)  # type: ignore[arg-type]
 
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * self.num_gradient_steps
+
     def train_tasks(self) -> TaskDistribution:
         """The same M tasks in every run: of a family with infinitely many, M that were drawn once."""
         train, keys = self.family().train, jax.random.split(jax.random.key(0), self.num_train_tasks)
@@ -220,7 +219,7 @@ class Navigation(Pearl):
     def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
         tasks, played = self._played(key, meta_params, num_tasks=4)
         points, mask = (np.asarray(x)[:, :, :, None] for x in (played.next_observation, played.mask))
-        figure = plotting.trajectories(points, mask, np.asarray(tasks.goal), "four test tasks")
+        figure = plotting.trajectories(points, mask, np.asarray(tasks.goal), "four test tasks", step="episode")
         return {**super().pictures(key, meta_params), "trajectories.png": figure}
 
 
@@ -267,8 +266,8 @@ _PEARL = "Rakelly et al. 2019, https://arxiv.org/abs/1903.08254"
 PEARL: dict[str, Recipe] = {
     "pearl-navigation": Recipe(
         lambda: Navigation(
-            num_steps=400, num_tasks=20, learning_rate=3e-3, schedule="cosine", kl_weight=0.02, discount=0.9,
-            reward_scale=10.0,
+            num_steps=400, num_tasks=10, num_gradient_steps=150, learning_rate=3e-3, schedule="cosine", kl_weight=0.02,
+            discount=0.9, reward_scale=10.0,
         ),
         "PEARL on 2D navigation",
         _PEARL,
@@ -277,7 +276,8 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-point-robot": Recipe(
         lambda: PointRobot(
-            num_steps=300, num_tasks=10, learning_rate=1e-3, num_prior_steps=100, num_posterior_steps=300,
+            num_steps=300, num_tasks=10, learning_rate=3e-3, schedule="cosine", num_prior_steps=100,
+            num_posterior_steps=300,
             num_context=None, kl_weight=0.1, discount=0.9, reward_scale=10.0, num_exploration_episodes=2,
         ),
         "PEARL on the point robot, paid only near the goal",
@@ -287,7 +287,8 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-pendulum": Recipe(
         lambda: Pendulum(
-            num_steps=150, num_tasks=5, learning_rate=1e-3, num_train_tasks=40, num_gradient_steps=200, kl_weight=0.01
+            num_steps=150, num_tasks=5, learning_rate=3e-3, schedule="cosine", num_train_tasks=40,
+            num_gradient_steps=200, kl_weight=0.01,
         ),
         "PEARL on a pendulum of unknown gravity",
         _PEARL,

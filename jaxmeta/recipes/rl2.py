@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxmeta import nn, plotting
 from jaxmeta.algorithms import rl2, rl2_agent
@@ -43,7 +42,9 @@ class RL2(Outer):
     core: Literal["gru", "lstm", "min_gru", "causal_transformer"] = "gru"
     """The recurrent network, of the actor and of the critic."""
     num_units: int = 64
-    """Its width."""
+    """The actor's width."""
+    num_critic_units: int = 32
+    """The critic's, which costs as much as the actor where it is as wide."""
     algorithm: Literal["ppo", "trpo"] = "ppo"
     """How the actor learns from the trials."""
     max_kl: float = 0.01
@@ -77,6 +78,7 @@ class RL2(Outer):
         super().__post_init__()
         check_integer("num_episodes", self.num_episodes, minimum=1)
         check_integer("num_units", self.num_units, minimum=1)
+        check_integer("num_critic_units", self.num_critic_units, minimum=1)
         check_number("max_grad_norm", self.max_grad_norm, minimum=1e-12)
 
     def family(self) -> Family:
@@ -86,17 +88,18 @@ class RL2(Outer):
         """Agents, or (task) -> agent for one that is told the task."""
         return {"random": oracles.random_policy(self.family().environment.action_space)}
 
-    def recurrent(self) -> nn.Recurrent:
+    def recurrent(self, num_units: int) -> nn.Recurrent:
         if self.core == "causal_transformer":
             # As long as the longest trial there is a picture of.
             num_steps = 2 * self.num_episodes * self.family().environment.max_steps
-            return nn.causal_transformer(num_steps, num_units=self.num_units)
-        return {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru}[self.core](self.num_units)
+            return nn.causal_transformer(num_steps, num_units=num_units)
+        return {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru}[self.core](num_units)
 
-    def outer_optimizer(self) -> optax.GradientTransformation:
-        rate, num_updates = self.learning_rate, self.num_steps * self.num_epochs * self.num_minibatches
-        schedule = optax.cosine_decay_schedule(rate, num_updates) if self.schedule == "cosine" else rate
-        return getattr(optax, self.optimizer)(schedule)
+    def actor(self) -> nn.Recurrent:
+        return self.recurrent(self.num_units)
+
+    def num_optimizer_steps(self) -> int:
+        return self.num_steps * self.num_epochs * self.num_minibatches
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         environment = self.family().environment
@@ -109,7 +112,8 @@ class RL2(Outer):
     def build(self) -> Experiment:
         family = self.family()
         learner = rl2(
-            family, num_episodes=self.num_episodes, actor=self.recurrent(), algorithm=self.algorithm,
+            family, num_episodes=self.num_episodes, actor=self.actor(),
+            critic=self.recurrent(self.num_critic_units), algorithm=self.algorithm,
             discount=self.discount, lambda_=self.gae_lambda, num_epochs=self.num_epochs,
             num_minibatches=self.num_minibatches, clip=self.clip, value_weight=self.value_weight,
             entropy_weight=self.entropy_weight, max_kl=self.max_kl, max_grad_norm=self.max_grad_norm,
@@ -124,14 +128,15 @@ class RL2(Outer):
     def protocol(self) -> str:
         return (
             f"{super().protocol()}; a trial of {self.num_episodes} episodes each, {self.algorithm}, {self.core} of "
-            f"{self.num_units} units; {self.num_epochs} epochs of {self.num_minibatches} minibatches, γ "
-            f"{self.discount:g}, λ {self.gae_lambda:g}, entropy {self.entropy_weight:g}"
+            f"{self.num_units} units (critic {self.num_critic_units}); {self.num_epochs} epochs of "
+            f"{self.num_minibatches} minibatches, γ {self.discount:g}, λ {self.gae_lambda:g}, "
+            f"entropy {self.entropy_weight:g}"
         )
 
     def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
         """Returns by episode, in trials of twice the length that was trained for."""
         num_episodes = 2 * self.num_episodes
-        agents = {"RL²": rl2_agent(self.family(), self.recurrent(), meta_params)} | self._longer_oracles()
+        agents = {"RL²": rl2_agent(self.family(), self.actor(), meta_params)} | self._longer_oracles()
         returns = lambda task, transitions: episode_returns(transitions, num_episodes)
         curves = _play(key, self.family(), agents, num_episodes, returns)
         title = f"trained for {self.num_episodes} episodes, {_PICTURE_TASKS:,} test tasks"
@@ -210,7 +215,7 @@ class BanditRL2(RL2):
         regret = lambda task, transitions: jnp.cumsum(jnp.max(task.means) - task.means[transitions.action])
         for file, num_pulls in {"regret.png": self.num_pulls, "longer.png": 2 * self.num_pulls}.items():
             family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
-            agents = {"RL²": rl2_agent(family, self.recurrent(), meta_params)} | self.oracles(num_pulls)
+            agents = {"RL²": rl2_agent(family, self.actor(), meta_params)} | self.oracles(num_pulls)
             curves = _play(key, family, agents, 1, regret)
             title = f"{self.num_arms} arms, trained for {self.num_pulls} pulls, {_PICTURE_TASKS:,} test tasks"
             pictures[file] = plotting.lines(curves, "pull", "regret", title, highlight="RL²")

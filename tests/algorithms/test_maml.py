@@ -289,7 +289,7 @@ def test_dropout_draws_anew_at_each_step_and_task_and_judges_without():
     arguments = {"inner_optimizer": adapt.sgd(1.0), "num_steps": 5, "stochastic": True}
     learner = jaxmeta.maml(lambda key: jnp.zeros(()), noisy_loss, **arguments)
     state, tasks = learner.init(jax.random.key(0)), make_tasks()
-    adapt_all = jax.vmap(learner.adapt, (0, None, 0))
+    adapt_all = jax.jit(jax.vmap(learner.adapt, (0, None, 0)))
     ends = [adapt_all(jax.random.split(jax.random.key(seed), N), state.meta_params, tasks) for seed in range(100)]
     ends = np.concatenate(ends)
     assert len(np.unique(ends)) == 400

@@ -262,7 +262,7 @@ def test_evaluation_is_algorithm_2():
     networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
     learner = pearl(
         family, *networks, **SMALL, num_train_tasks=3, context="deterministic", num_episodes=3,
-        num_exploration_episodes=2,
+        num_exploration_episodes=2, is_greedy=True,
     )  # fmt: skip
     meta_params = jax.jit(learner.init)(jax.random.key(3)).meta_params
     params = jax.tree.map(lambda x: 3 * x, meta_params.params)  # far from 0, where all that follows is alike
@@ -285,6 +285,15 @@ def test_evaluation_is_algorithm_2():
         found = evaluate(jax.random.key(0), meta_params._replace(params=params), task)
         np.testing.assert_allclose(found["return"], returns, rtol=1e-5)
         assert returns[0] == returns[1] != returns[2] != returns[3]
+
+
+def test_actions_are_sampled_at_test_where_a_belief_is_made_of_them():
+    """As in meta-training: `test_without_an_encoder_there_is_no_context` has the mode instead."""
+    learner = small(paid_for_actions(max_steps=5), num_episodes=1)
+    meta_params = learner.init(jax.random.key(0)).meta_params
+    adapted = jax.jit(jax.vmap(learner.adapt, (0, None, None)))
+    actions = adapted(jax.random.split(jax.random.key(1), 3), meta_params, jnp.float32(0.5)).transitions.extras
+    assert np.all(np.ptp(actions, axis=0) > 0)
 
 
 def test_an_adapted_belief_acts_with_a_new_z_in_each_episode():

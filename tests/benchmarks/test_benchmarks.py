@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import compile_time, gradient_error, memory
+from benchmarks import compile_time, gradient_error, memory, rl2_table
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import UnknownCase, choose
 from benchmarks.report import write_report
@@ -62,6 +62,7 @@ def test_a_process_grows_by_at_least_what_the_program_says():
     assert temporary <= rows[0]["process_bytes"] < 2 * temporary  # it holds the buffers, and outputs and workspaces
 
 
+@pytest.mark.slow
 def test_gradient_error(tmp_path):
     rows = quick(tmp_path, "gradient_error")
     error = {row["method"]: row["relative_error"]["median"] for row in rows}
@@ -144,3 +145,27 @@ def test_rl(tmp_path):
         assert training["steps_per_second"] < rollout["steps_per_second"] and 0 < training["share_of_rollout"] < 1
     seeds = of("tinygradient-")["training, 4 seeds together"]
     assert seeds["flops"] == 4 * of("tinygradient-")["training"]["flops"]
+
+
+def test_rl2_table(tmp_path):
+    rows = {row["contender"]: row for row in quick(tmp_path, "rl2_table")}
+    assert list(rows) == ["Gittins", "Thompson", "UCB1, tuned", "random", "RL²"]
+    assert rows["random"]["total"] < rows["Thompson"]["total"] < rows["Gittins"]["total"] < 4
+    assert rows["RL²"]["seed"] == 0 and 1 < rows["RL²"]["total"] < 4
+
+
+@pytest.mark.slow
+def test_sample_efficiency(tmp_path):
+    rows = {row["case"]: row for row in quick(tmp_path, "sample_efficiency", "--num-points", "2")}
+    assert rows["MAML"]["steps"] == [10 * 2 * 2 * 2 * 100, 20 * 2 * 2 * 2 * 100]
+    assert rows["PEARL"]["steps"] == [10 * 2 * 200, 20 * 2 * 200]
+    assert rows["RL²"]["steps"] == [10 * 2 * 2 * 100, 20 * 2 * 2 * 100]
+    assert rows["MAML"]["times_fewer"] in (1, None)
+
+
+def test_cells_of_the_rl2_table_have_a_batch_of_the_papers_size():
+    for name, cell in rl2_table.CELLS.items():
+        config = cell.config
+        num_steps = config.num_tasks * config.num_episodes * config.family().environment.max_steps
+        assert name == "tiny" or 200_000 < num_steps <= 250_000
+        assert config.num_tasks % config.num_minibatches == 0
