@@ -10,6 +10,7 @@ import pytest
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
+from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl2 import RL2_RECIPES
 from jaxmeta.runs import _read_config, _restore
 from jaxmeta.tasks import polynomial_optimum
@@ -59,8 +60,8 @@ def test_regression_recipes_train(name, tmp_path):
     "options",
     [
         ("--inner-optimizer", "lslr", "--num-annealing-steps", "2"),
-        ("--meta-gradient", "implicit", "--proximal-strength", "2"),
-        ("--meta-gradient", "mixed_mode", "--microbatch", "1"),
+        pytest.param(("--meta-gradient", "implicit", "--proximal-strength", "2"), marks=pytest.mark.slow),
+        pytest.param(("--meta-gradient", "mixed_mode", "--microbatch", "1"), marks=pytest.mark.slow),
     ],
     ids=["MAML++", "iMAML", "mixed mode"],
 )
@@ -173,6 +174,7 @@ def test_fields_of_an_inner_loop_are_where_there_is_one(name):
     fields = {field.name for field in dataclasses.fields(RECIPES[name].config())}
     of_a_loop = {"meta_gradient", "inner_optimizer", "inner_learning_rate", "num_inner_steps", "num_eval_steps"}
     expected = set() if name in CLOSED_FORM or name in RL2_RECIPES else of_a_loop
+    expected = {"num_eval_steps"} if name in PEARL else expected  # episodes of context
     assert fields & of_a_loop == (expected - {"meta_gradient"} if name in MAML_RL else expected)
 
 

@@ -87,6 +87,7 @@ def test_sine_and_cosine_of_known_vectors():
     assert gradient_error.relative_distance(a, b) == pytest.approx(np.sqrt(5 / 2))
 
 
+@pytest.mark.slow
 def test_compile_time(tmp_path):
     rows = quick(tmp_path, "compile_time")
     assert {row["method"] for row in rows} == set(compile_time.METHODS)
@@ -135,6 +136,7 @@ def test_cases_are_chosen_by_name_family_or_star():
         choose("conv4,mlp-t8-k2", table)
 
 
+@pytest.mark.slow
 def test_rl(tmp_path):
     rows = quick(tmp_path, "rl")
     of = lambda name: {row["contender"]: row for row in rows if row["case"].startswith(name)}
