@@ -1,8 +1,8 @@
 """The table of the RL² paper: what it collects in bandits and MDPs, beside the authors' figures and simple strategies.
 
 Each cell is meta-trained from nothing with the paper's network and batch (GRUs of 256 units, 250,000 steps an update),
-by PPO, and judged by the total reward in 1,000 test tasks. That takes an accelerator: on two CPU cores the smallest
-cell takes an hour. `--cases` trains some of the cells; each is written when it is done.
+by PPO, and judged by the total reward in 1,000 test tasks. That takes an accelerator. `--cases` trains some of the
+cells; each is written when it is done.
 
 Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning" (2016), tables 1 and 2,
 https://arxiv.org/abs/1611.02779
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import numpy as np
 
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
@@ -123,8 +122,8 @@ def measure(name: str, cell: Cell, num_seeds: int) -> list[Row]:
 
 def _total(report: Report) -> Row:
     """Of a trial: the mean over tasks, and its 95% interval."""
-    total = np.sum(report.samples["return"], axis=1)
-    return {"total": float(np.mean(total)), "ci95": float(1.96 * np.std(total, ddof=1) / len(total) ** 0.5)}
+    total = report.metrics["total"]
+    return {"total": total["mean"][0], "ci95": total["ci95"][0]}
 
 
 def _print_cell(rows: Sequence[Row]) -> None:

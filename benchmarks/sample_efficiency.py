@@ -77,6 +77,19 @@ def run(options: Options, path: Path) -> Sequence[Row]:
     for name, contender in choose(options.cases or "*", CONTENDERS).items():
         config = replace(contender.config(), **_QUICK[name]) if options.quick else contender.config()
         rows.append({"case": name, "seed": options.seed, **measure(contender, config, options)})
+        _compare(rows)
+        write_report(path, "sample_efficiency", rows, draw)  # after each: a run that is killed loses nothing
+    headings = ["", "steps in all", "return at last", "steps to MAML's level", "times fewer"]
+    keys = ("steps_to_level", "times_fewer")
+    print_table(
+        headings,
+        [[row["case"], f"{row['steps'][-1]:,}", row["return"][-1], *(row[key] for key in keys)] for row in rows],
+    )
+    return rows
+
+
+def _compare(rows: Sequence[Row]) -> None:
+    """Steps to MAML's level, and how many times fewer than MAML's; None where it was not run, or not reached."""
     level = _level(rows)
     for row in rows:
         row["steps_to_level"] = None if level is None else reached(row["steps"], row["return"], level)
@@ -84,15 +97,6 @@ def run(options: Options, path: Path) -> Sequence[Row]:
     for row in rows:
         has_both = of_maml is not None and row["steps_to_level"] is not None
         row["times_fewer"] = of_maml / row["steps_to_level"] if has_both else None
-    print("" if level is None else f"\nMAML ends at {level:.2f}")
-    headings = ["", "steps in all", "return at last", "steps to MAML's level", "times fewer"]
-    lines = [
-        [row["case"], f"{row['steps'][-1]:,}", row["return"][-1], row["steps_to_level"], row["times_fewer"]]
-        for row in rows
-    ]
-    print_table(headings, lines)
-    write_report(path, "sample_efficiency", rows, draw)
-    return rows
 
 
 def measure(contender: Contender, config: Any, options: Options) -> Row:

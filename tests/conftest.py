@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 import jax.experimental
 import jax.monitoring
+import optax
 import pytest
 
+from jaxmeta.runs import _read_config, _restore
 from jaxmeta.tasks.omniglot import load_omniglot
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `reference`, whatever pytest's import mode
@@ -60,6 +62,20 @@ def omniglot_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def omniglot_images(omniglot_dir, omniglot_cache):
     return load_omniglot(omniglot_dir, cache_dir=omniglot_cache)
+
+
+@pytest.fixture
+def schedule_ends_with_the_run():
+    """(directory of a run) -> asserts that a cosine counts the optimizer's steps, or it ends too early or never."""
+
+    def check(directory):
+        _, _, config = _read_config(directory)
+        state = _restore(directory, config.build())
+        counts = {int(count) for _, count in optax.tree.get_all_with_path(state.opt_state, "count")}
+        has_no_rate = getattr(config, "outer", None) == "trpo"
+        assert counts == (set() if has_no_rate else {config.num_optimizer_steps()})
+
+    return check
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -133,6 +133,7 @@ OF_PEARL = {
     "critic_reward_fn": optional(not_callable),
     "num_episodes": count(1),
     "num_exploration_episodes": count(1),
+    "is_greedy": optional(st.one_of(junk, non_finite)),
 }
 
 

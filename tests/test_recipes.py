@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import numpy as np
-import optax
 import pytest
 
 from jaxmeta.__main__ import main
@@ -12,7 +11,6 @@ from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
 from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl2 import RL2_RECIPES
-from jaxmeta.runs import _read_config, _restore
 from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot"]
@@ -37,15 +35,6 @@ BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714}
 def result(name, directory, *arguments):
     assert main(["train", name, "--out", str(directory), *arguments]) == 0
     return json.loads((directory / "result.json").read_text())
-
-
-def the_schedule_ends_with_the_run(directory):
-    """A cosine that counts other steps than the optimizer's falls too early, or not at all."""
-    _, _, config = _read_config(directory)
-    state = _restore(directory, config.build())
-    counts = {int(count) for _, count in optax.tree.get_all_with_path(state.opt_state, "count")}
-    has_no_rate = getattr(config, "outer", None) == "trpo"
-    assert counts == (set() if has_no_rate else {config.num_optimizer_steps()})
 
 
 @pytest.mark.parametrize("name", REGRESSION)
@@ -88,7 +77,9 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "promp-corners" else pytest.mark.slow) for name in MAML_RL]
 )
-def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(name, tmp_path):
+def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
+    name, tmp_path, schedule_ends_with_the_run
+):
     found = result(name, tmp_path / name, *SMALL_RL, "--schedule", "cosine")
     config = RECIPES[name].config()
     assert len(found["metrics"]["return"]["mean"]) == config.num_eval_steps + 1
@@ -99,7 +90,7 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(na
     best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
     assert best > found["references"]["random"]["return"]["mean"][0]
     assert (tmp_path / name / "adaptation_curve.png").exists()
-    the_schedule_ends_with_the_run(tmp_path / name)
+    schedule_ends_with_the_run(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +129,12 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
         ("--algorithm", "trpo"),
     ],
 )
-def test_the_options_of_rl2_train(options, tmp_path, monkeypatch):
+def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_with_the_run):
     monkeypatch.setattr("jaxmeta.recipes.rl2.BanditRL2.pictures", lambda *_: {})  # which are those of the test above
     monkeypatch.setattr("jaxmeta.recipes.rl2.BanditRL2.references", lambda *_: {})
     found = result("rl2-bandit", tmp_path / "run", *SMALL_RL2, "--num-arms", "2", "--num-pulls", "3", *options)
     assert 0 <= found["metrics"]["total"]["mean"][0] <= 3
-    the_schedule_ends_with_the_run(tmp_path / "run")
+    schedule_ends_with_the_run(tmp_path / "run")
 
 
 def test_a_bandits_budget_is_chosen_by_its_arms_and_pulls():

@@ -253,6 +253,8 @@ def pearl(
         check_integer(name, count, minimum=1)
     check_integer("num_extra_steps", num_extra_steps, minimum=0)
     check_number("kl_weight", kl_weight)
+    if not isinstance(is_greedy, bool | None):
+        raise ValueError(f"is_greedy must be True, False or None, got {is_greedy!r}")
     check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(3e-4)")
     num_visited = num_prior_steps + num_posterior_steps
     num_context = num_visited if num_context is None else num_context

@@ -160,10 +160,19 @@ def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimato
     assert_close(metrics["return"], mean_return, rtol=1e-9)
 
 
-def test_other_ways_to_the_same_gradient(x64):
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"meta_gradient": adapt.mixed_mode(), "microbatch": 1},
+        pytest.param({"meta_gradient": adapt.mixed_mode()}, marks=pytest.mark.slow),
+        pytest.param({"microbatch": 1}, marks=pytest.mark.slow),
+        pytest.param({"meta_gradient": adapt.auto()}, marks=pytest.mark.slow),
+    ],
+)
+def test_other_ways_to_the_same_gradient(x64, how):
     everything = {"exploration_weight": 1.0, "inner_kl_weight": 0.3, "inner_optimizer": adapt.meta_sgd(RATE)}
     _, expected, _ = gradient_of(learner(**everything))
-    _, found, _ = gradient_of(learner(**everything, meta_gradient=adapt.mixed_mode(), microbatch=1))
+    _, found, _ = gradient_of(learner(**everything, **how))
     assert_close(found, expected, rtol=1e-9)
 
 
@@ -276,8 +285,11 @@ def test_adapt_gives_the_policy_and_its_episodes_and_evaluate_every_step():
     assert {name: curve.shape for name, curve in curves.items()} == {"return": (4,), "right": (4,)}
 
 
-def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled):
-    found = learner()
+@pytest.mark.parametrize(
+    "arguments", [{}, pytest.param({"outer": trpo()}, marks=pytest.mark.slow)], ids=["the default", "trpo"]
+)
+def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled, arguments):
+    found = learner(**arguments)
     run = lambda key: jaxmeta.fit(key, found, FAMILY.train, num_steps=2, num_tasks=N, chunk_size=2, progress=False)
     run(jax.random.key(0))
     num_compiled()
