@@ -288,8 +288,8 @@ def test_evaluation_is_algorithm_2():
 
 
 def test_actions_are_sampled_at_test_where_a_belief_is_made_of_them():
-    """As in meta-training: `test_without_an_encoder_there_is_no_context` has the mode instead."""
-    learner = small(paid_for_actions(max_steps=5), num_episodes=1)
+    """As in meta-training; all else is determined. `test_without_an_encoder_there_is_no_context` has the mode."""
+    learner = small(paid_for_actions(max_steps=5), num_episodes=1, context="deterministic")
     meta_params = learner.init(jax.random.key(0)).meta_params
     adapted = jax.jit(jax.vmap(learner.adapt, (0, None, None)))
     actions = adapted(jax.random.split(jax.random.key(1), 3), meta_params, jnp.float32(0.5)).transitions.extras
