@@ -1,9 +1,10 @@
 """Environment steps per second of meta-RL: training, beside the rollout alone and beside the environment alone.
 
 The three take turns: a whole update (RL²: play, values of a critic of half the width, one epoch of gradients; ProMP:
-play, adapt, play, five steps through the inner one), as many steps played by the same policy without learning, and
-played at random. What is between them is what the network costs, and what learning does. ProMP is also timed with
-several seeds in one program. The limit is the rate of a large matrix product, which takes its turns with the rest.
+play, adapt, play, five steps through the inner one; PEARL: play under the prior and under the belief, gradient steps on
+what buffers hold), as many steps played by the same policy without learning, and played at random. What is between them
+is what the network costs, and what learning does. ProMP is also timed with several seeds in one program. The limit is
+the rate of a large matrix product, which takes its turns with the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ from benchmarks.options import choose
 from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta import nn, rl
+from jaxmeta.algorithms.pearl import AdaptedBelief
 from jaxmeta.rl import families, oracles
+from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.types import PyTree
 
 if TYPE_CHECKING:
@@ -58,11 +61,21 @@ class GradientCase(NamedTuple):
     size: int
 
 
-SIZES = {Case: "width of the GRU", GradientCase: "episodes of a step"}
+class BeliefCase(NamedTuple):
+    """PEARL, with the networks and batches of its recipe: a family, N tasks visited, and gradient steps of an update."""
+
+    family: Callable[[], rl.Family]
+    num_tasks: int
+    size: int
 
 
-def cases() -> dict[str, Case | GradientCase]:
-    """`family-nN-hH`: N swept at a width of 64, and the width at N = 1,024. `family-nN-eE`: the same for episodes."""
+AnyCase: TypeAlias = Case | GradientCase | BeliefCase
+SIZES = {Case: "width of the GRU", GradientCase: "episodes of a step", BeliefCase: "gradient steps of an update"}
+
+
+def cases() -> dict[str, AnyCase]:
+    """`family-nN-hH`: N swept at a width of 64, and the width at N = 1,024. `family-nN-eE`: the same for episodes, and
+    `pearl-nN-gG` for gradient steps."""
     of: dict[str, tuple[Callable[[], rl.Family], int]] = {
         "bandit": (partial(families.bernoulli_bandit, num_arms=5, num_pulls=10), 1),
         "mdp": (families.tabular_mdp, 10),
@@ -71,16 +84,21 @@ def cases() -> dict[str, Case | GradientCase]:
     recurrent = {f"{name}-n{n}-h{h}": Case(*what, n, h) for name, what in of.items() for n, h in sizes}
     episodes = [(10, 20), (20, 20), (40, 20), (20, 5), (20, 80)]
     gradient = {f"navigation-n{n}-e{e}": GradientCase(families.navigation, n, e) for n, e in episodes}
+    steps = [(5, 100), (10, 100), (20, 100), (10, 30), (10, 300)]
+    belief = {f"pearl-n{n}-g{g}": BeliefCase(families.navigation, n, g) for n, g in steps}
     small = partial(families.bernoulli_bandit, num_arms=2, num_pulls=4)
-    tiny: dict[str, Case | GradientCase] = {
+    tiny: dict[str, AnyCase] = {
         "tiny-n32-h8": Case(small, 1, 32, 8),
         "tinygradient-n4-e2": GradientCase(small, 4, 2),
+        "tinybelief-n2-g2": BeliefCase(families.pendulum, 2, 2),
     }
-    return {**recurrent, **gradient, **tiny}
+    return {**recurrent, **gradient, **belief, **tiny}
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:
-    chosen = choose(options.cases or ("tiny,tinygradient" if options.quick else "bandit,mdp,navigation"), cases())
+    chosen = choose(
+        options.cases or ("tiny,tinygradient,tinybelief" if options.quick else "bandit,mdp,navigation,pearl"), cases()
+    )
     rows: list[Row] = []
     for name, case in chosen.items():
         rows += measure(name, case, 3 if options.quick else options.num_rounds)
@@ -89,8 +107,9 @@ def run(options: Options, path: Path) -> Sequence[Row]:
     return rows
 
 
-def measure(name: str, case: Case | GradientCase, num_rounds: int) -> list[Row]:
-    programs, flops, num_steps = build(case) if isinstance(case, Case) else build_gradient(case)
+def measure(name: str, case: AnyCase, num_rounds: int) -> list[Row]:
+    builders: dict[type, Callable] = {Case: build, GradientCase: build_gradient, BeliefCase: build_belief}
+    programs, flops, num_steps = builders[type(case)](case)
     product = matrix_product()
     times = {
         who: summary(samples)
@@ -98,7 +117,7 @@ def measure(name: str, case: Case | GradientCase, num_rounds: int) -> list[Row]:
     }
     rate = product.flops / times[_PRODUCT]["median"]
     at = {"case": name, "num_tasks": case.num_tasks, "size": case.size, "swept": SIZES[type(case)]}
-    return [
+    rows = [
         {
             **at, "contender": who, "flops": flops[who],
             "steps_per_second": num_steps[who] / times[who]["median"],
@@ -107,7 +126,10 @@ def measure(name: str, case: Case | GradientCase, num_rounds: int) -> list[Row]:
             "fraction_of_matrix_product_rate": flops[who] / times[who]["median"] / rate, **times[who],
         }
         for who in programs
-    ] + [{**at, "contender": _PRODUCT, "flops": product.flops, **times[_PRODUCT]}]  # fmt: skip
+    ]  # fmt: skip
+    if isinstance(case, BeliefCase):
+        rows[0]["updates_per_second"] = case.size / times[_TRAINING]["median"]
+    return [*rows, {**at, "contender": _PRODUCT, "flops": product.flops, **times[_PRODUCT]}]
 
 
 Built: TypeAlias = tuple[dict[str, Program], dict[str, int], dict[str, int]]
@@ -179,6 +201,37 @@ def build_gradient(case: GradientCase) -> Built:
     return _built(functions, dict.fromkeys(functions, num_steps) | {_SEEDS: _NUM_SEEDS * num_steps})
 
 
+def build_belief(case: BeliefCase) -> Built:
+    """The same for PEARL, which plays an episode under the prior, and one under the belief."""
+    family = case.family()
+    networks = jaxmeta.mlp_actor_critic(family, latent_size=5, hidden=(64, 64))
+    encoder = jaxmeta.mlp_encoder(family, latent_size=5)
+    learner = jaxmeta.pearl(
+        family, networks, encoder, num_train_tasks=100, num_gradient_steps=case.size, num_batch_tasks=16, batch_size=32
+    )
+    state = learner.init(jax.random.key(0))
+    keys, tasks = _tasks(family, case.num_tasks)
+    indexed = rl.IndexedTask(jax.nn.one_hot(jnp.arange(case.num_tasks), 100, dtype=bool), tasks)
+    trial = rl.trial(family.environment, num_episodes=2)
+    belief = Gaussian(jnp.zeros(5), jnp.zeros(5))
+
+    def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
+        transitions = jax.vmap(lambda key, task: rl.rollout(key, trial, *agent, task)[1])(keys, tasks)
+        return transitions.reward, transitions.extras
+
+    def act(state: PyTree, *args) -> PyTree:
+        adapted = AdaptedBelief(state.meta_params.params, belief, None)
+        return play(jaxmeta.pearl_agent(family, networks, adapted), *args)
+
+    at_random = oracles.random_policy(family.environment.action_space)
+    functions = {
+        _TRAINING: (learner.update, (jax.random.key(2), state, indexed)),
+        _ROLLOUT: (act, (state, keys, tasks)),
+        _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
+    }
+    return _built(functions, dict.fromkeys(functions, case.num_tasks * trial.num_steps))
+
+
 def _tasks(family: rl.Family, num_tasks: int) -> tuple[jax.Array, PyTree]:
     keys = jax.random.split(jax.random.key(1), num_tasks)
     return keys, jax.vmap(family.train.sample, (0, None))(keys, family.train.data)
@@ -203,13 +256,15 @@ def _print_case(rows: Sequence[Row]) -> None:
             for row in rows if row["contender"] != _PRODUCT
         ],
     )  # fmt: skip
+    if "updates_per_second" in rows[0]:
+        print(f"{rows[0]['updates_per_second']:,.0f} gradient steps per second in training")
 
 
 def draw(rows: Sequence[Row], device: str) -> "Figure":
     """A row of panels for each family: steps per second against N, and against the GRU's width or the episodes."""
     timed = [row for row in rows if "steps_per_second" in row]
     names = list(dict.fromkeys(row["case"].split("-")[0] for row in timed))
-    figure, axes = panels(len(names), 2, f"RL² (bandit, mdp) and ProMP (navigation), float32, on {device}")
+    figure, axes = panels(len(names), 2, f"RL² (bandit, mdp), ProMP (navigation) and PEARL, float32, on {device}")
     for panels_of_name, name in zip(axes, names, strict=True):
         of_name = [row for row in timed if row["case"].startswith(f"{name}-")]
         sweeps = {"num_tasks": ("size", "tasks"), "size": ("num_tasks", of_name[0]["swept"])}

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, ImportError) as error:  # the last where a recipe needs an extra
         return _fail(str(error), status=1)
     except KeyboardInterrupt:
         return _fail("stopped; what was saved is kept, go on with --resume and --out DIR", status=130)

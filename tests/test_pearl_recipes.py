@@ -1,6 +1,7 @@
 """PEARL's recipes train beside what they are compared with, and build what they say."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path, schedule_ends
 
 @pytest.mark.parametrize("name", PEARL)
 def test_a_recipe_builds_and_its_training_tasks_fit_its_learner(name):
+    if name == "pearl-cheetah-vel":
+        pytest.importorskip("brax", reason="needs the extra brax")
     experiment = PEARL[name].config().build()
     state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
     sample = jax.vmap(experiment.train_tasks.sample, (0, None))
@@ -43,6 +46,12 @@ def test_a_recipe_builds_and_its_training_tasks_fit_its_learner(name):
     after, _ = jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert PEARL[name].minutes and experiment.protocol
+
+
+def test_a_recipe_that_needs_an_extra_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "brax", None)
+    assert main(["train", "pearl-cheetah-vel", "--out", str(tmp_path / "run")]) == 1
+    assert "pip install 'jaxmeta[brax]'" in capsys.readouterr().err
 
 
 def test_the_point_robots_critics_learn_from_the_dense_reward():

@@ -261,6 +261,20 @@ class Pendulum(Pearl):
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheetahVelocity(Pearl):
+    """HalfCheetah, of brax, paid for a velocity it is not shown."""
+
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers of the actor, the critics and the encoder."""
+
+    def family(self) -> Family:
+        return families.cheetah_velocity()
+
+    def describe(self, params: PyTree) -> jax.Array:
+        return params.velocity[None]
+
+
 _PEARL = "Rakelly et al. 2019, https://arxiv.org/abs/1903.08254"
 
 PEARL: dict[str, Recipe] = {
@@ -294,5 +308,15 @@ PEARL: dict[str, Recipe] = {
         _PEARL,
         "no figure in the paper; beside no context and being told",
         20,
+    ),
+    "pearl-cheetah-vel": Recipe(
+        lambda: CheetahVelocity(
+            num_steps=200, num_tasks=10, num_gradient_steps=400, batch_size=64, learning_rate=1e-3, schedule="cosine",
+            reward_scale=5.0,
+        ),
+        "PEARL on HalfCheetah at a hidden velocity; needs pip install 'jaxmeta[brax]'",
+        _PEARL,
+        "return after context above the prior's (the paper's figures are of MuJoCo's body)",
+        60,
     ),
 }  # fmt: skip

@@ -186,7 +186,7 @@ class BanditRL2(RL2):
         check_integer("num_arms", self.num_arms, minimum=1)
         check_integer("num_pulls", self.num_pulls, minimum=1)
         is_short = self.num_pulls <= 20
-        chosen = {"num_steps": 400 if is_short else 1000, "num_tasks": 1024}
+        chosen = {"num_steps": max(400, 120 * self.num_arms) if is_short else 1000, "num_tasks": 1024}
         for field, value in chosen.items():
             if getattr(self, field) == 0:
                 object.__setattr__(self, field, value)

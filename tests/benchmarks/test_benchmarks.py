@@ -141,12 +141,14 @@ def test_rl(tmp_path):
     rows = quick(tmp_path, "rl")
     of = lambda name: {row["contender"]: row for row in rows if row["case"].startswith(name)}
     assert list(of("tiny-")) == ["training", "rollout", "environment alone", "matrix product"]
-    for name, differentiated in {"tiny-": 3, "tinygradient-": 1}.items():
+    for name, differentiated in {"tiny-": 3, "tinygradient-": 1, "tinybelief-": 1}.items():
         training, rollout, environment = (of(name)[who] for who in ("training", "rollout", "environment alone"))
         assert environment["flops"] == 0 < rollout["flops"] < training["flops"] / differentiated
         assert training["steps_per_second"] < rollout["steps_per_second"] and 0 < training["share_of_rollout"] < 1
     seeds = of("tinygradient-")["training, 4 seeds together"]
     assert seeds["flops"] == 4 * of("tinygradient-")["training"]["flops"]
+    training = of("tinybelief-")["training"]
+    assert np.isclose(training["steps_per_second"], training["updates_per_second"] / 2 * 2 * 2 * 200)
 
 
 def test_rl2_table(tmp_path):
