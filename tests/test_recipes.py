@@ -137,13 +137,6 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
     schedule_ends_with_the_run(tmp_path / "run")
 
 
-def test_a_bandits_budget_is_chosen_by_its_arms_and_pulls():
-    config = RECIPES["rl2-bandit"].config()
-    chosen = dataclasses.replace(config, num_pulls=100, num_steps=0, num_tasks=0)
-    assert chosen.num_steps > config.num_steps > 0 and chosen.num_tasks > 0
-    assert dataclasses.replace(config, num_steps=7).num_steps == 7
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_arms", "figure"), [(5, 6.55), (2, 5.97), (10, 6.55)])
 def test_rl2_comes_close_to_the_best_possible(num_arms, figure, tmp_path):

@@ -14,6 +14,7 @@ next. The hidden state begins with the trial and with nothing else.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ def rl2(
     num_minibatches: int = 8,
     clip: float = 0.2,
     value_weight: float = 0.5,
-    entropy_weight: float = 0.0,
+    entropy_weight: float | optax.Schedule = 0.0,
     max_kl: float = 0.01,
     max_grad_norm: float | None = 0.5,
     truncation: int | None = None,
@@ -86,7 +87,7 @@ def rl2(
       num_minibatches: steps of an epoch, each on its share of the trials.
       clip: ε of PPO.
       value_weight: of the squared error of the value.
-      entropy_weight: of the policy's entropy.
+      entropy_weight: of the policy's entropy; or an optax schedule of it, (step of `update`) -> weight.
       max_kl: the bound of TRPO.
       max_grad_norm: what the actor's and the critic's gradient are clipped to, each by itself: the value's may be a
         hundred times the policy's. None does not clip.
@@ -120,7 +121,8 @@ def rl2(
     for name, count in (("num_epochs", num_epochs), ("num_minibatches", num_minibatches)):
         check_integer(name, count, minimum=1)
     numbers = {"discount": discount, "lambda_": lambda_, "clip": clip, "value_weight": value_weight}
-    for name, number in (numbers | {"entropy_weight": entropy_weight}).items():
+    numbers |= {} if callable(entropy_weight) else {"entropy_weight": entropy_weight}
+    for name, number in numbers.items():
         check_number(name, number)
     if max_grad_norm is not None:
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
@@ -165,19 +167,21 @@ def rl2(
         total = jnp.mean(jnp.sum(trials.reward, axis=0))
         return experience, {"return": total / num_episodes, "total": total}
 
-    def policy_loss(params: Params, batch: Experience, terms_fn: Callable) -> tuple[jax.Array, Metrics]:
+    def policy_loss(
+        params: Params, batch: Experience, terms_fn: Callable, of_entropy: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         distribution = policy_net.apply(params, batch.x)
         terms = terms_fn(distribution.log_prob(batch.action), batch.log_prob, batch.advantage)
         entropy = _mean(distribution.entropy(), batch.mask)
-        return _mean(terms, batch.mask) - entropy_weight * entropy, {"entropy": entropy}
+        return _mean(terms, batch.mask) - of_entropy * entropy, {"entropy": entropy}
 
     def value_loss(params: Params, batch: Experience) -> tuple[jax.Array, Metrics]:
         loss = _mean((value_net.apply(params, batch.x) - batch.target) ** 2, batch.mask)
         return loss, {"value_loss": loss}
 
-    def ppo_loss(meta_params: MetaParams, batch: Experience) -> tuple[jax.Array, Metrics]:
+    def ppo_loss(meta_params: MetaParams, batch: Experience, of_entropy: jax.Array) -> tuple[jax.Array, Metrics]:
         terms_fn = lambda *args: ppo_clip(*args, clip=clip)
-        of_policy, entropy = policy_loss(meta_params.params["actor"], batch, terms_fn)
+        of_policy, entropy = policy_loss(meta_params.params["actor"], batch, terms_fn, of_entropy)
         of_value, metrics = value_loss(meta_params.params["critic"], batch)
         return of_policy + value_weight * of_value, metrics | entropy
 
@@ -196,9 +200,9 @@ def rl2(
 
         return jax.lax.scan(step, state, orders.reshape(num_epochs * num_minibatches, -1))
 
-    def climb(state: MetaState, experience: Experience) -> tuple[MetaState, Metrics]:
+    def climb(state: MetaState, experience: Experience, of_entropy: jax.Array) -> tuple[MetaState, Metrics]:
         """TRPO's step of the actor alone."""
-        loss_fn = lambda params: policy_loss(params, experience, importance_weighted)
+        loss_fn = lambda params: policy_loss(params, experience, importance_weighted, of_entropy)
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.meta_params)
         stepped, metrics = adapt.outer_step(
             trust, state, loss, metrics, grads,
@@ -212,13 +216,15 @@ def rl2(
         play_key, learn_key = jax.random.split(key)
         params = state.meta_params.params
         experience, metrics = play(play_key, params, tasks)
+        of_entropy = jnp.asarray(entropy_weight(state.step) if callable(entropy_weight) else entropy_weight)
         if algorithm == "ppo":
-            stepped, curves = descend(learn_key, state, ppo_loss, clip_each, experience)
+            loss_fn = partial(ppo_loss, of_entropy=of_entropy)
+            stepped, curves = descend(learn_key, state, loss_fn, clip_each, experience)
         else:
             of = lambda name: state._replace(meta_params=params[name], opt_state=state.opt_state[name])
             clip_fn = lambda grads: _clipped(grads, max_grad_norm)
             fitted, curves = descend(learn_key, of("critic"), value_loss, clip_fn, experience)
-            climbed, of_actor = climb(of("actor"), experience)
+            climbed, of_actor = climb(of("actor"), experience, of_entropy)
             curves |= jax.tree.map(lambda x: x[None], of_actor)
             stepped = climbed._replace(
                 meta_params=MetaParams({"actor": climbed.meta_params, "critic": fitted.meta_params}),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmeta import nn, plotting
 from jaxmeta.algorithms import rl2, rl2_agent
@@ -58,7 +59,9 @@ class RL2(Outer):
     value_weight: float = 0.5
     """Of the squared error of the value."""
     entropy_weight: float = 0.01
-    """Of the policy's entropy."""
+    """Of the policy's entropy, at first."""
+    final_entropy_weight: float | None = None
+    """What it falls to, in a straight line over the run; it stays if None."""
     discount: float = 0.99
     """γ, over the whole trial."""
     gae_lambda: float = 0.95
@@ -80,6 +83,9 @@ class RL2(Outer):
         check_integer("num_units", self.num_units, minimum=1)
         check_integer("num_critic_units", self.num_critic_units, minimum=1)
         check_number("max_grad_norm", self.max_grad_norm, minimum=1e-12)
+        for name in ("entropy_weight", "final_entropy_weight"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
 
     def family(self) -> Family:
         raise NotImplementedError
@@ -97,6 +103,10 @@ class RL2(Outer):
 
     def actor(self) -> nn.Recurrent:
         return self.recurrent(self.num_units)
+
+    def of_entropy(self) -> float | optax.Schedule:
+        first, last = self.entropy_weight, self.final_entropy_weight
+        return first if last is None else optax.linear_schedule(first, last, self.num_steps)
 
     def num_optimizer_steps(self) -> int:
         return self.num_steps * self.num_epochs * self.num_minibatches
@@ -116,7 +126,7 @@ class RL2(Outer):
             critic=self.recurrent(self.num_critic_units), algorithm=self.algorithm,
             discount=self.discount, lambda_=self.gae_lambda, num_epochs=self.num_epochs,
             num_minibatches=self.num_minibatches, clip=self.clip, value_weight=self.value_weight,
-            entropy_weight=self.entropy_weight, max_kl=self.max_kl, max_grad_norm=self.max_grad_norm,
+            entropy_weight=self.of_entropy(), max_kl=self.max_kl, max_grad_norm=self.max_grad_norm,
             truncation=self.truncation,
             num_exploration_episodes=self.num_exploration_episodes, optimizer=self.outer_optimizer(),
         )  # fmt: skip
@@ -126,11 +136,12 @@ class RL2(Outer):
         )  # fmt: skip
 
     def protocol(self) -> str:
+        to_last = "" if self.final_entropy_weight is None else f" to {self.final_entropy_weight:g}"
         return (
             f"{super().protocol()}; a trial of {self.num_episodes} episodes each, {self.algorithm}, {self.core} of "
             f"{self.num_units} units (critic {self.num_critic_units}); {self.num_epochs} epochs of "
             f"{self.num_minibatches} minibatches, γ {self.discount:g}, λ {self.gae_lambda:g}, "
-            f"entropy {self.entropy_weight:g}"
+            f"entropy {self.entropy_weight:g}{to_last}"
         )
 
     def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
@@ -171,26 +182,17 @@ def _play(
 
 @dataclass(frozen=True, kw_only=True)
 class BanditRL2(RL2):
-    """Bernoulli arms whose means are uniform; a trial is a number of pulls. What is 0 is chosen by arms and pulls."""
+    """Bernoulli arms whose means are uniform; a trial is a number of pulls."""
 
     num_arms: int = 5
     """Arms."""
     num_pulls: int = 10
     """Pulls of a trial."""
-    num_steps: int = 0
-    """Outer steps; 0 chooses."""
-    num_tasks: int = 0
-    """N, tasks of an outer step; 0 chooses."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_integer("num_arms", self.num_arms, minimum=1)
         check_integer("num_pulls", self.num_pulls, minimum=1)
-        is_short = self.num_pulls <= 20
-        chosen = {"num_steps": max(400, 120 * self.num_arms) if is_short else 1000, "num_tasks": 1024}
-        for field, value in chosen.items():
-            if getattr(self, field) == 0:
-                object.__setattr__(self, field, value)
-        super().__post_init__()
 
     def family(self) -> Family:
         return families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=self.num_pulls)
@@ -278,6 +280,7 @@ class MazeRL2(RL2):
 
 _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
+_bandit = BanditRL2(num_steps=800, num_tasks=1024, num_epochs=2, learning_rate=3e-3)
 _gridworld = GridworldRL2(
     num_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
 )
@@ -285,7 +288,7 @@ _mdp = MDPRL2(num_steps=4000, num_tasks=512, num_epochs=2, learning_rate=2e-3, e
 
 RL2_RECIPES: dict[str, Recipe] = {
     "rl2-bandit": Recipe(
-        lambda: BanditRL2(learning_rate=3e-3, num_epochs=2), "RL² on Bernoulli bandits", _RL2,
+        lambda: _bandit, "RL² on Bernoulli bandits", _RL2,
         "return 6.55 of 5 arms, 10 pulls (best possible 6.66)", 2,
     ),
     "rl2-mdp": Recipe(

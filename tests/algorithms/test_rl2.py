@@ -214,7 +214,7 @@ CASES = {
     "one step, entropy and the value's weight": {"entropy_weight": 0.3, "value_weight": 2.0},
     "epochs of minibatches, where the clip bites": {"num_epochs": 2, "num_minibatches": 2, "clip": 0.05},
     "E-RL2, clipped": {"num_exploration_episodes": 1, "max_grad_norm": 0.1},
-    "truncated": {"truncation": 2},
+    "truncated, an entropy's weight by a schedule": {"truncation": 2, "entropy_weight": lambda step: 0.1 * step},
 }
 
 
@@ -232,18 +232,18 @@ def test_an_update_is_the_loop(x64, case):
     """Trials played, advantages over whole trials, loss and gradients: vectorised, and step by step."""
     kwargs = CASES[case]
     learned = learner(**kwargs)
-    state = random_state(learned)
+    state = random_state(learned)._replace(step=jnp.int32(3))
     after, metrics = jax.jit(learned.update)(jax.random.key(1), state, tasks())
     trials = trials_by_hand()
     assert len({len(steps.reward) for steps in trials}) > 1  # some end early: what is masked is not learned from
     counts = {name: kwargs.get(name, 1) for name in ("num_epochs", "num_minibatches")}
     kwargs = {name.replace("num_exploration_episodes", "explore"): value for name, value in kwargs.items()}
-    weights = {name: value for name, value in kwargs.items() if name not in counts}
+    weights = {name: value(3) if callable(value) else value for name, value in kwargs.items() if name not in counts}
     expected, loss = learn_by_hand(state, trials, batches=shares(**counts), **weights)
     jax.tree.map(close, after.meta_params.params, expected)
     close(metrics["loss"], loss)
     close(metrics["total"], np.mean([sum(steps.reward) for steps in trials]))
-    assert int(after.step) == 1 and int(after.num_skipped) == 0
+    assert int(after.step) == 4 and int(after.num_skipped) == 0
 
 
 def test_exploration_rewards_are_seen_and_not_counted(x64):
