@@ -259,6 +259,7 @@ TABLE = {
     "rl.make_gymnax": (rl.make_gymnax, {"name": "CartPole-v1"}, {"name": st.text(max_size=3)}),
     "nn.gru": (nn.gru, {}, {"num_units": count(1)}),
     "nn.lstm": (nn.lstm, {}, {"num_units": count(1)}),
+    "nn.with_layers": (nn.with_layers, {"core": nn.gru(4)}, {"core": cores, "num_units": count(1)}),
     "nn.min_gru": (nn.min_gru, {}, {"num_units": count(1), "num_layers": count(1)}),
     "nn.causal_transformer": (
         nn.causal_transformer,

@@ -4,7 +4,7 @@ from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, 
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
 from jaxmeta.nn.norms import TrackedBatchNorm, TrackedConvBatchNorm, collect_statistics, track_statistics
-from jaxmeta.nn.recurrent import Recurrent, causal_transformer, gru, lstm, min_gru
+from jaxmeta.nn.recurrent import Recurrent, causal_transformer, gru, lstm, min_gru, with_layers
 from jaxmeta.nn.resnet import ResNet12
 from jaxmeta.nn.transformer import Transformer
 
@@ -32,4 +32,5 @@ __all__ = [
     "min_gru",
     "sum_squared_error",
     "track_statistics",
+    "with_layers",
 ]

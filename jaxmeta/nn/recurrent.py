@@ -5,6 +5,7 @@
 | `gru`, `lstm`        | a scan, T deep                                          | what it has learned to keep     |
 | `min_gru`            | products over T · B, and a parallel scan, log T deep    | likewise                        |
 | `causal_transformer` | products over T · B, and attention of all to all        | everything, up to `max_steps`   |
+| `with_layers`        | another of these, between two layers                    | what that remembers             |
 
 `sequence` is `step` in a loop, computed in another order: what acted step by step is replayed as a whole.
 """
@@ -16,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_fields, check_integer
 from jaxmeta.nn.transformer import Block, Memory, layer_norm
 from jaxmeta.types import Params, PyTree
 
@@ -257,6 +258,50 @@ class _CausalTransformer(nn.Module):
             h, memory = Block(self.num_heads, name=f"block{i}")(h, memory)
             memories.append(memory)
         return tuple(memories), jnp.moveaxis(layer_norm("norm")(h), -2, 0)
+
+
+def with_layers(core: Recurrent, num_units: int = 128) -> Recurrent:
+    """A recurrent network between two layers, of which the second sees the input, too.
+
+        h = core(ReLU(x V + c)),   output = ReLU([h, x] W + b)
+
+    What is to be remembered is often a matter of several inputs at once (this reward, of that action, in that state),
+    and so is what is to be recalled (of the state that is seen now); a cell alone has one layer for all of it.
+
+    Args:
+      core: such as `gru(64)`.
+      num_units: the width of both layers.
+
+    Raises:
+      ValueError: `core` is no recurrent network, or `num_units` is not a positive integer.
+
+    >>> core = with_layers(gru(8), 16)
+    >>> core.sequence(core.init(jax.random.key(0), 3), core.start((5,)), jnp.ones((10, 5, 3)))[1].shape
+    (10, 5, 16)
+    """
+    check_fields("core", core, ("init", "start", "step", "sequence"), "a Recurrent, such as gru(64)")
+    check_integer("num_units", num_units, minimum=1)
+    dense = nn.Dense(num_units, kernel_init=nn.initializers.he_normal())
+
+    def layer(params: Params, x: jax.Array) -> jax.Array:
+        return nn.relu(_add_bias(x @ params["kernel"], params["bias"]))
+
+    def init(key: jax.Array, num_inputs: int) -> Params:
+        before, within, after = jax.random.split(key, 3)
+        return {
+            "before": dense.init(before, jnp.zeros(num_inputs))["params"],
+            "core": core.init(within, num_units),
+            "after": dense.init(after, jnp.zeros(core.num_outputs + num_inputs))["params"],
+        }
+
+    def between(run: Callable) -> Callable:
+        def apply(params: Params, carry: PyTree, x: jax.Array) -> tuple[PyTree, jax.Array]:
+            carry, h = run(params["core"], carry, layer(params["before"], x))
+            return carry, layer(params["after"], jnp.concatenate([h, x], axis=-1))
+
+        return apply
+
+    return Recurrent(init, core.start, between(core.step), between(core.sequence), num_units, core.max_steps)
 
 
 def _of_module(module: nn.Module, num_units: int, start: Callable) -> Recurrent:

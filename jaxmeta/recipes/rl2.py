@@ -46,6 +46,8 @@ class RL2(Outer):
     """The actor's width."""
     num_critic_units: int = 32
     """The critic's, which costs as much as the actor where it is as wide."""
+    num_layer_units: int = 0
+    """Width of the layers before and after the recurrent network, where there is much to keep apart; none if 0."""
     algorithm: Literal["ppo", "trpo"] = "ppo"
     """How the actor learns from the trials."""
     max_kl: float = 0.01
@@ -82,6 +84,7 @@ class RL2(Outer):
         check_integer("num_episodes", self.num_episodes, minimum=1)
         check_integer("num_units", self.num_units, minimum=1)
         check_integer("num_critic_units", self.num_critic_units, minimum=1)
+        check_integer("num_layer_units", self.num_layer_units, minimum=0)
         check_number("max_grad_norm", self.max_grad_norm, minimum=1e-12)
         for name in ("entropy_weight", "final_entropy_weight"):
             if getattr(self, name) is not None:
@@ -98,8 +101,10 @@ class RL2(Outer):
         if self.core == "causal_transformer":
             # As long as the longest trial there is a picture of.
             num_steps = 2 * self.num_episodes * self.family().environment.max_steps
-            return nn.causal_transformer(num_steps, num_units=num_units)
-        return {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru}[self.core](num_units)
+            core = nn.causal_transformer(num_steps, num_units=num_units)
+        else:
+            core = {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru}[self.core](num_units)
+        return nn.with_layers(core, self.num_layer_units) if self.num_layer_units else core
 
     def actor(self) -> nn.Recurrent:
         return self.recurrent(self.num_units)
@@ -137,9 +142,10 @@ class RL2(Outer):
 
     def protocol(self) -> str:
         to_last = "" if self.final_entropy_weight is None else f" to {self.final_entropy_weight:g}"
+        between = f" between layers of {self.num_layer_units}" if self.num_layer_units else ""
         return (
             f"{super().protocol()}; a trial of {self.num_episodes} episodes each, {self.algorithm}, {self.core} of "
-            f"{self.num_units} units (critic {self.num_critic_units}); {self.num_epochs} epochs of "
+            f"{self.num_units} units (critic {self.num_critic_units}){between}; {self.num_epochs} epochs of "
             f"{self.num_minibatches} minibatches, γ {self.discount:g}, λ {self.gae_lambda:g}, "
             f"entropy {self.entropy_weight:g}{to_last}"
         )
@@ -284,7 +290,10 @@ _bandit = BanditRL2(num_steps=800, num_tasks=1024, num_epochs=2, learning_rate=3
 _gridworld = GridworldRL2(
     num_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
 )
-_mdp = MDPRL2(num_steps=4000, num_tasks=512, num_epochs=2, learning_rate=2e-3, entropy_weight=0.03)
+_mdp = MDPRL2(
+    num_steps=1600, num_tasks=512, num_units=96, num_critic_units=64, num_layer_units=128, num_epochs=3,
+    num_minibatches=16, learning_rate=1e-3, gae_lambda=0.5, entropy_weight=0.03, final_entropy_weight=0.0,
+)  # fmt: skip
 
 RL2_RECIPES: dict[str, Recipe] = {
     "rl2-bandit": Recipe(

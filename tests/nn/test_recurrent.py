@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta.nn import causal_transformer, gru, lstm, min_gru
+from jaxmeta.nn import causal_transformer, gru, lstm, min_gru, with_layers
 from jaxmeta.nn import recurrent as module
 from jaxmeta.nn.recurrent import linear_recurrence
 
@@ -20,6 +20,7 @@ CORES = {
     "lstm": functools.partial(lstm, 6),
     "min_gru": functools.partial(min_gru, 6),
     "causal_transformer": functools.partial(causal_transformer, T + 2, num_units=6, num_heads=2),
+    "with_layers": lambda: with_layers(min_gru(6, num_layers=1), 20),
 }
 over_cores = pytest.mark.parametrize("name", CORES)
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, D)))
@@ -42,7 +43,7 @@ def outside(request, monkeypatch):
     monkeypatch.setattr(module, "projects_outside", lambda: request.param)
 
 
-@pytest.mark.parametrize("name", ["min_gru", "causal_transformer"])
+@pytest.mark.parametrize("name", ["min_gru", "causal_transformer", "with_layers"])
 def test_a_sequence_is_its_steps(name):
     check_sequence(CORES[name]())
 
@@ -168,6 +169,18 @@ def test_min_gru_is_its_equations():
         y = y + dense("mlp0", gelu(dense("hidden0", norm("norm0b", y))))
         outputs.append(norm("norm", y))
     close(jax.jit(core.sequence)(params, core.start((B,)), XS)[1], np.stack(outputs))
+
+
+def test_layers_before_and_after_are_their_equations():
+    inner = gru(6)
+    core = with_layers(inner, 3)
+    params = random_params(core)
+    layer = lambda of, x: np.maximum(np.asarray(x) @ np.asarray(of["kernel"]) + np.asarray(of["bias"]), 0)
+    carry, h = inner.step(params["core"], jnp.ones((B, 6)), layer(params["before"], XS[0]))
+    found_carry, found = core.step(params, jnp.ones((B, 6)), XS[0])
+    close(found_carry, carry)
+    close(found, layer(params["after"], np.concatenate([h, XS[0]], axis=1)))
+    assert with_layers(CORES["causal_transformer"](), 3).max_steps == T + 2
 
 
 def test_a_parallel_scan_is_the_loop():
