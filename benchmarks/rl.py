@@ -62,7 +62,7 @@ class GradientCase(NamedTuple):
 
 
 class BeliefCase(NamedTuple):
-    """PEARL, with the networks and batches of its recipe: a family, N tasks visited, and gradient steps of an update."""
+    """PEARL, with its recipe's networks and batches: a family, N tasks visited, and gradient steps of an update."""
 
     family: Callable[[], rl.Family]
     num_tasks: int

@@ -53,8 +53,9 @@ def _mdp(num_episodes: int, paper: float) -> Cell:
     num_tasks = max(32, _BATCH // (10 * num_episodes) // 32 * 32)
     return Cell(
         MDPRL2(
-            num_episodes=num_episodes, num_units=256, num_critic_units=128, num_steps=5000, num_tasks=num_tasks,
-            num_minibatches=32, learning_rate=1e-3, num_epochs=2, entropy_weight=0.03,
+            num_episodes=num_episodes, num_units=256, num_critic_units=128, num_layer_units=128, num_steps=5000,
+            num_tasks=num_tasks, num_minibatches=32, learning_rate=1e-3, num_epochs=2, gae_lambda=0.5,
+            entropy_weight=0.03, final_entropy_weight=0.0,
         ),
         paper,
     )  # fmt: skip

@@ -125,7 +125,7 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     "options",
     [
         pytest.param(("--core", "min_gru"), marks=pytest.mark.slow),
-        ("--core", "causal_transformer"),
+        ("--core", "causal_transformer", "--num-layer-units", "4", "--final-entropy-weight", "0"),
         ("--algorithm", "trpo"),
     ],
 )
@@ -135,6 +135,15 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
     found = result("rl2-bandit", tmp_path / "run", *SMALL_RL2, "--num-arms", "2", "--num-pulls", "3", *options)
     assert 0 <= found["metrics"]["total"]["mean"][0] <= 3
     schedule_ends_with_the_run(tmp_path / "run")
+
+
+def test_layers_around_the_network_and_where_the_entropys_weight_ends():
+    plain = RECIPES["rl2-bandit"].config()
+    config = dataclasses.replace(plain, num_steps=10, num_layer_units=5, entropy_weight=0.2, final_entropy_weight=0.1)
+    assert (plain.actor().num_outputs, config.actor().num_outputs) == (64, 5)
+    assert plain.of_entropy() == 0.01
+    np.testing.assert_allclose([config.of_entropy()(step) for step in (0, 5, 10)], [0.2, 0.15, 0.1], rtol=1e-6)
+    assert "layers of 5" in config.protocol() and "entropy 0.2 to 0.1" in config.protocol()
 
 
 @pytest.mark.slow
