@@ -220,7 +220,7 @@ def build_belief(case: BeliefCase) -> Built:
         return transitions.reward, transitions.extras
 
     def act(state: PyTree, *args) -> PyTree:
-        adapted = AdaptedBelief(state.meta_params.params, belief, None)
+        adapted = AdaptedBelief(state.meta_params.params, belief, None)  # type: ignore[arg-type]  # no agent reads it
         return play(jaxmeta.pearl_agent(family, networks, adapted), *args)
 
     at_random = oracles.random_policy(family.environment.action_space)
