@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmeta.adapt.meta_gradients import MetaGradient, num_sources
 from jaxmeta.checks import check_integer, check_number
@@ -86,7 +87,7 @@ def persistent_evolution_strategy(*, num_truncations: int, num_pairs: int = 16, 
             centre = jax.tree.map(repeat, meta_params)
 
             def estimate(key: jax.Array) -> PyTree:
-                noise = _normal_like(key, centre)
+                noise = optax.tree.random_like(key, centre)
                 moved = (jax.tree.map(lambda p, e, s=s: p + s * std * e, centre, noise) for s in (1, -1))
                 plus, minus = (losses(meta_params, sources, task)[0] for meta_params in moved)
                 slopes = (plus - minus) / (2 * std * num_truncations)
@@ -100,10 +101,3 @@ def persistent_evolution_strategy(*, num_truncations: int, num_pairs: int = 16, 
         return task_gradient
 
     return strategy
-
-
-def _normal_like(key: jax.Array, tree: PyTree) -> PyTree:
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    noise = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, noise)

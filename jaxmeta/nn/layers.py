@@ -20,10 +20,17 @@ Initializer = Callable[..., Any]
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, strides: int | Sequence[int] = 1, padding: Padding = "SAME") -> jax.Array:
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] = 1,
+) -> jax.Array:
     """Two-dimensional convolution (cross-correlation) as patches times a matrix.
 
-        y[b, p, q, f] = sum over i, j, c of x[b, p * stride + i, q * stride + j, c] * kernel[i, j, c, f]
+        y[b, p, q, f] = sum over i, j, c of x[b, p * stride + i * d, q * stride + j * d, c] * kernel[i, j, c, f]
 
     with x padded by zeros unless `padding` is "VALID". Equal to `lax.conv_general_dilated` with dimension numbers
     ("NHWC", "HWIO", "NHWC"), and without a grouped convolution under `vmap` over kernels. The patches are "im2col" of
@@ -36,19 +43,20 @@ def conv(x: jax.Array, kernel: jax.Array, *, strides: int | Sequence[int] = 1, p
       strides: step between patches in pixels, one for both axes or a pair.
       padding: "SAME" (H' = ceil(H / stride)), "VALID" (only whole patches), zeros on each side, one for both axes or a
         pair, or a pair of pairs (before, after).
+      kernel_dilation: d, step between the pixels that a kernel's neighbours meet, one for both axes or a pair.
 
     Returns:
       [B, H', W', F].
 
     Raises:
-      ValueError: for shapes that do not fit, a stride below 1 or an unknown padding.
+      ValueError: for shapes that do not fit, a stride or dilation below 1 or an unknown padding.
 
     >>> conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), strides=2).shape
     (1, 2, 2, 2)
     >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID").item()
     9.0
     """
-    return _product(_patches(x, kernel, strides, padding), kernel)
+    return _product(_patches(x, kernel, strides, padding, kernel_dilation), kernel)
 
 
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5) -> jax.Array:
@@ -165,7 +173,10 @@ class Conv(nn.Module):
     kernel_size: int | Sequence[int]
     strides: int | Sequence[int] = 1
     padding: Padding = "SAME"
+    kernel_dilation: int | Sequence[int] = 1
     use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
 
@@ -174,11 +185,11 @@ class Conv(nn.Module):
         """[B, H, W, C] -> [B, H', W', features]."""
         check_integer("features", self.features, 1)
         window = _pair("kernel_size", self.kernel_size)
-        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
-        y = conv(x, kernel, strides=self.strides, padding=self.padding)
-        if not self.use_bias:
-            return y
-        return y + _last(self.param("bias", self.bias_init, (self.features,), jnp.float32), y)
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv(x, kernel, strides=self.strides, padding=self.padding, kernel_dilation=self.kernel_dilation)
+        return y if bias is None else y + _last(bias, y)
 
 
 class BatchNorm(nn.Module):
@@ -227,16 +238,22 @@ class ConvBatchNorm(nn.Module):
         return conv_batch_norm(x, kernel, scale, bias, strides=self.strides, padding=self.padding, epsilon=self.epsilon)
 
 
-def _patches(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padding: Padding) -> jax.Array:
+def _patches(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
+) -> jax.Array:
     """The patches of [B, H, W, C] that meet the kernel [kh, kw, C, F]: [B, H', W', kh * kw * C]."""
     if x.ndim != 4:
         raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
     if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
         raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
-    (sh, sw), (kh, kw) = _pair("strides", strides), kernel.shape[:2]
-    pads = _pads(padding, x.shape[1:3], (kh, kw), (sh, sw))
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows, columns = padded.shape[1] - kh + 1, padded.shape[2] - kw + 1
+    (sh, sw), (kh, kw), (dh, dw) = _pair("strides", strides), kernel.shape[:2], _pair("kernel_dilation", dilation)
+    reach = (kh - 1) * dh + 1, (kw - 1) * dw + 1
+    padded = jnp.pad(x, ((0, 0), *_pads(padding, x.shape[1:3], reach, (sh, sw)), (0, 0)))
+    rows, columns = padded.shape[1] - reach[0] + 1, padded.shape[2] - reach[1] + 1
     if rows < 1 or columns < 1:
         raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
     batch, *_, channels = padded.shape
@@ -244,7 +261,7 @@ def _patches(x: jax.Array, kernel: jax.Array, strides: int | Sequence[int], padd
     def tap(i: int, j: int) -> jax.Array:  # lax.slice: indexing with a stride is a slow gather in older releases of jax
         return lax.slice(padded, (0, i, j, 0), (batch, i + rows, j + columns, channels), (1, sh, sw, 1))
 
-    return jnp.concatenate([tap(i, j) for i in range(kh) for j in range(kw)], axis=-1)
+    return jnp.concatenate([tap(i * dh, j * dw) for i in range(kh) for j in range(kw)], axis=-1)
 
 
 def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:

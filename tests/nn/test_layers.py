@@ -24,9 +24,10 @@ CASES = [
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
 
 
-def reference_conv(x, kernel, strides, padding):
+def reference_conv(x, kernel, strides, padding, dilation=(1, 1)):
     strides = (strides, strides) if isinstance(strides, int) else strides
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers)
 
 
 def normal(seed, *shape):
@@ -75,6 +76,13 @@ def test_conv_equals_lax_conv_to_second_order(height, width, channels, filters, 
     assert_close(ours, theirs)
 
 
+def test_a_dilated_conv_equals_lax_conv_to_second_order():
+    x, kernel = normal(0, 2, 9, 7, 2), normal(1, 3, 2, 2, 3)
+    ours = second_order(lambda x, k: conv(x, k, strides=2, kernel_dilation=(2, 3)), x, kernel)
+    theirs = second_order(lambda x, k: reference_conv(x, k, 2, "SAME", (2, 3)), x, kernel)
+    assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize(("strides", "padding"), [(2, "SAME"), (1, "VALID")])
 def test_conv_allows_pure_forward_mode(strides, padding):
     x, kernel = normal(0, 2, 5, 6, 2), normal(1, 3, 3, 2, 3)
@@ -116,6 +124,8 @@ def test_conv_over_tasks_is_exact_and_has_no_grouped_convolution(strides):
         ((1, 4, 4, 1), (3, 3, 1), {}, "kernel must be"),
         ((1, 4, 4, 1), (3, 3, 1, 2), {"strides": 0}, "strides"),
         ((1, 4, 4, 1), (3, 3, 1, 2), {"strides": (1, 2, 3)}, "strides"),
+        ((1, 4, 4, 1), (3, 3, 1, 2), {"kernel_dilation": 0}, "kernel_dilation"),
+        ((1, 4, 4, 1), (3, 3, 1, 2), {"kernel_dilation": 2, "padding": "VALID"}, "must fit"),
         ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": "same"}, "padding"),
         ((1, 2, 4, 1), (3, 3, 1, 2), {"padding": "VALID"}, "must fit"),
         ((1, 4, 4, 1), (3, 3, 1, 2), {"padding": (1, 2, 3)}, "padding"),
@@ -130,10 +140,16 @@ def test_conv_refuses_wrong_arguments(x, kernel, keywords, message):
 
 
 @pytest.mark.parametrize(
-    ("strides", "padding", "use_bias"),
-    [(1, "SAME", True), (2, "SAME", False), ((2, 1), "VALID", True), (1, 2, True), (2, (1, (0, 2)), True)],
+    ("strides", "padding", "use_bias", "more"),
+    [
+        (1, "SAME", True, {"dtype": jnp.bfloat16}),
+        (2, "SAME", False, {"kernel_dilation": 2}),
+        ((2, 1), "VALID", True, {"kernel_dilation": (1, 2)}),
+        (1, 2, True, {"param_dtype": jnp.float64}),
+        (2, (1, (0, 2)), True, {}),
+    ],
 )
-def test_conv_module_is_a_drop_in_for_flax(strides, padding, use_bias):
+def test_conv_module_is_a_drop_in_for_flax(strides, padding, use_bias, more):
     arguments = {
         "features": 4,
         "kernel_size": (3, 3),
@@ -141,6 +157,7 @@ def test_conv_module_is_a_drop_in_for_flax(strides, padding, use_bias):
         "padding": padding,
         "use_bias": use_bias,
         "bias_init": nn.initializers.normal(),
+        **more,
     }
     ours, theirs = Conv(**arguments), nn.Conv(**arguments)
     x = normal(0, 2, 7, 7, 3)
@@ -148,7 +165,10 @@ def test_conv_module_is_a_drop_in_for_flax(strides, padding, use_bias):
     params = jax.jit(theirs.init)(key, x)
     assert_close(jax.jit(ours.init)(key, x), params, rtol=1e-6)
     assert ("bias" in params["params"]) == use_bias
-    assert_close(jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x))
+    found, expected = jax.jit(ours.apply)(params, x), jax.jit(theirs.apply)(params, x)
+    assert found.dtype == expected.dtype
+    rtol = 0.02 if found.dtype == jnp.bfloat16 else 1e-10  # a product of its own, rounded at the end
+    assert_close(*(np.asarray(y, float) for y in (found, expected)), rtol=rtol)
 
 
 def naive_batch_norm(x, scale, bias, epsilon):
