@@ -61,7 +61,10 @@ def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
     assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
 
 
-@pytest.mark.parametrize("name", ["maml-omniglot", "anil-omniglot", *CLOSED_FORM])
+SLOW_OMNIGLOT = [pytest.param(name, marks=pytest.mark.slow) for name in ("maml++-omniglot", "imaml-omniglot")]
+
+
+@pytest.mark.parametrize("name", ["maml-omniglot", "anil-omniglot", *CLOSED_FORM, *SLOW_OMNIGLOT])
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
     found = result(
@@ -69,7 +72,8 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
         "--num-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "4",
     )  # fmt: skip
     assert set(found["metrics"]) == {"accuracy", "loss"}
-    assert len(found["metrics"]["accuracy"]["mean"]) == (2 if name in CLOSED_FORM else 4)
+    num_eval_steps = 1 if name in CLOSED_FORM else RECIPES[name].config().num_eval_steps
+    assert len(found["metrics"]["accuracy"]["mean"]) == num_eval_steps + 1
     assert "transductive" in found["batch_norm"]
     assert (tmp_path / name / "episode.png").exists()
 

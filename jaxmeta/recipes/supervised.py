@@ -383,6 +383,24 @@ SUPERVISED: dict[str, Recipe] = {
     "maml-omniglot": Recipe(
         _omniglot, "MAML on Omniglot, 5-way 1-shot", _MAML, "accuracy .987 (paper's protocol); .95 on a CPU", 6
     ),
+    "maml++-omniglot": Recipe(
+        lambda: replace(
+            _omniglot(), inner_optimizer="lslr", num_inner_steps=3, num_annealing_steps=_omniglot().num_steps // 3
+        ),
+        "MAML++: rates per layer and step, judged after each step at first",
+        "Antoniou et al. 2019, https://arxiv.org/abs/1810.09502",
+        "beside maml-omniglot, as it comes out",
+        15,
+    ),
+    "imaml-omniglot": Recipe(
+        lambda: replace(
+            _omniglot(), meta_gradient="implicit", proximal_strength=2.0, num_inner_steps=10, num_eval_steps=10
+        ),
+        "iMAML: the derivative of where the inner loop comes to rest",
+        "Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630",
+        "beside maml-omniglot, as it comes out",
+        30,
+    ),
     "protonet-omniglot": Recipe(
         _closed_form,
         "prototypical networks on Omniglot, 5-way 1-shot",
