@@ -292,7 +292,7 @@ PEARL: dict[str, Recipe] = {
         lambda: PointRobot(
             num_steps=300, num_tasks=10, learning_rate=3e-3, schedule="cosine", num_prior_steps=100,
             num_posterior_steps=300, num_context=200, discount=0.9, reward_scale=10.0, num_exploration_episodes=2,
-            num_eval_steps=10,
+            num_eval_steps=10, num_gradient_steps=250, hidden=(128, 128), kl_weight=0.01,
         ),
         "PEARL on the point robot, paid only near the goal",
         _PEARL,
