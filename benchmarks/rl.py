@@ -62,7 +62,7 @@ class GradientCase(NamedTuple):
 
 
 class BeliefCase(NamedTuple):
-    """PEARL, with its recipe's networks and batches: a family, N tasks visited, and gradient steps of an update."""
+    """PEARL, its context all of a visit: a family, N tasks visited, and gradient steps of an update."""
 
     family: Callable[[], rl.Family]
     num_tasks: int
