@@ -284,7 +284,8 @@ def with_layers(core: Recurrent, num_units: int = 128) -> Recurrent:
     dense = nn.Dense(num_units, kernel_init=nn.initializers.he_normal())
 
     def layer(params: Params, x: jax.Array) -> jax.Array:
-        return nn.relu(_add_bias(x @ params["kernel"], params["bias"]))
+        output: Any = dense.apply({"params": params}, x)
+        return nn.relu(output)
 
     def init(key: jax.Array, num_inputs: int) -> Params:
         before, within, after = jax.random.split(key, 3)
