@@ -279,9 +279,11 @@ _PEARL = "Rakelly et al. 2019, https://arxiv.org/abs/1903.08254"
 
 PEARL: dict[str, Recipe] = {
     "pearl-navigation": Recipe(
+        # Where the goal is takes more than 5 numbers to believe in, and is soon told: short visits, to many tasks.
         lambda: Navigation(
-            num_steps=400, num_tasks=10, num_gradient_steps=150, learning_rate=3e-3, schedule="cosine", kl_weight=0.02,
-            discount=0.9, reward_scale=10.0,
+            num_steps=320, num_tasks=10, num_train_tasks=2000, capacity=1000, num_prior_steps=30,
+            num_posterior_steps=30, num_context=60, num_gradient_steps=250, learning_rate=3e-3, schedule="cosine",
+            latent_size=16, kl_weight=0.001, hidden=(128, 128), discount=0.9, reward_scale=10.0,
         ),
         "PEARL on 2D navigation",
         _PEARL,
