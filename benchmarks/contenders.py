@@ -59,18 +59,15 @@ def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
 
 
 def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
-    """Ten steps in one program, as `fit` runs them; the gradient is that of the same update, called once."""
-    single = build_jaxmeta(case, params, dtype)
+    """Ten steps in one program, as `fit` runs them; the same program, asked for one, tells the gradient."""
     learner = _learner(case, params, dtype)
     key, tasks = jax.random.key(0), cast(case.tasks, dtype)
     update = lambda _, state: learner.update(key, state, tasks)[0]
-    loop = jax.jit(lambda state: jax.lax.fori_loop(0, _LOOP, update, state), donate_argnums=0)
-    states = [loop(learner.init(key))]
-
-    def step() -> None:
-        states[0] = loop(states[0])
-
-    return MetaStep(Program(step, lambda: jax.block_until_ready(states[0]), _LOOP), single.gradient)
+    loop = jax.jit(lambda state, number: jax.lax.fori_loop(0, number, update, state), donate_argnums=0)
+    return _jax_meta_step(
+        lambda state: loop(state, 1), learner.init(key), lambda state: state.opt_state,
+        several=lambda state: loop(state, _LOOP),
+    )  # fmt: skip
 
 
 def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
@@ -111,13 +108,18 @@ def relative_error(actual: PyTree, expected: PyTree) -> float:
     return float(norm(jax.tree.map(np.subtract, actual, expected)) / norm(expected))
 
 
-def _jax_meta_step(update: Callable, state: PyTree, opt_state_of: Callable) -> MetaStep:
+def _jax_meta_step(
+    update: Callable, state: PyTree, opt_state_of: Callable, several: Callable | None = None
+) -> MetaStep:
+    """`update` takes the first step, whose gradient Adam tells; what is timed is it, or `several`, `_LOOP` steps."""
     states = [jax.block_until_ready(update(state))]
     (adam, *_) = jax.tree.map(np.array, opt_state_of(states[0]))
     moment = adam.mu.params if isinstance(adam.mu, jaxmeta.MetaParams) else adam.mu
+    timed = several or update
 
     def step() -> None:
-        states[0] = update(states[0])
+        states[0] = timed(states[0])
 
     gradient = jax.tree.map(lambda m: np.asarray(m) / _FIRST_MOMENT, moment)
-    return MetaStep(Program(step, lambda: jax.block_until_ready(states[0])), gradient)
+    program = Program(step, lambda: jax.block_until_ready(states[0]), _LOOP if several else 1)
+    return MetaStep(program, gradient)
