@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,20 @@ def machine() -> dict[str, Any]:
             continue
     device = jax.devices()[0]
     kind = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
+    if device.platform == "gpu":
+        kind |= _nvidia()
     return {"versions": versions, "device": {**kind, "processor": platform.machine(), "cores": os.cpu_count()}}
+
+
+def _nvidia() -> dict[str, str]:
+    """The driver and the highest clocks of the first NVIDIA GPU, which the device does not tell; nothing elsewhere."""
+    fields = ("driver_version", "clocks.max.sm", "clocks.max.memory")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        first = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return {}
+    return dict(zip(fields, first.split(", "), strict=True))
 
 
 def default_path(name: str, quick: bool) -> Path:

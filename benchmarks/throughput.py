@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _QUICK = "sinusoid-t25-k1,omniglot-mlp-t32-k1"
-_TOLERANCE_FLOAT64 = 1e-9
+# cuDNN's convolutions: on an H200 plain JAX's conv4 is off the CPU's by 1e-8, and jaxmeta's, which has none, by 2e-15
+_TOLERANCE_FLOAT64 = {"cpu": 1e-9, "gpu": 1e-7}
 _TOLERANCE = {"float32": 1e-1, "tf32": 3e-1}  # wide: batch norm and a large inner rate multiply rounding errors
 _PRODUCT = "matrix product"
 
@@ -57,7 +58,7 @@ def run(options: Options, path: Path) -> Sequence[Row]:
         for name, build in chosen.items():
             rows += compete(name, build(), contenders, num_rounds, _TOLERANCE[options.precision])
             _print_case([row for row in rows if row["case"] == name])
-        write_report(path, "throughput", rows, draw)  # after each case: a run that is killed loses nothing
+            write_report(path, "throughput", rows, draw)  # after each case: a run that is killed loses nothing
     return rows
 
 
@@ -116,7 +117,8 @@ def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance
             yield contender, None, {"skipped": str(reason)}
             continue
         errors = {"error_float64": error64, "error_float32": relative_error(step.gradient, plain.gradient)}
-        if errors["error_float64"] <= _TOLERANCE_FLOAT64 and errors["error_float32"] <= tolerance:
+        tolerance64 = _TOLERANCE_FLOAT64.get(jax.default_backend(), 1e-9)
+        if errors["error_float64"] <= tolerance64 and errors["error_float32"] <= tolerance:
             yield contender, step, errors
         else:
             message = f"another meta-gradient: relative error {error64:.1e} in float64, {errors['error_float32']:.1e}"

@@ -12,6 +12,7 @@ from jaxmeta.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 EXAMPLE, RL_EXAMPLE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -54,7 +55,7 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
     *_, measured, seconds, _ = (cell.strip() for cell in row.split("|"))
     assert RECIPES[name].figure in row
-    directory = ROOT / "benchmarks" / "results" / "cpu" / name
+    directory = RESULTS / "cpu" / name
     if not directory.exists():
         assert (measured, seconds) == ("–", "–")
         return
@@ -68,11 +69,12 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
         assert (mean, ci95) == tuple(f"{metric[statistic][int(step)]:.4f}" for statistic in ("mean", "ci95"))
 
 
-def test_the_times_in_the_table_are_those_of_the_results():
+@pytest.mark.parametrize("device", ["cpu", "nvidia-h200"])
+def test_the_times_in_the_table_are_those_of_the_results(device):
     """Milliseconds, medians, three digits or more; a contender that was not timed has a dash."""
     digits = lambda ms: f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
-    rows = json.loads((ROOT / "benchmarks" / "results" / "cpu" / "throughput.json").read_text())["rows"]
-    (table,) = re.findall(r"<!-- throughput -->\n(.*?)<!-- /throughput -->", README, flags=re.DOTALL)
+    rows = json.loads((RESULTS / device / "throughput.json").read_text())["rows"]
+    (table,) = re.findall(rf"<!-- throughput {device} -->\n(.*?)<!-- /throughput -->", README, flags=re.DOTALL)
     heading, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     contenders = ["jaxmeta, as fit" if name == "as fit" else name for name in heading[1:-1]]
     cases = dict.fromkeys(row["case"] for row in rows)
@@ -81,4 +83,10 @@ def test_the_times_in_the_table_are_those_of_the_results():
         timed = {row["contender"]: row for row in rows if row["case"] == case and "median" in row}
         median = lambda name, timed=timed: digits(1e3 * timed[name]["median"]) if name in timed else "–"
         assert line[1:-1] == [median(name) for name in contenders]
-        assert line[-1] == f"{100 * timed['jaxmeta']['fraction_of_matrix_product_rate']:.0f}%"
+        assert line[-1] == f"{100 * timed['jaxmeta']['fraction_of_matrix_product_rate']:.2g}%"
+
+
+def test_the_papers_omniglot_protocol_on_a_gpu_is_as_told():
+    result = json.loads((RESULTS / "nvidia-h200" / "maml-omniglot" / "result.json").read_text())
+    mean, ci95 = (result["metrics"]["accuracy"][statistic][3] for statistic in ("mean", "ci95"))
+    assert f"in {result['seconds']:.0f} seconds:\naccuracy {mean:.4f} ± {ci95:.4f} after 3 steps" in README

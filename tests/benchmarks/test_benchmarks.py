@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import compile_time, gradient_error, memory, rl2_table
+from benchmarks import compile_time, gradient_error, memory, report, rl2_table, throughput
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import UnknownCase, choose
 from benchmarks.report import write_report
@@ -32,6 +32,33 @@ def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
     for row in rows[:3]:
         assert len(row["samples"]) == 3 and row["min"] <= row["median"] <= row["max"]
         assert row["tasks_per_second"] > 0 and 0 < row["fraction_of_matrix_product_rate"] < 1
+
+
+def test_throughput_keeps_the_cases_before_one_that_fails(tmp_path, monkeypatch):
+    path, done = tmp_path / "throughput.json", throughput.compete
+
+    def second_fails(name, *arguments):
+        if name == "sinusoid-t25-k5":
+            raise RuntimeError("killed")
+        return done(name, *arguments)
+
+    monkeypatch.setattr(throughput, "compete", second_fails)
+    monkeypatch.setattr(throughput, "_peers", lambda precision: [])
+    with pytest.raises(RuntimeError, match="killed"):
+        main(["throughput", "--quick", "--cases", "sinusoid", "--json", str(path)])
+    assert {row["case"] for row in json.loads(path.read_text())["rows"]} == {"sinusoid-t25-k1"}
+
+
+def test_the_driver_and_clocks_of_a_gpu_are_recorded_where_nvidia_smi_tells_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert report._nvidia() == {}
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '580.1, 1980 MHz, 3201 MHz'\necho '580.1, 1 MHz, 2 MHz'\n")
+    tool.chmod(0o755)
+    told = {"driver_version": "580.1", "clocks.max.sm": "1980 MHz", "clocks.max.memory": "3201 MHz"}
+    assert report._nvidia() == told
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert report._nvidia() == {}
 
 
 def test_memory(tmp_path):
