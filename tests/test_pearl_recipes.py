@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,11 @@ def test_a_recipe_builds_and_its_training_tasks_fit_its_learner(name):
     after, _ = jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert PEARL[name].minutes and experiment.protocol
+
+
+def test_the_protocol_tells_visits_and_widths():
+    protocol = replace(PEARL["pearl-navigation"].config(), num_prior_steps=30, num_posterior_steps=None).protocol()
+    assert "visits of 30 + 100 steps" in protocol and "layers of 128, 128" in protocol
 
 
 def test_a_recipe_that_needs_an_extra_names_it(tmp_path, monkeypatch, capsys):

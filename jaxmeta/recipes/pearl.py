@@ -146,12 +146,15 @@ class Pearl(Outer):
         )  # fmt: skip
 
     def protocol(self) -> str:
+        episode = self.family().environment.max_steps
+        visit = f"{self.num_prior_steps or episode} + {self.num_posterior_steps or episode} steps"
+        widths = ", ".join(map(str, self.hidden))
         return (
-            f"{self.num_steps:,} outer steps: visits to {self.num_tasks} of {self.num_train_tasks} training tasks, "
-            f"{self.num_gradient_steps} gradient steps on {self.num_batch_tasks} tasks, {self.batch_size} transitions "
-            f"each, {self.optimizer} {self.learning_rate:g} ({self.schedule}); {self.context} context, "
-            f"{self.latent_size} numbers, KL weight {self.kl_weight:g}; discount {self.discount:g}, "
-            f"reward scale {self.reward_scale:g}"
+            f"{self.num_steps:,} outer steps: visits of {visit} to {self.num_tasks} of {self.num_train_tasks:,} "
+            f"training tasks, {self.num_gradient_steps} gradient steps on {self.num_batch_tasks} tasks, "
+            f"{self.batch_size} transitions each, {self.optimizer} {self.learning_rate:g} ({self.schedule}); "
+            f"layers of {widths}; {self.context} context, {self.latent_size} numbers, KL weight {self.kl_weight:g}; "
+            f"discount {self.discount:g}, reward scale {self.reward_scale:g}"
         )
 
     def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
