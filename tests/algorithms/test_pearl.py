@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxmeta
@@ -253,6 +254,19 @@ def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     _, after, metrics = once(learner, known([1.0, 2.0, 3.0]))
     assert (after.meta_params.params["encoder"] < 1) == moves
     assert (metrics["kl"] > 0) == moves
+
+
+@pytest.mark.parametrize("num_batch_tasks", [1, 3])
+def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
+    """Every task pays 1, so that beliefs have the mean w, and their KL the derivative w."""
+    actor = lambda scale, observation, z: TanhGaussian(scale * observation, jnp.zeros_like(z))
+    learner = pearl(
+        payments(), told_by_z(actor=actor), mean_reward(variance=1.0), num_train_tasks=3, num_gradient_steps=1,
+        batch_size=4, num_batch_tasks=num_batch_tasks, capacity=32, optimizer=optax.sgd(0.1), kl_weight=0.5,
+    )  # fmt: skip
+    _, after, metrics = once(learner, known([1.0, 1.0, 1.0]))
+    np.testing.assert_allclose(after.meta_params.params["encoder"], 1 - 0.1 * 0.5 * num_batch_tasks, rtol=1e-5)
+    np.testing.assert_allclose(metrics["kl"], (1 / 8 + 1 - 1 + np.log(8)) / 2, rtol=1e-5)  # of 8 transitions
 
 
 def test_evaluation_is_algorithm_2():
