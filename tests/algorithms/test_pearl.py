@@ -269,6 +269,19 @@ def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
     np.testing.assert_allclose(metrics["kl"], (1 / 8 + 1 - 1 + np.log(8)) / 2, rtol=1e-5)  # of 8 transitions
 
 
+def test_context_is_drawn_from_the_whole_of_the_last_visit():
+    """Two of eight transitions, paid 0 .. 3 twice: their mean squared is 2.79 on average, .25 of the first two."""
+    base = payments()
+    step = lambda key, state, action, params: (state + 1, state + 1, state[0], jnp.bool_(False))
+    family = base._replace(environment=base.environment._replace(step=step))
+    changes = {"num_context": 2, "num_gradient_steps": 100, "optimizer": optax.sgd(0.0)}
+    _, _, metrics = once(
+        pearl(family, told_by_z(), mean_reward(1.0), num_train_tasks=3, **{**SMALL, **changes}), known([1.0, 2.0, 3.0])
+    )
+    expected = (1 / 2 + 1.5**2 + 1.25 / 2 * 6 / 7 - 1 + np.log(2)) / 2
+    np.testing.assert_allclose(metrics["kl"], expected, atol=0.3)  # five deviations of the mean of 300
+
+
 def test_evaluation_is_algorithm_2():
     """Against a plain loop, with the deterministic context, which draws nothing. One task ends its episodes early."""
     family = paid_for_actions(max_steps=5, ends_at=3)
