@@ -243,6 +243,26 @@ def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, 
     assert new["critic"][0] != old["critic"][0]
 
 
+@pytest.mark.parametrize("variance", [1e-9, 2.0])
+def test_transitions_meet_a_sample_of_their_own_tasks_belief(variance):
+    """Twin critics say z, and are told what a task pays, the belief's mean: they are off by its variance."""
+    critic = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
+    learner = pearl(
+        payments(), told_by_z(critic=critic), mean_reward(variance), num_train_tasks=3, discount=0.0,
+        optimizer=optax.sgd(0.0), **SMALL | {"num_gradient_steps": 200},
+    )  # fmt: skip
+    _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(metrics["critic_loss"], 2 * variance / 8, rtol=0.3, atol=1e-6)  # 8 transitions
+
+
+def test_the_target_follows_each_gradient_step():
+    learner = small(payments(), num_gradient_steps=1, optimizer=optax.sgd(0.1), target_rate=0.25)
+    state, after, _ = once(learner, known([1.0, 2.0, 3.0]))
+    old, new = (s.meta_params.params["critic"][0] for s in (state, after))
+    assert new != old
+    np.testing.assert_allclose(after.opt_state.target[0], old + 0.25 * (new - old), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("context", "moves"), [("probabilistic", True), ("deterministic", False)])
 def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     """Nobody looks at z: only KL moves the encoder, and makes what it says smaller."""
