@@ -137,7 +137,7 @@ class RL2(Outer):
         )  # fmt: skip
         return Experiment(
             learner, family.train, family.test, "return", self.protocol(), self.pictures,
-            eval_batch_size=250, adaptation="episode", references=self.references,
+            eval_batch_size=250, adaptation="earlier episodes of the trial", references=self.references,
         )  # fmt: skip
 
     def protocol(self) -> str:
