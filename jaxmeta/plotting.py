@@ -69,7 +69,7 @@ def adaptation_curve(
             axes.plot(values, color=color, linestyle=":", marker=".", label=reference)
     axes.set(xlabel=adaptation, ylabel=f"{name} on test tasks", title=title)
     axes.set_xticks(np.arange(len(mean)))
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right center", frameon=False)  # beside, where no curve is
     return figure
 
 
