@@ -156,7 +156,7 @@ class RL2(Outer):
         agents = {"RL²": rl2_agent(self.family(), self.actor(), meta_params)} | self._longer_oracles()
         returns = lambda task, transitions: episode_returns(transitions, num_episodes)
         curves = _play(key, self.family(), agents, num_episodes, returns)
-        title = f"trained for {self.num_episodes} episodes, {_PICTURE_TASKS:,} test tasks"
+        title = f"trained for {self.num_episodes} episode{'s' * (self.num_episodes > 1)}, {_PICTURE_TASKS:,} test tasks"
         return {"longer.png": plotting.lines(curves, "episode", "return", title, highlight="RL²")}
 
     def _longer_oracles(self) -> dict[str, Oracle]:
