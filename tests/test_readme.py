@@ -66,6 +66,7 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
     metric = {}
     for name_of_metric, mean, ci95, when, step in figures:
         metric = result["metrics"][name_of_metric] if name_of_metric else metric
+        assert when or len(metric["mean"]) == 1
         index = int(step) - (when == "in episode") if when else 0
         assert (mean, ci95) == tuple(f"{metric[statistic][index]:.4f}" for statistic in ("mean", "ci95"))
 

@@ -70,6 +70,11 @@ def told_by_z(**changes):
     return ActorCritic(init, actor, critic, latent_size=1)._replace(**changes)
 
 
+def blind(scale, observation, z):
+    """An actor that does not look at z."""
+    return TanhGaussian(scale * observation, jnp.zeros_like(z))
+
+
 def mean_reward(variance):
     """What is paid, with a variance."""
     apply = lambda params, rows: (params * rows.reward[:, None], jnp.full((len(rows.reward), 1), variance))
@@ -227,7 +232,7 @@ def test_training_sees_training_tasks_only():
 @pytest.mark.parametrize(("what", "encoder_learns", "actor_learns"), [("critic", True, False), ("actor", False, True)])
 def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, encoder_learns, actor_learns):
     """z enters one of the two alone, without KL. Where it enters the actor alone, the actor learns of it."""
-    parts = {"actor": lambda scale, observation, z: TanhGaussian(scale * observation, jnp.zeros_like(z))}
+    parts = {"actor": blind}
     if what == "critic":
         parts["critic"] = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
     else:
@@ -266,9 +271,8 @@ def test_the_target_follows_each_gradient_step():
 @pytest.mark.parametrize(("context", "moves"), [("probabilistic", True), ("deterministic", False)])
 def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     """Nobody looks at z: only KL moves the encoder, and makes what it says smaller."""
-    actor = lambda scale, observation, z: TanhGaussian(scale * observation, jnp.zeros_like(z))
     learner = pearl(
-        payments(), told_by_z(actor=actor), mean_reward(variance=1.0), **SMALL, num_train_tasks=3, context=context,
+        payments(), told_by_z(actor=blind), mean_reward(variance=1.0), **SMALL, num_train_tasks=3, context=context,
         kl_weight=1.0,
     )  # fmt: skip
     _, after, metrics = once(learner, known([1.0, 2.0, 3.0]))
@@ -279,10 +283,9 @@ def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
 @pytest.mark.parametrize("num_batch_tasks", [1, 3])
 def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
     """Every task pays 1, so that beliefs have the mean w, and their KL the derivative w."""
-    actor = lambda scale, observation, z: TanhGaussian(scale * observation, jnp.zeros_like(z))
     learner = pearl(
-        payments(), told_by_z(actor=actor), mean_reward(variance=1.0), num_train_tasks=3, num_gradient_steps=1,
-        batch_size=4, num_batch_tasks=num_batch_tasks, capacity=32, optimizer=optax.sgd(0.1), kl_weight=0.5,
+        payments(), told_by_z(actor=blind), mean_reward(variance=1.0), num_train_tasks=3, optimizer=optax.sgd(0.1),
+        kl_weight=0.5, **SMALL | {"num_gradient_steps": 1, "num_batch_tasks": num_batch_tasks},
     )  # fmt: skip
     _, after, metrics = once(learner, known([1.0, 1.0, 1.0]))
     np.testing.assert_allclose(after.meta_params.params["encoder"], 1 - 0.1 * 0.5 * num_batch_tasks, rtol=1e-5)
@@ -293,11 +296,11 @@ def test_context_is_drawn_from_the_whole_of_the_last_visit():
     """Two of eight transitions, paid 0 .. 3 twice: their mean squared is 2.79 on average, .25 of the first two."""
     base = payments()
     step = lambda key, state, action, params: (state + 1, state + 1, state[0], jnp.bool_(False))
-    family = base._replace(environment=base.environment._replace(step=step))
-    changes = {"num_context": 2, "num_gradient_steps": 100, "optimizer": optax.sgd(0.0)}
-    _, _, metrics = once(
-        pearl(family, told_by_z(), mean_reward(1.0), num_train_tasks=3, **{**SMALL, **changes}), known([1.0, 2.0, 3.0])
-    )
+    learner = pearl(
+        base._replace(environment=base.environment._replace(step=step)), told_by_z(), mean_reward(variance=1.0),
+        num_train_tasks=3, num_context=2, optimizer=optax.sgd(0.0), **SMALL | {"num_gradient_steps": 100},
+    )  # fmt: skip
+    _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
     expected = (1 / 2 + 1.5**2 + 1.25 / 2 * 6 / 7 - 1 + np.log(2)) / 2
     np.testing.assert_allclose(metrics["kl"], expected, atol=0.3)  # five deviations of the mean of 300
 
