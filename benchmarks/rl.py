@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _TRAINING, _ROLLOUT, _ENVIRONMENT, _PRODUCT = "training", "rollout", "environment alone", "matrix product"
 _SEEDS, _NUM_SEEDS = "training, 4 seeds together", 4
 CONTENDERS = (_TRAINING, _SEEDS, _ROLLOUT, _ENVIRONMENT)
-_STEPS_OF_A_MINIBATCH = 12_800  # so that what is kept for its gradients stays near the cache
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,9 @@ def build(case: Case) -> Built:
     family, core = case.family(), nn.gru(case.size)
     trial = rl.trial(family.environment, num_episodes=case.num_episodes)
     num_steps = case.num_tasks * trial.num_steps
-    num_minibatches = max(4, num_steps // _STEPS_OF_A_MINIBATCH)
     learner = jaxmeta.rl2(
-        family, num_episodes=case.num_episodes, actor=core, critic=nn.gru(case.size // 2),
-        num_minibatches=num_minibatches,
-    )  # fmt: skip
+        family, num_episodes=case.num_episodes, actor=core, critic=nn.gru(case.size // 2), num_minibatches=4
+    )
     state = learner.init(jax.random.key(0))
     keys, tasks = _tasks(family, case.num_tasks)
 
