@@ -291,7 +291,7 @@ _gridworld = GridworldRL2(
     num_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
 )
 _mdp = MDPRL2(
-    num_steps=4000, num_tasks=512, num_layer_units=64, num_epochs=2, num_minibatches=16, learning_rate=1e-3,
+    num_steps=3500, num_tasks=512, num_layer_units=64, num_epochs=2, num_minibatches=16, learning_rate=1e-3,
     gae_lambda=0.5, entropy_weight=0.03, final_entropy_weight=0.0,
 )  # fmt: skip
 
