@@ -61,10 +61,11 @@ def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
     assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
 
 
-SLOW_OMNIGLOT = [pytest.param(name, marks=pytest.mark.slow) for name in ("maml++-omniglot", "imaml-omniglot")]
+OMNIGLOT = ["anil-omniglot", "ridge-omniglot", "maml++-omniglot", "imaml-omniglot"]
+SLOW_OMNIGLOT = [pytest.param(name, marks=pytest.mark.slow) for name in OMNIGLOT]
 
 
-@pytest.mark.parametrize("name", ["maml-omniglot", "anil-omniglot", *CLOSED_FORM, *SLOW_OMNIGLOT])
+@pytest.mark.parametrize("name", ["maml-omniglot", "protonet-omniglot", *SLOW_OMNIGLOT])
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
     found = result(

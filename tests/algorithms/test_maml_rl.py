@@ -151,7 +151,9 @@ def brute_force(params, key, estimator, baseline):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "baseline"), [("lvc", "linear"), ("biased", "none"), ("dice", "linear")], ids=str
+    ("estimator", "baseline"),
+    [("lvc", "linear"), ("dice", "linear"), pytest.param("biased", "none", marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimator, baseline):
     meta_params, grads, metrics = gradient_of(learner(estimator=estimator, baseline=baseline))
@@ -246,7 +248,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted_once(outer):
     assert_close(after.meta_params, state.meta_params, rtol=0)
 
 
-@pytest.mark.parametrize("constructor", [jaxmeta.e_maml, jaxmeta.promp])
+@pytest.mark.parametrize("constructor", [jaxmeta.promp, pytest.param(jaxmeta.e_maml, marks=pytest.mark.slow)])
 def test_which_of_two_arms_pays_is_learned_by_one_step(constructor):
     """Told nothing, half of the pulls pay; a step on ten of them can tell, and without it nothing can."""
     family = pulls([[1.0, 0.0], [0.0, 1.0]], num_pulls=5)

@@ -66,22 +66,28 @@ def test_the_driver_and_clocks_of_a_gpu_are_recorded_where_nvidia_smi_tells_them
     assert report._nvidia() == {}
 
 
-def test_memory(tmp_path):
+@pytest.mark.parametrize(
+    "strategies", [("exact", "first order"), pytest.param(tuple(memory.STRATEGIES), marks=pytest.mark.slow)]
+)
+def test_memory(tmp_path, monkeypatch, strategies):
+    monkeypatch.setitem(memory.QUICK_MODELS, "tiny-mlp", tiny(strategies))
     rows = quick(tmp_path, "memory")
     size = {(row["strategy"], row["num_steps"]): row["temporary_bytes"] for row in rows if row["sweep"] == "num_steps"}
-    assert {strategy for strategy, _ in size} == set(memory.STRATEGIES)
+    assert {strategy for strategy, _ in size} == set(strategies)
     assert size["exact", 4] > size["exact", 1] > 0
     assert size["first order", 4] < size["exact", 4]
     assert all(len(row["samples"]) == 2 for row in rows)
 
 
-def test_memory_compiles_but_does_not_run_what_is_too_large(monkeypatch):
-    monkeypatch.setattr(memory, "STRATEGIES", {"exact": EXACT["exact"]})
-    options = memory.Options(max_bytes=0)
+def test_memory_compiles_but_does_not_run_what_is_too_large():
+    model = tiny(["exact"])
+    (row,) = memory.measure("m", model, model.at, memory.Options(max_bytes=0))
+    assert "median" not in row and row["temporary_bytes"] > 0
+
+
+def tiny(strategies):
     model = memory.QUICK_MODELS["tiny-mlp"]
-    assert all(
-        "median" not in row and row["temporary_bytes"] > 0 for row in memory.measure("m", model, model.at, options)
-    )
+    return model._replace(strategies={name: memory.STRATEGIES[name] for name in strategies})
 
 
 @pytest.mark.slow
