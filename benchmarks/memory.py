@@ -252,7 +252,8 @@ def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -
         if not points:
             continue
         x, y = zip(*points, strict=True)
-        panel.plot(x, y, color=COLORS[i % 10], marker=MARKERS[i % 10], markersize=4, label=strategy)
+        marker = MARKERS[(i + i // 10) % 10]  # another one where colours begin again
+        panel.plot(x, y, color=COLORS[i % 10], marker=marker, markersize=4, label=strategy)
         measured = [(row[sweep], unit * row["process_bytes"]) for row in rows
                     if row["strategy"] == strategy and row.get("process_bytes")]  # fmt: skip
         if measured and quantity != "median":
