@@ -61,8 +61,9 @@ def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
     assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
 
 
-OMNIGLOT = ["anil-omniglot", "ridge-omniglot", "maml++-omniglot", "imaml-omniglot"]
-SLOW_OMNIGLOT = [pytest.param(name, marks=pytest.mark.slow) for name in OMNIGLOT]
+SLOW_OMNIGLOT = [
+    pytest.param(f"{name}-omniglot", marks=pytest.mark.slow) for name in ("anil", "ridge", "maml++", "imaml")
+]
 
 
 @pytest.mark.parametrize("name", ["maml-omniglot", "protonet-omniglot", *SLOW_OMNIGLOT])
