@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(
         benchmark.Options, args=argv[1:], prog=f"python -m benchmarks {name}", description=benchmark.__doc__
     )
+    if prepare := getattr(benchmark, "prepare", None):
+        prepare()  # what has to be said before JAX runs
     try:
         benchmark.run(options, options.json or default_path(name, options.quick))
     except UnknownCase as error:

@@ -5,7 +5,9 @@ builds has taken its first step, and tells the meta-gradient of it: the check of
 program.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import jax
@@ -70,6 +72,27 @@ def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep
     )  # fmt: skip
 
 
+def build_jaxmeta_devices(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
+    """The tasks shared by as many devices as divide them; of a CPU, `use_cores` makes a device of each core."""
+    available = range(2, jax.device_count() + 1)
+    num_devices = max((n for n in available if case.num_tasks % n == 0), default=1)
+    if num_devices == 1:
+        raise Unavailable(f"{case.num_tasks} tasks and {jax.device_count()} devices: nothing to share")
+    learner = _learner(case, params, dtype)
+    with jaxmeta.over_devices(num_devices):
+        key, state, tasks = jaxmeta.replicated(
+            (jax.random.key(0), learner.init(jax.random.key(0)), cast(case.tasks, dtype))
+        )
+        update = jax.jit(learner.update, donate_argnums=1).lower(key, state, tasks).compile()
+    return _jax_meta_step(lambda state: update(key, state, tasks)[0], state, lambda state: state.opt_state)
+
+
+def use_cores() -> None:
+    """Makes a device of each core of a CPU; where JAX runs already it stays as it is."""
+    with suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+
 def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
     init, update = plain_update(case)
     update, tasks = jax.jit(update, donate_argnums=0), cast(case.tasks, dtype)
@@ -100,6 +123,7 @@ def plain_update(case: Case) -> tuple[Callable, Callable]:
 
 JAXMETA, PLAIN = Contender("jaxmeta", build_jaxmeta), Contender("plain JAX", build_plain)
 JAXMETA_LOOP = Contender("jaxmeta, as fit", build_jaxmeta_loop)
+JAXMETA_DEVICES = Contender("jaxmeta, over devices", build_jaxmeta_devices)
 
 
 def relative_error(actual: PyTree, expected: PyTree) -> float:

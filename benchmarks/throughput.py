@@ -14,7 +14,16 @@ import jax
 import numpy as np
 
 from benchmarks.cases import FAMILIES, Case
-from benchmarks.contenders import JAXMETA, JAXMETA_LOOP, PLAIN, Contender, Unavailable, relative_error
+from benchmarks.contenders import (
+    JAXMETA,
+    JAXMETA_DEVICES,
+    JAXMETA_LOOP,
+    PLAIN,
+    Contender,
+    Unavailable,
+    relative_error,
+    use_cores,
+)
 from benchmarks.measure import float64, interleave, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
@@ -50,9 +59,13 @@ def cases() -> dict[str, Callable[[], Case]]:
     }
 
 
+def prepare() -> None:
+    use_cores()
+
+
 def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(options.cases or (_QUICK if options.quick else "*"), cases())
-    contenders = [JAXMETA, JAXMETA_LOOP, PLAIN, *_peers(options.precision)]
+    contenders = [JAXMETA, JAXMETA_LOOP, JAXMETA_DEVICES, PLAIN, *_peers(options.precision)]
     num_rounds = 3 if options.quick else options.num_rounds
     rows: list[Row] = []
     with jax.default_matmul_precision("highest" if options.precision == "float32" else "tensorfloat32"):

@@ -38,6 +38,7 @@ from jaxmeta.algorithms import (
     trpo,
     vpg,
 )
+from jaxmeta.devices import over_devices, replicated
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
@@ -66,11 +67,13 @@ __all__ = [
     "mlp_encoder",
     "multi_step_weights",
     "nn",
+    "over_devices",
     "pearl",
     "pearl_agent",
     "ppo",
     "promp",
     "protonet",
+    "replicated",
     "reptile",
     "ridge",
     "rl",

@@ -21,6 +21,15 @@ def _float64():
     return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True)
 
 
+def pytest_configure(config):
+    """Most of what the check waits for is compiling, and its programs run for moments: LLVM need not polish them.
+
+    Sums and their order are those of XLA, which optimises as ever. `-m slow` trains, and is worth polishing.
+    """
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test."""

@@ -22,12 +22,13 @@ MODULES = {
 ROOMS = {
     "types": set(),
     "checks": {"types"},
-    "adapt": {"types", "checks"},
+    "devices": {"types", "checks"},
+    "adapt": {"types", "checks", "devices"},
     "tasks": {"types", "checks"},
     "nn": {"types", "checks"},
     "rl": {"types", "checks", "nn"},
     "algorithms": {"types", "checks", "adapt", "nn", "rl"},
-    "training": {"types", "checks"},
+    "training": {"types", "checks", "devices"},
     "plotting": {"types", "checks"},
     "runs": None,  # None: everything
     "recipes": None,

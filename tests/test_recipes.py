@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
+import jax
 import numpy as np
+import optax
 import pytest
 
+import jaxmeta
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
@@ -59,6 +63,22 @@ def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
     found = result("maml-sinusoid", tmp_path / "run", *options, *short)
     assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
     assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
+
+
+def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
+    plain, damped = (replace(RECIPES["imaml-omniglot"].config(), damping=damping) for damping in (0.0, 3.0))
+    assert "damping" not in plain.protocol()
+    assert "drawn back with strength 2, damping 3" in damped.protocol()
+    linear = replace(RECIPES["maml-linear"].config(), num_steps=1, meta_gradient="implicit", proximal_strength=1.0)
+    moved = {}
+    for damping in (0.0, 3.0):
+        experiment = replace(linear, damping=damping).build()
+        state, _ = jaxmeta.fit(jax.random.key(0), experiment.learner, experiment.train_tasks, num_steps=1, num_tasks=2,
+                               progress=False)  # fmt: skip
+        moved[damping] = optax.tree.norm(state.opt_state[0].mu)
+    assert 0 < moved[3.0] < moved[0.0]
+    with pytest.raises(ValueError, match="damping must be 0 with meta_gradient='auto', got 3"):
+        replace(RECIPES["maml-linear"].config(), damping=3.0)
 
 
 SLOW_OMNIGLOT = [
@@ -145,7 +165,7 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
 
 def test_layers_around_the_network_and_where_the_entropys_weight_ends():
     plain = RECIPES["rl2-bandit"].config()
-    config = dataclasses.replace(plain, num_steps=10, num_layer_units=5, entropy_weight=0.2, final_entropy_weight=0.1)
+    config = replace(plain, num_steps=10, num_layer_units=5, entropy_weight=0.2, final_entropy_weight=0.1)
     assert (plain.actor().num_outputs, config.actor().num_outputs) == (64, 5)
     assert plain.of_entropy() == 0.01
     np.testing.assert_allclose([config.of_entropy()(step) for step in (0, 5, 10)], [0.2, 0.15, 0.1], rtol=1e-6)

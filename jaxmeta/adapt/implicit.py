@@ -73,7 +73,8 @@ def implicit(*, solver: Solver = conjugate_gradient(5), damping: float = 0.0) ->
     Args:
       solver: (matrix, b) -> x with matrix(x) ≈ b, both pytrees: `conjugate_gradient`, `neumann_series`, or one of
         `jax.scipy.sparse.linalg`.
-      damping: δ, added to the matrix as δ I, for inner problems that are not convex enough.
+      damping: δ, added to the matrix as δ I, for inner problems that are not convex enough. With `proximal(sgd(α), λ)`
+        it makes the curvature that counts λ + δ / α: the authors' code has 24 where λ is 2.
 
     Raises:
       ValueError: `solver` is no function, or `damping` is negative or not finite; while tracing, the inner optimizer

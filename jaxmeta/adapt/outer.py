@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from jaxmeta.adapt.cost import CACHE_BYTES, default_memory_budget, peak_bytes
+from jaxmeta.devices import DEVICES, num_sharing
 from jaxmeta.types import MetaParams, MetaState, Metrics, PyTree
 
 TASKS = "tasks"  # the name of the axis of tasks that are vectorised together
@@ -21,14 +23,31 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
         task by task, which is several times faster than the gradient of the mean.
       microbatch: how many tasks are vectorised at a time; the chunks follow one another and only their sum is kept, so
         memory is that of one chunk. If None, the largest divisor of N whose estimated memory fits: on a CPU its cache,
-        which is where it is fast, elsewhere half of the device's memory.
+        which is where it is fast, elsewhere half of the device's memory. Within `jaxmeta.over_devices` N is a device's
+        share.
 
     Raises:
-      ValueError: `microbatch` does not divide N.
+      ValueError: `microbatch` does not divide N, or the number of devices does not.
 
     >>> mean_over_tasks(lambda w, x: w * x, 2, jnp.array(2.0), jnp.arange(4.0)).item()
     3.0
     """
+    num_tasks, num_devices = len(jax.tree.leaves(per_task)[0]), num_sharing()
+    if num_devices is None:
+        return _mean_on_one(fn, microbatch, meta_params, per_task)
+    if num_tasks % num_devices:
+        raise ValueError(f"the number of tasks must be a multiple of the {num_devices} devices, got {num_tasks}")
+    shared = jax.shard_map(
+        lambda *args: jax.lax.pmean(_mean_on_one(fn, microbatch, *args), DEVICES),
+        in_specs=(PartitionSpec(), PartitionSpec(DEVICES)),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # where it is checked, inner gradients of what is replicated are summed over the devices
+    )
+    return shared(meta_params, per_task)
+
+
+def _mean_on_one(fn: Callable, microbatch: int | None, meta_params: MetaParams, per_task: PyTree) -> PyTree:
+    """`mean_over_tasks` of one device."""
     num_tasks = len(jax.tree.leaves(per_task)[0])
     fn = jax.jit(fn, inline=True)  # traced once for the estimate, and once for all that follows
     if microbatch is None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxmeta import adapt, nn, plotting, tasks
 from jaxmeta.algorithms import maml, multi_step_weights, protonet, ridge
 from jaxmeta.algorithms.cavia import context_only
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
 
@@ -46,6 +46,8 @@ class GradientBased(Supervised):
     """The inner learning rate; where rates are learned, their start."""
     proximal_strength: float = 0.0
     """λ, how strongly the inner loop is drawn back to where it started (iMAML)."""
+    damping: float = 0.0
+    """δ, of the linear system of the implicit meta-gradient: makes up for curvature below 0 (iMAML)."""
     num_annealing_steps: int | None = None
     """Outer steps over which the query losses after early inner steps lose their weight (MAML++); from the start only
     the last one counts if None."""
@@ -55,6 +57,15 @@ class GradientBased(Supervised):
     """Inner steps at test."""
     inner_batch_size: int | None = None
     """Shots that each inner step draws; all of them if None."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("damping", self.damping)
+        if self.damping and self.meta_gradient != "implicit":
+            raise ValueError(
+                f"damping must be 0 with meta_gradient={self.meta_gradient!r}, got {self.damping:g}: it is that of "
+                "meta_gradient='implicit', which solves a linear system"
+            )
 
     def learner(self, init_fn: InitFn, loss_fn: LossFn, **overrides) -> MetaLearner:
         sgd = adapt.sgd(self.inner_learning_rate)
@@ -73,7 +84,7 @@ class GradientBased(Supervised):
             "num_eval_steps": self.num_eval_steps,
             "batch_size": self.inner_batch_size,
             "loss_weights": None if anneal is None else multi_step_weights(self.num_inner_steps, anneal),
-            "meta_gradient": getattr(adapt, self.meta_gradient)(),
+            "meta_gradient": getattr(adapt, self.meta_gradient)(**{"damping": self.damping} if self.damping else {}),
             "optimizer": self.outer_optimizer(),
             "microbatch": self.microbatch,
         }
@@ -85,6 +96,7 @@ class GradientBased(Supervised):
             f"{super().protocol()}; {self.meta_gradient} meta-gradient through {self.num_inner_steps} inner steps of "
             f"{self.inner_optimizer} {self.inner_learning_rate:g}, {self.num_eval_steps} at test"
             + (f"; drawn back with strength {strength:g}" if strength else "")
+            + (f", damping {self.damping:g}" if self.damping else "")
             + (f"; judged after each step, annealed over {anneal:,} outer steps" if anneal else "")
         )
 
@@ -394,7 +406,13 @@ SUPERVISED: dict[str, Recipe] = {
     ),
     "imaml-omniglot": Recipe(
         lambda: replace(
-            _omniglot(), meta_gradient="implicit", proximal_strength=2.0, num_inner_steps=10, num_eval_steps=10
+            _omniglot(),
+            meta_gradient="implicit",
+            proximal_strength=2.0,
+            inner_learning_rate=0.1,
+            num_inner_steps=10,
+            num_eval_steps=10,
+            damping=2.2,  # α (∇²L + 24 I), the matrix of the authors' code
         ),
         "iMAML: the derivative of where the inner loop comes to rest",
         "Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630",

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jaxmeta.checks import check_callable, check_fields, check_integer, check_key, check_like
+from jaxmeta.devices import replicated
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
 
 Callback = Callable[[MetaState, dict[str, np.ndarray]], None]
@@ -80,7 +81,7 @@ def fit(
     if state is not None:
         check_like("state", state, jax.eval_shape(over_seeds(learner.init), key), "a state of this learner")
     init_key, run_key = jnp.moveaxis(over_seeds(jax.random.split)(key), -1, 0)
-    state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, state)
+    state = replicated(_init(init_key, learner=learner) if state is None else state)
     step = int(np.max(state.step))
     history = []
     with tqdm(total=num_steps, initial=step, unit=" steps", disable=not progress) as bar:

@@ -1,40 +1,114 @@
-"""Tasks sharded over devices: the same update as on one, with one all-reduce. Four virtual CPUs, in a process anew."""
+"""Tasks over devices: the same update as on one, with one all-reduce. Four virtual CPUs, in a process anew."""
 
 import os
 import subprocess
 import sys
 
-PROGRAM = """
+import pytest
+
+import jaxmeta
+
+LEARNER = """
 import jax, jax.numpy as jnp, numpy as np, re
 import jaxmeta
 from jaxmeta import adapt
-jax.config.update("jax_enable_x64", True)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 4)
+
+def assert_equal(tree, other):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-14)
 
 network = jaxmeta.nn.MLP((16,))
 init_fn = lambda key: jax.tree.map(lambda p: p.astype(float), network.init(key, jnp.ones((1, 1))))
-for strategy in (adapt.auto(), adapt.mixed_mode(num_segments=2)):
-    learner = jaxmeta.maml(
+def learner_of(strategy, microbatch):
+    return jaxmeta.maml(
         init_fn, jaxmeta.nn.mean_squared_error(network.apply), inner_optimizer=adapt.meta_sgd(0.01), num_steps=3,
-        meta_gradient=strategy)
+        meta_gradient=strategy, microbatch=microbatch)
+"""
+
+UPDATES = """
+def check(learner, place):
     tasks = jaxmeta.tasks.sinusoid()
     tasks = jax.vmap(tasks.sample, (0, None))(jax.random.split(jax.random.key(0), 8), ())
-    state, key, update = learner.init(jax.random.key(1)), jax.random.key(2), jax.jit(learner.update)
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
-    sharded = jax.device_put(tasks, NamedSharding(mesh, PartitionSpec("devices")))
-    replicated = jax.device_put((key, state), NamedSharding(mesh, PartitionSpec()))
-    program = update.lower(*replicated, sharded).compile()
-    one, many = update(key, state, tasks), program(*replicated, sharded)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-14)
+    state, key = learner.init(jax.random.key(1)), jax.random.key(2)
+    one = jax.jit(learner.update)(key, state, tasks)
+    program, arguments = place(learner.update, key, state, tasks)
+    assert_equal(one, program(*arguments))
     text = program.as_text()
     print(len(re.findall(r"all-reduce(?:-start)?\\(", text)), len(re.findall(r"all-gather(?:-start)?\\(", text)))
+
+def share(update, *arguments):
+    with jaxmeta.over_devices():
+        arguments = jaxmeta.replicated(arguments)
+        return jax.jit(update).lower(*arguments).compile(), arguments
+
+def shard(update, key, state, tasks):
+    mesh = Mesh(np.array(jax.devices()), ("any",))
+    tasks = jax.device_put(tasks, NamedSharding(mesh, PartitionSpec("any")))
+    arguments = (*jax.device_put((key, state), NamedSharding(mesh, PartitionSpec())), tasks)
+    return jax.jit(update).lower(*arguments).compile(), arguments
+
+check(learner_of(adapt.exact(), 1), share)
+check(learner_of(adapt.mixed_mode(num_segments=2), 2), share)
+check(learner_of(adapt.auto(), None), shard)
+"""
+
+TRAINING = """
+num_compiled = 0
+def count(name, *args, **kwargs):
+    global num_compiled
+    num_compiled += name == "/jax/core/compile/backend_compile_duration"
+jax.monitoring.register_event_duration_secs_listener(count)
+
+learner, tasks = learner_of(adapt.auto(), None), jaxmeta.tasks.sinusoid()
+def train(num_steps, state=None, num_tasks=8):
+    return jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=num_steps, num_tasks=num_tasks, chunk_size=5,
+                       progress=False, state=state)
+half, _ = train(5)
+whole = train(10)
+with jaxmeta.over_devices():
+    over_four = train(10)
+    before = num_compiled
+    again = train(10)
+    print(num_compiled - before)
+    goes_on, _ = train(10, half)
+    try:
+        train(10, num_tasks=6)
+    except ValueError as error:
+        assert "multiple of the 4 devices, got 6" in str(error)
+    else:
+        raise AssertionError("6 tasks are not for 4 devices")
+    print(jax.tree.leaves(over_four[0].meta_params)[0].sharding.num_devices)
+assert jax.sharding.get_abstract_mesh().empty
+jaxmeta.over_devices(2)  # without `with`: from here on
+print(jax.tree.leaves(train(5)[0].meta_params)[0].sharding.num_devices)
+assert_equal(whole, over_four)
+assert_equal(over_four, again)
+assert_equal(whole[0], goes_on)
 """
 
 
-def test_an_update_over_four_devices_is_that_of_one_with_one_all_reduce():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+def run(program):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", LEARNER + program]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_an_update_over_four_devices_is_that_of_one_with_one_all_reduce():
     # 8 gradients and 2 metrics are reduced, once each; newer releases of XLA combine them
-    assert result.stdout.split() in (["1", "0"] * 2, ["10", "0"] * 2)
+    assert run(UPDATES) in (["1", "0"] * 3, ["10", "0"] * 3)
+
+
+def test_a_run_over_four_devices_is_that_of_one_and_compiles_once():
+    assert run(TRAINING) == ["0", "4", "2"]
+
+
+def test_errors_of_devices():
+    with pytest.raises(ValueError, match=r"num_devices must be at most \d+, got 1000: .*jax_num_cpu_devices"):
+        jaxmeta.over_devices(1000)
+    with pytest.raises(ValueError, match="num_devices"):
+        jaxmeta.over_devices(0)
