@@ -28,6 +28,7 @@ def pytest_configure(config):
     """
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+    jax.devices()  # the flags are read, and benchmarks leave the number of devices alone
 
 
 @pytest.fixture
