@@ -23,7 +23,7 @@ from jaxmeta import Task
 from jaxmeta.types import PyTree
 
 OUTER_RATE = 1e-3
-_LOOP = 10
+_LOOP, _LOOP_FLOPS = 10, 2e11  # steps of a loop; fewer where they are long, for there a loop gains nothing
 _FIRST_MOMENT = 1 - 0.9  # what Adam's first moment is, after one step, in gradients
 
 
@@ -61,15 +61,14 @@ def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
 
 
 def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
-    """Ten steps in one program, as `fit` runs them; the same program, asked for one, tells the gradient."""
+    """Up to ten steps in one program, as `fit` runs them; the same program, asked for one, tells the gradient."""
     learner = _learner(case, params, dtype)
     key, tasks = jax.random.key(0), cast(case.tasks, dtype)
     update = lambda _, state: learner.update(key, state, tasks)[0]
     loop = jax.jit(lambda state, number: jax.lax.fori_loop(0, number, update, state), donate_argnums=0)
-    return _jax_meta_step(
-        lambda state: loop(state, 1), learner.init(key), lambda state: state.opt_state,
-        several=lambda state: loop(state, _LOOP),
-    )  # fmt: skip
+    number = max(1, min(_LOOP, int(_LOOP_FLOPS // case.flops())))
+    one, several = (lambda state, number=number: loop(state, number) for number in (1, number))
+    return _jax_meta_step(one, learner.init(key), lambda state: state.opt_state, several, number)
 
 
 def build_jaxmeta_devices(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
@@ -133,9 +132,9 @@ def relative_error(actual: PyTree, expected: PyTree) -> float:
 
 
 def _jax_meta_step(
-    update: Callable, state: PyTree, opt_state_of: Callable, several: Callable | None = None
+    update: Callable, state: PyTree, opt_state_of: Callable, several: Callable | None = None, num_steps: int = 1
 ) -> MetaStep:
-    """`update` takes the first step, whose gradient Adam tells; what is timed is it, or `several`, `_LOOP` steps."""
+    """`update` takes the first step, whose gradient Adam tells; timed is it, or `several`, of `num_steps`."""
     states = [jax.block_until_ready(update(state))]
     (adam, *_) = jax.tree.map(np.array, opt_state_of(states[0]))
     moment = adam.mu.params if isinstance(adam.mu, jaxmeta.MetaParams) else adam.mu
@@ -145,5 +144,5 @@ def _jax_meta_step(
         states[0] = timed(states[0])
 
     gradient = jax.tree.map(lambda m: np.asarray(m) / _FIRST_MOMENT, moment)
-    program = Program(step, lambda: jax.block_until_ready(states[0]), _LOOP if several else 1)
+    program = Program(step, lambda: jax.block_until_ready(states[0]), num_steps)
     return MetaStep(program, gradient)

@@ -43,26 +43,26 @@ def interleave(
       programs: what to time, warmed up: compiled, and run once.
       num_rounds: R, samples of each program.
       min_seconds: a sample runs as many steps as take this long.
-      max_seconds: a program that has taken this long, three samples or more, sits out the remaining rounds.
+      max_seconds: a program that has taken this long, three samples or more, sits out the remaining rounds; one whose
+        first step takes three times as long sits out all of them, and that step is its sample.
 
     Returns:
-      For each program its samples in seconds per step, R of them or, of a slow one, at least min(R, 3).
+      For each program its samples in seconds per step, R of them or, of a slow one, at least min(R, 3), or one.
 
     >>> work = Program(step=lambda: None, wait=lambda: None)
     >>> {name: len(samples) for name, samples in interleave({"a": work}, num_rounds=2, min_seconds=1e-5).items()}
     {'a': 2}
     """
-    num_steps = {
-        name: max(1, math.ceil(min_seconds / max(seconds_per_step(program, 1) * program.num_units, 1e-7)))
-        for name, program in programs.items()
-    }
-    samples: dict[str, list[float]] = {name: [] for name in programs}
+    first = {name: seconds_per_step(program, 1) for name, program in programs.items()}
+    call = {name: max(1e-7, program.num_units * first[name]) for name, program in programs.items()}
+    num_steps = {name: max(1, math.ceil(min_seconds / seconds)) for name, seconds in call.items()}
+    samples = {name: [seconds] if call[name] > 3 * max_seconds else [] for name, seconds in first.items()}
     names = list(programs)
     for round_ in range(num_rounds):
-        first = round_ % max(1, len(names))
-        for name in names[first:] + names[:first]:
+        start = round_ % max(1, len(names))
+        for name in names[start:] + names[:start]:
             taken = num_steps[name] * programs[name].num_units * sum(samples[name])
-            if len(samples[name]) < 3 or taken < max_seconds:
+            if taken < max_seconds or (len(samples[name]) < 3 and call[name] <= 3 * max_seconds):
                 samples[name].append(seconds_per_step(programs[name], num_steps[name]))
     return samples
 

@@ -40,6 +40,14 @@ def test_a_slow_program_sits_out_after_three_samples():
     assert len(samples["slow"]) == 3 and len(samples["quick"]) == 6
 
 
+def test_a_program_slower_than_three_samples_may_be_is_run_once():
+    log = []
+    programs = {"slow": recorder(log, "slow", 0.05), "quick": recorder(log, "quick", 1e-3)}
+    samples = interleave(programs, num_rounds=2, min_seconds=1e-4, max_seconds=0.015)
+    assert log.count("slow") == 1 and len(samples["slow"]) == 1 and samples["slow"][0] >= 0.05
+    assert len(samples["quick"]) == 2
+
+
 def test_a_sample_is_seconds_per_step():
     assert seconds_per_step(recorder([], "a", 0.005), 4) == pytest.approx(0.005, rel=1)
 
