@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxmeta.checks import check_integer
@@ -26,7 +25,7 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     Raises:
       ValueError: `num_devices` is no positive integer or more than there are; in an outer step, D does not divide N.
 
-    >>> import jaxmeta
+    >>> import jax.numpy as jnp, jaxmeta
     >>> loss_fn = lambda params, batch: (jnp.mean((params["w"] - batch[1]) ** 2), {})
     >>> learner = jaxmeta.maml(lambda key: {"w": jnp.zeros(())}, loss_fn)
     >>> with over_devices():
@@ -55,13 +54,12 @@ def num_sharing() -> int | None:
 
 
 def replicated(tree: PyTree) -> PyTree:
-    """A copy of the arrays; within `over_devices`, one on each device, as `update` wants its state there.
+    """The arrays; within `over_devices` with a copy on each device, as `update` wants its state there.
 
-    `fit` does it by itself.
+    `fit` and `evaluate` do it by themselves.
 
     >>> with over_devices():
-    ...     replicated({"w": jnp.ones(2)})
+    ...     replicated({"w": jax.numpy.ones(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    tree = jax.tree.map(jnp.copy, tree)
     return tree if num_sharing() is None else jax.device_put(tree, PartitionSpec())

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxmeta.checks import check_fields, check_integer, check_key, check_like
+from jaxmeta.devices import DEVICES, num_sharing, replicated
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
 
 
@@ -91,7 +93,7 @@ def evaluate(
       learner: whose `evaluate` is called on each task.
       tasks: p(T) at test.
       meta_params: what was meta-trained, `state.meta_params`.
-      num_tasks: test tasks, at least 2.
+      num_tasks: test tasks, at least 2; `jaxmeta.over_devices` shares them where they share out evenly.
       batch_size: tasks evaluated at a time.
       batch_norm: for the report: the statistics that the model normalises with.
 
@@ -116,7 +118,11 @@ def evaluate(
     expected = jax.eval_shape(learner.init, key).meta_params
     check_like("meta_params", meta_params, expected, "this learner's, such as state.meta_params")
     samples = _evaluate_tasks(
-        key, meta_params, tasks.data, learner=learner, sample=tasks.sample, num_tasks=num_tasks, batch_size=batch_size
+        *replicated((key, meta_params, tasks.data)),
+        learner=learner,
+        sample=tasks.sample,
+        num_tasks=num_tasks,
+        batch_size=batch_size,
     )
     return Report({name: np.asarray(values) for name, values in samples.items()}, batch_norm)
 
@@ -132,11 +138,20 @@ def _evaluate_tasks(
     num_tasks: int,
     batch_size: int,
 ) -> Metrics:
-    def evaluate_task(i: jax.Array) -> Metrics:
-        task_key, adapt_key = jax.random.split(jax.random.fold_in(key, i))
-        return learner.evaluate(adapt_key, meta_params, sample(task_key, data))
+    def evaluate_tasks(everywhere: tuple, numbers: jax.Array) -> Metrics:
+        key, meta_params, data = everywhere
 
-    return jax.lax.map(evaluate_task, jax.numpy.arange(num_tasks), batch_size=min(batch_size, num_tasks))
+        def evaluate_task(i: jax.Array) -> Metrics:
+            task_key, adapt_key = jax.random.split(jax.random.fold_in(key, i))
+            return learner.evaluate(adapt_key, meta_params, sample(task_key, data))
+
+        return jax.lax.map(evaluate_task, numbers, batch_size=min(batch_size, len(numbers)))
+
+    num_devices = num_sharing()
+    if num_devices is not None and num_tasks % num_devices == 0:
+        specs = (PartitionSpec(), PartitionSpec(DEVICES))
+        evaluate_tasks = jax.shard_map(evaluate_tasks, in_specs=specs, out_specs=specs[1], check_vma=False)
+    return evaluate_tasks((key, meta_params, data), jax.numpy.arange(num_tasks))
 
 
 def _summary(values: np.ndarray) -> dict[str, list[float | None]]:

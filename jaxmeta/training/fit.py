@@ -81,14 +81,15 @@ def fit(
     if state is not None:
         check_like("state", state, jax.eval_shape(over_seeds(learner.init), key), "a state of this learner")
     init_key, run_key = jnp.moveaxis(over_seeds(jax.random.split)(key), -1, 0)
-    state = replicated(_init(init_key, learner=learner) if state is None else state)
+    state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, state)
+    state, data = replicated((state, tasks.data))
     step = int(np.max(state.step))
     history = []
     with tqdm(total=num_steps, initial=step, unit=" steps", disable=not progress) as bar:
         while step < num_steps:
             length = min(chunk_size, num_steps - step)
             state, metrics = _run_chunk(
-                run_key, state, tasks.data, length, learner=learner, sample=tasks.sample, num_tasks=num_tasks,
+                run_key, state, data, length, learner=learner, sample=tasks.sample, num_tasks=num_tasks,
                 chunk_size=chunk_size,
             )  # fmt: skip
             metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}

@@ -66,7 +66,8 @@ learner, tasks = learner_of(adapt.auto(), None), jaxmeta.tasks.sinusoid()
 def train(num_steps, state=None, num_tasks=8):
     return jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=num_steps, num_tasks=num_tasks, chunk_size=5,
                        progress=False, state=state)
-half, _ = train(5)
+key, (half, _) = jax.random.key(1), train(5)
+expected = {n: jaxmeta.evaluate(key, learner, tasks, half.meta_params, num_tasks=n).samples for n in (8, 6)}
 whole = train(10)
 with jaxmeta.over_devices():
     over_four = train(10)
@@ -74,6 +75,10 @@ with jaxmeta.over_devices():
     again = train(10)
     print(num_compiled - before)
     goes_on, _ = train(10, half)
+    for num_tasks in (8, 6):  # 6 do not share out to 4
+        judge = lambda state: jaxmeta.evaluate(key, learner, tasks, state.meta_params, num_tasks=num_tasks)
+        samples = judge(half).samples
+        assert_equal(samples, expected[num_tasks])
     try:
         train(10, num_tasks=6)
     except ValueError as error:
