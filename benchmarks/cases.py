@@ -46,7 +46,7 @@ class Case(NamedTuple):
     def flops(self) -> int:
         """FLOPs* of the meta-step (`meta_step_flops`), counted from the plain network, the same for all contenders."""
         params = jax.eval_shape(self.init, jax.random.key(0))
-        task = jax.tree.map(lambda x: x[0], self.tasks)
+        task = cast(jax.tree.map(lambda x: x[0], self.tasks), np.float32)
         support, query = (count_flops(self.plain_loss, params, part) for part in (task.support, task.query))
         return meta_step_flops(self.num_tasks, self.num_steps, support, query)
 
