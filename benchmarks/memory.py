@@ -148,7 +148,7 @@ def measure(name: str, model: Model, at: dict[str, int], options: Options) -> li
         if size <= options.max_bytes and flops <= options.max_flops:
             programs[strategy] = jax_program(compiled, *arguments)
     num_rounds = 2 if options.quick else options.num_rounds
-    for strategy, samples in interleave(programs, num_rounds=num_rounds, max_seconds=2.0).items():
+    for strategy, samples in interleave(programs, num_rounds=num_rounds, max_seconds=5.0).items():
         rows[strategy] |= summary(samples)
     return list(rows.values())
 

@@ -156,8 +156,9 @@ def max_pool(x: jax.Array) -> jax.Array:
     if x.ndim != 4 or min(x.shape[1:3]) < 2:
         raise ValueError(f"x must be [B, H, W, C] with H and W at least 2, got shape {x.shape}")
     batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return jnp.max(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
+    x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
+    return _larger(x[:, :, 0], x[:, :, 1])
 
 
 class Conv(nn.Module):
@@ -288,6 +289,15 @@ def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides:
     for number in (*pads[0], *pads[1]):
         check_integer("padding", number, 0)
     return pads
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger of two, the first where they are equal; NaN where either is.
+
+    Not `jnp.max` or `jnp.maximum`: their derivatives ask which entries equal the result, which are none, and the
+    derivative NaN or 0, where the compiler has computed an entry once more and rounded it otherwise.
+    """
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def _check_scale_and_bias(x: jax.Array, scale: jax.Array, bias: jax.Array) -> None:

@@ -253,6 +253,20 @@ def test_max_pool_equals_flax_to_second_order(shape):
     assert_close(second_order(max_pool, x), second_order(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x))
 
 
+def test_max_pool_of_equal_entries_takes_the_first_and_lets_nan_through():
+    x = jnp.round(normal(0, 3, 8, 8, 5))  # few values: in most blocks some are equal
+    of_sum = lambda pool: jax.grad(lambda x: jnp.sum(pool(x) ** 2))(x)
+    assert_close(of_sum(max_pool), of_sum(lambda x: nn.max_pool(x, (2, 2), (2, 2))))
+    for i in range(4):
+        assert jnp.isnan(max_pool(jnp.arange(4.0).at[i].set(jnp.nan).reshape(1, 2, 2, 1))).all()
+
+
+def test_the_derivative_of_max_pool_does_not_need_an_entry_to_equal_the_result():
+    """As where XLA computes an entry again and rounds it otherwise: then `jnp.max` divides by 0."""
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(max_pool(x))))(normal(0, 1, 2, 2, 1)))
+    assert " eq " not in jaxpr and " div " not in jaxpr
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 1), (1, 1, 4, 1)])
 def test_max_pool_refuses_wrong_shapes(shape):
     with pytest.raises(ValueError, match="x must be"):
