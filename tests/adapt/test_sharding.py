@@ -74,7 +74,7 @@ with jaxmeta.over_devices():
     before = num_compiled
     again = train(10)
     print(num_compiled - before)
-    goes_on, _ = train(10, half)
+    goes_on, _ = train(10, jax.device_put(half, jax.devices()[0]))  # as a checkpoint gives it
     for num_tasks in (8, 6):  # 6 do not share out to 4
         judge = lambda state: jaxmeta.evaluate(key, learner, tasks, state.meta_params, num_tasks=num_tasks)
         samples = judge(half).samples
