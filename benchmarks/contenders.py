@@ -5,9 +5,7 @@ builds has taken its first step, and tells the meta-gradient of it: the check of
 program.
 """
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 import jax
@@ -72,7 +70,7 @@ def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep
 
 
 def build_jaxmeta_devices(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
-    """The tasks shared by as many devices as divide them; of a CPU, `use_cores` makes a device of each core."""
+    """The tasks shared by as many devices as divide them; of a CPU, each core is one."""
     available = range(2, jax.device_count() + 1)
     num_devices = max((n for n in available if case.num_tasks % n == 0), default=1)
     if num_devices == 1:
@@ -84,12 +82,6 @@ def build_jaxmeta_devices(case: Case, params: PyTree, dtype: DTypeLike) -> MetaS
         )
         update = jax.jit(learner.update, donate_argnums=1).lower(key, state, tasks).compile()
     return _jax_meta_step(lambda state: update(key, state, tasks)[0], state, lambda state: state.opt_state)
-
-
-def use_cores() -> None:
-    """Makes a device of each core of a CPU; where JAX runs already it stays as it is."""
-    with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 
 def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:

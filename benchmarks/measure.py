@@ -57,12 +57,12 @@ def interleave(
     call = {name: max(1e-7, program.num_units * first[name]) for name, program in programs.items()}
     num_steps = {name: max(1, math.ceil(min_seconds / seconds)) for name, seconds in call.items()}
     samples = {name: [seconds] if call[name] > 3 * max_seconds else [] for name, seconds in first.items()}
-    names = list(programs)
+    names = [name for name in programs if not samples[name]]
     for round_ in range(num_rounds):
         start = round_ % max(1, len(names))
         for name in names[start:] + names[:start]:
             taken = num_steps[name] * programs[name].num_units * sum(samples[name])
-            if taken < max_seconds or (len(samples[name]) < 3 and call[name] <= 3 * max_seconds):
+            if len(samples[name]) < 3 or taken < max_seconds:
                 samples[name].append(seconds_per_step(programs[name], num_steps[name]))
     return samples
 

@@ -4,7 +4,9 @@ All have the same weights, tasks and loss. First each shows in float64 that it c
 does not is not timed. The limit is the rate of a large matrix product, which takes its turns with the rest.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,6 @@ from benchmarks.contenders import (
     Contender,
     Unavailable,
     relative_error,
-    use_cores,
 )
 from benchmarks.measure import float64, interleave, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
@@ -60,7 +61,9 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 
 def prepare() -> None:
-    use_cores()
+    """Makes a device of each core of a CPU; where JAX runs already it stays as it is."""
+    with suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:

@@ -1,5 +1,6 @@
 """Several devices for one outer step: each takes its share of the tasks, and they average their meta-gradients."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import jax
@@ -9,6 +10,7 @@ from jaxmeta.checks import check_integer
 from jaxmeta.types import PyTree
 
 DEVICES = "devices"  # the name of the mesh's axis
+EVERYWHERE, SHARED = PartitionSpec(), PartitionSpec(DEVICES)
 
 
 def over_devices(num_devices: int | None = None) -> AbstractContextManager:
@@ -62,4 +64,12 @@ def replicated(tree: PyTree) -> PyTree:
     ...     replicated({"w": jax.numpy.ones(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    return tree if num_sharing() is None else jax.device_put(tree, PartitionSpec())
+    return tree if num_sharing() is None else jax.device_put(tree, EVERYWHERE)
+
+
+def on_each(fn: Callable, out: PartitionSpec) -> Callable:
+    """`fn(everywhere, shares)` on each device with all of the first argument and its share of the second.
+
+    Not checked for what is replicated: that would sum inner gradients of the shared weights over the devices.
+    """
+    return jax.shard_map(fn, in_specs=(EVERYWHERE, SHARED), out_specs=out, check_vma=False)

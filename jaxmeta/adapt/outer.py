@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
 from jaxmeta.adapt.cost import CACHE_BYTES, default_memory_budget, peak_bytes
-from jaxmeta.devices import DEVICES, num_sharing
+from jaxmeta.devices import DEVICES, EVERYWHERE, num_sharing, on_each
 from jaxmeta.types import MetaParams, MetaState, Metrics, PyTree
 
 TASKS = "tasks"  # the name of the axis of tasks that are vectorised together
@@ -37,13 +36,8 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
         return _mean_on_one(fn, microbatch, meta_params, per_task)
     if num_tasks % num_devices:
         raise ValueError(f"the number of tasks must be a multiple of the {num_devices} devices, got {num_tasks}")
-    shared = jax.shard_map(
-        lambda *args: jax.lax.pmean(_mean_on_one(fn, microbatch, *args), DEVICES),
-        in_specs=(PartitionSpec(), PartitionSpec(DEVICES)),
-        out_specs=PartitionSpec(),
-        check_vma=False,  # where it is checked, inner gradients of what is replicated are summed over the devices
-    )
-    return shared(meta_params, per_task)
+    mean = lambda *args: jax.lax.pmean(_mean_on_one(fn, microbatch, *args), DEVICES)
+    return on_each(mean, EVERYWHERE)(meta_params, per_task)
 
 
 def _mean_on_one(fn: Callable, microbatch: int | None, meta_params: MetaParams, per_task: PyTree) -> PyTree:

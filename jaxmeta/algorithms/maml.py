@@ -324,7 +324,7 @@ def imaml(
       strength: λ.
       learning_rate: α, of the inner gradient descent.
       solver: as in `adapt.implicit`.
-      damping: as in `adapt.implicit`; a network with relu and batch norm does not learn without it.
+      damping: as in `adapt.implicit`; without it, conv4 did not learn on Omniglot.
 
     Raises:
       ValueError: as `maml`, `adapt.proximal` and `adapt.implicit`.

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from jaxmeta.checks import check_fields, check_integer, check_key, check_like
-from jaxmeta.devices import DEVICES, num_sharing, replicated
+from jaxmeta.devices import SHARED, num_sharing, on_each, replicated
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
 
 
@@ -149,8 +148,7 @@ def _evaluate_tasks(
 
     num_devices = num_sharing()
     if num_devices is not None and num_tasks % num_devices == 0:
-        specs = (PartitionSpec(), PartitionSpec(DEVICES))
-        evaluate_tasks = jax.shard_map(evaluate_tasks, in_specs=specs, out_specs=specs[1], check_vma=False)
+        evaluate_tasks = on_each(evaluate_tasks, SHARED)
     return evaluate_tasks((key, meta_params, data), jax.numpy.arange(num_tasks))
 
 

@@ -81,8 +81,8 @@ def fit(
     if state is not None:
         check_like("state", state, jax.eval_shape(over_seeds(learner.init), key), "a state of this learner")
     init_key, run_key = jnp.moveaxis(over_seeds(jax.random.split)(key), -1, 0)
-    start = _init(init_key, learner=learner) if state is None else state
-    state, data = jax.tree.map(jnp.copy, replicated(start)), replicated(tasks.data)
+    state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, replicated(state))
+    state, data = replicated((state, tasks.data))
     step = int(np.max(state.step))
     history = []
     with tqdm(total=num_steps, initial=step, unit=" steps", disable=not progress) as bar:
