@@ -50,6 +50,9 @@ def _mean_on_one(fn: Callable, microbatch: int | None, meta_params: MetaParams, 
         raise ValueError(f"microbatch must divide the number of tasks, {num_tasks}, got {microbatch}")
 
     def sum_of(chunk: PyTree) -> PyTree:
+        if microbatch == 1:  # with an axis of one task XLA's CPU backend takes 1.1 to 1.5 times as long, in copies
+            one = jax.tree.map(lambda x: x[0], chunk)
+            return jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=TASKS)(meta_params, one)
         values = jax.vmap(fn, in_axes=(None, 0), axis_name=TASKS)(meta_params, chunk)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 

@@ -268,13 +268,14 @@ def _patches(
 def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, H', W', kh * kw * C] times [kh, kw, C, F] -> [B, H', W', F].
 
-    Two axes, and features first in the weights: the gradient of such weights contracts the small matrix first, a
-    product that XLA's CPU backend runs twice as fast as its transpose.
+    Two axes, and the smaller one first in the weights: their gradient is then the product [small, large] of XLA's CPU
+    backend, which is two to five times as fast as its transpose.
     """
     length, features = patches.shape[-1], kernel.shape[-1]
-    weights = kernel.transpose(3, 0, 1, 2).reshape(features, length)
-    y = lax.dot_general(patches.reshape(-1, length), weights, (((1,), (1,)), ((), ())))
-    return y.reshape(*patches.shape[:-1], features)
+    rows, weights, axis = patches.reshape(-1, length), kernel.reshape(length, features), 0
+    if features < length:
+        weights, axis = kernel.transpose(3, 0, 1, 2).reshape(features, length), 1
+    return lax.dot_general(rows, weights, (((1,), (axis,)), ((), ()))).reshape(*patches.shape[:-1], features)
 
 
 def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:

@@ -106,26 +106,32 @@ class Block(nn.Module):
     def __call__(self, h: jax.Array, memory: Memory | None = None):
         *batch, length, width = h.shape
         heads = (*batch, length, self.num_heads, width // self.num_heads)
-        qkv = nn.Dense(3 * width, name="qkv")(layer_norm("norm0")(h))
+        rows = h.reshape(-1, width)  # on two axes no derivative of a dense layer has to transpose what it reads
+        qkv = nn.Dense(3 * width, name="qkv")(layer_norm("norm0")(rows))
         query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         if memory is None:
             attended = _attention(query, key, value, jnp.tril(jnp.ones((length, length), bool)))
         else:
             attended, memory = _attention_to_memory(query, key, value, memory)
-        h = h + nn.Dense(width, name="out")(attended.reshape(h.shape))
-        hidden = nn.gelu(nn.Dense(4 * width, name="hidden")(layer_norm("norm1")(h)))
-        h = h + nn.Dense(width, name="mlp")(hidden)
+        rows = rows + nn.Dense(width, name="out")(attended.reshape(-1, width))
+        hidden = nn.gelu(nn.Dense(4 * width, name="hidden")(layer_norm("norm1")(rows)))
+        h = (rows + nn.Dense(width, name="mlp")(hidden)).reshape(h.shape)
         return h if memory is None else (h, memory)
 
 
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(Q K' / sqrt(D)) V over the keys that `mask` [..., T, M] leaves, for [..., T or M, heads, D] each.
 
-    Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are.
+    Normalised last, and with the sum of the weights as one more column of the product: E [V, 1] = [N, n], N / n. The
+    derivatives of any order then have products where a softmax has sums over rows of T x M, which are slow on a CPU.
     """
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
     mask = jnp.expand_dims(mask, range(scores.ndim - mask.ndim - 1))[..., None, :, :]
-    return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)), value)
+    scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))  # of any shift the same
+    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+    attended = jnp.einsum("...hqk,...khd->...qhd", weights, value)
+    return attended[..., :-1] / attended[..., -1:]
 
 
 def _attention_to_memory(
