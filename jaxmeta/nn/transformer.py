@@ -122,16 +122,15 @@ class Block(nn.Module):
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(Q K' / sqrt(D)) V over the keys that `mask` [..., T, M] leaves, for [..., T or M, heads, D] each.
 
-    Normalised last, and with the sum of the weights as one more column of the product: E [V, 1] = [N, n], N / n. The
-    derivatives of any order then have products where a softmax has sums over rows of T x M, which are slow on a CPU.
+    Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are, and divided
+    by the sum of the weights last: what is kept for the derivatives is [T, D] then, not [T, M].
     """
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
     mask = jnp.expand_dims(mask, range(scores.ndim - mask.ndim - 1))[..., None, :, :]
     scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))  # of any shift the same
-    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
-    attended = jnp.einsum("...hqk,...khd->...qhd", weights, value)
-    return attended[..., :-1] / attended[..., -1:]
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))  # any shift will do
+    total = jnp.sum(weights, axis=-1).swapaxes(-1, -2)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value) / total[..., None]
 
 
 def _attention_to_memory(

@@ -76,6 +76,8 @@ def test_it_is_the_default_and_is_told_how_many_tasks_there_are(said):
     assert ["5 inner steps, 2 tasks at a time" in message for message in said()] == [True]
     update_of(8, 5, 10, num_tasks=6)
     assert ["5 inner steps, 6 tasks at a time" in message for message in said()] == [True]
+    update_of(8, 5, 10, num_tasks=6, microbatch=1)
+    assert ["5 inner steps, 1 task at a time" in message for message in said()] == [True]
 
 
 @pytest.mark.parametrize("shape", [(64, 5, 4096), (64, 50, 10), pytest.param((8, 5, 10), marks=pytest.mark.slow)])
@@ -107,7 +109,7 @@ def test_an_impossible_budget_takes_the_least_and_says_so(said):
 
 
 def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch):
-    """Each task needs a [256, 256] matrix and little else, 256 KiB: 64 of them are the 16 MiB."""
+    """Each task needs a [128, 128] matrix and little else, 64 KiB: 16 of them are the MiB."""
     if jax.default_backend() != "cpu":
         pytest.skip("elsewhere the limit is the device's memory")
     widths = []
@@ -115,15 +117,15 @@ def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch)
     def fn(w, task):
         with contextlib.suppress(NameError):  # the estimate has no such axis
             widths.append(jax.lax.axis_size("tasks"))
-        return jnp.sum(jnp.linalg.cholesky(jnp.eye(256) + jnp.outer(task, w * task)))
+        return jnp.sum(jnp.linalg.cholesky(jnp.eye(128) + jnp.outer(task, w * task)))
 
-    for num_tasks, at_most in [(8, 8), (96, 64), (67, 64)]:
+    for num_tasks, at_most in [(8, 8), (96, 16), (67, 16)]:
         widths.clear()
-        jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(256), jnp.ones((num_tasks, 256)))
+        jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((num_tasks, 128)))
         assert num_tasks % widths[0] == 0 and widths[0] <= at_most
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     widths.clear()
-    jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(256), jnp.ones((67, 256)))
+    jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((67, 128)))
     assert widths[0] == 67
 
 

@@ -31,6 +31,16 @@ def test_the_mean_does_not_depend_on_the_microbatch(x64, microbatch):
     assert_close(grads, theta)
 
 
+def test_one_task_at_a_time_has_no_axis_of_tasks():
+    """A product of two axes stays that, whose derivatives XLA does not have to copy into place."""
+    fn = lambda w, x: jnp.sum(x @ w)
+    program = lambda microbatch: jax.jit(lambda w, x: adapt.mean_over_tasks(jax.grad(fn), microbatch, w, x))
+    text = {m: program(m).lower(jnp.ones((2, 3)), jnp.ones((4, 5, 2))).as_text() for m in (1, 2)}
+    products = {m: [line for line in text[m].splitlines() if "dot_general" in line] for m in text}
+    assert products[1] and not any("x5x" in line for line in products[1])
+    assert any("2x5x" in line for line in products[2])
+
+
 def test_memory_is_that_of_a_microbatch():
     """Each of 64 tasks needs a [256, 256] matrix, which XLA cannot avoid: 16 MiB at once, 1/16 of it four at a time."""
 
