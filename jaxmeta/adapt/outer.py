@@ -22,8 +22,8 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
       fn: (meta_params, one task's part of `per_task`) -> pytree of arrays. Where it returns gradients they are taken
         task by task, which is several times faster than the gradient of the mean.
       microbatch: how many tasks are vectorised at a time; the chunks follow one another and only their sum is kept, so
-        memory is that of one chunk. If None, the largest divisor of N whose estimated memory fits: on a CPU the cache of
-        a core, which is where it is fast, elsewhere half of the device's memory. Within `jaxmeta.over_devices` N is a
+        memory is that of one chunk. If None, the largest divisor of N whose estimated memory fits: on a CPU a core's
+        cache, which is where it is fast, elsewhere half of the device's memory. Within `jaxmeta.over_devices` N is a
         device's share.
 
     Raises:

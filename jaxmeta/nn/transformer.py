@@ -122,8 +122,8 @@ class Block(nn.Module):
 def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(Q K' / sqrt(D)) V over the keys that `mask` [..., T, M] leaves, for [..., T or M, heads, D] each.
 
-    Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are, and divided
-    by the sum of the weights last: what is kept for the derivatives is [T, D] then, not [T, M].
+    Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are. Divided by
+    the sum of the weights last, so that what is kept for the derivatives is [T, D], not [T, M].
     """
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
     mask = jnp.expand_dims(mask, range(scores.ndim - mask.ndim - 1))[..., None, :, :]
