@@ -10,7 +10,7 @@ from reference import assert_close
 
 from jaxmeta import Task, adapt, maml
 from jaxmeta.nn.losses import cross_entropy
-from jaxmeta.nn.transformer import Transformer
+from jaxmeta.nn.transformer import Transformer, _attention
 
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
 
@@ -67,6 +67,24 @@ def test_no_output_depends_on_what_comes_later(kind):
         other = x.at[:, t].set((x[:, t] + 1) % V)
         changed = np.any(apply(params, other) != y, axis=(0, 2))
         assert changed.tolist() == [s >= t for s in range(T)]
+
+
+def test_scores_whose_exponentials_no_number_holds():
+    """Equal to the softmax of jax, and its gradient too, for scores of several thousands."""
+    query, key, value = (jnp.asarray(GENERATOR.normal(size=(B, T, 2, 4))) for _ in range(3))
+    mask = jnp.tril(jnp.ones((T, T), bool))
+
+    def expected(query):
+        scores = jnp.where(mask[None, None], jnp.einsum("bqhd,bkhd->bhqk", query, key) / 2, -jnp.inf)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
+
+    attention = lambda query: _attention(query, key, value, mask)
+    assert np.isfinite(expected(1e4 * query)).all()
+    for size in (1.0, 1e4):
+        x, tangent = size * query, jnp.cos(query)
+        results, references = (jax.jvp(attend, (x,), (tangent,)) for attend in (attention, expected))
+        for result, reference in zip(results, references, strict=True):
+            np.testing.assert_allclose(result, reference, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("kind", "remat"), [("tokens", False), ("features", True)])
