@@ -11,7 +11,7 @@ from jaxmeta.adapt.cost import default_memory_budget, peak_bytes
 from jaxmeta.devices import DEVICES, EVERYWHERE, num_sharing, on_each
 from jaxmeta.types import MetaParams, MetaState, Metrics, PyTree
 
-_CORE_CACHE_BYTES = 2**20  # about what one core keeps near; chunks above it were slower than tasks one by one
+_NEAR = 2**19  # about half of what one core keeps near: chunks above it were slower than tasks one by one
 TASKS = "tasks"  # the name of the axis of tasks that are vectorised together
 
 
@@ -69,7 +69,7 @@ def _mean_on_one(fn: Callable, microbatch: int | None, meta_params: MetaParams, 
 
 
 def _default_microbatch(fn: Callable, num_tasks: int, meta_params: MetaParams, per_task: PyTree) -> int:
-    room = _CORE_CACHE_BYTES if jax.default_backend() == "cpu" else default_memory_budget()
+    room = _NEAR if jax.default_backend() == "cpu" else default_memory_budget()
     one = peak_bytes(fn, meta_params, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), per_task))
     return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n * one <= max(room, one))
 

@@ -109,7 +109,7 @@ def test_an_impossible_budget_takes_the_least_and_says_so(said):
 
 
 def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch):
-    """Each task needs a [128, 128] matrix and little else, 64 KiB: 16 of them are the MiB."""
+    """Each task needs a [128, 128] matrix and little else, 64 KiB: 8 of them are the half of a MiB."""
     if jax.default_backend() != "cpu":
         pytest.skip("elsewhere the limit is the device's memory")
     widths = []
@@ -119,7 +119,7 @@ def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch)
             widths.append(jax.lax.axis_size("tasks"))
         return jnp.sum(jnp.linalg.cholesky(jnp.eye(128) + jnp.outer(task, w * task)))
 
-    for num_tasks, at_most in [(8, 8), (96, 16), (67, 16)]:
+    for num_tasks, at_most in [(8, 8), (96, 8), (67, 8)]:
         widths.clear()
         jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((num_tasks, 128)))
         assert num_tasks % widths[0] == 0 and widths[0] <= at_most
