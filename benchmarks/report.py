@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,15 +59,16 @@ def default_path(name: str, quick: bool) -> Path:
 def write_report(path: Path, name: str, rows: Sequence[Row], draw: Callable[[Sequence[Row], str], "Figure"]) -> None:
     """Writes the JSON file and its picture, and says where.
 
-    Rows of other cases that the file already has are kept if they come from the same machine and versions, so that a
-    long benchmark may be run case by case.
+    Rows of other cases that the file already has are kept, in its order, if they come from the same machine and
+    versions, so that a long benchmark may be run case by case.
     """
     where = machine()
-    kept = _rows_of_others(path, where, {row["case"] for row in rows})
-    rows = [*kept, *rows]
+    old, new = _rows_before(path, where), {row["case"] for row in rows}
+    order = list(dict.fromkeys(row["case"] for row in (*old, *rows)))
+    rows = sorted([*(row for row in old if row["case"] not in new), *rows], key=lambda row: order.index(row["case"]))
     report = {"benchmark": name, "written": datetime.now(UTC).isoformat(timespec="seconds"), **where, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
+    path.writetext(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
     device = where["device"]
     figure = draw(rows, f"{device['kind']}, {device['cores']} cores" if device["platform"] == "cpu" else device["kind"])
     figure.savefig(path.with_suffix(".png"))
@@ -83,12 +84,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows_of_others(path: Path, where: dict[str, Any], cases: Collection[str]) -> list[Row]:
+def _rows_before(path: Path, where: dict[str, Any]) -> list[Row]:
+    """Those of the file that is already there, if they come from the same machine and versions."""
     if not path.exists():
         return []
-    old = json.loads(path.read_text())
-    same = all(old.get(key) == value for key, value in where.items())
-    return [row for row in old["rows"] if row["case"] not in cases] if same else []
+    old = json.loads(path.readtext())
+    return old["rows"] if all(old.get(key) == value for key, value in where.items()) else []
 
 
 def print_table(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
@@ -99,7 +100,7 @@ def print_table(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> None
     a     1.5
     long   12
     """
-    cells = [[_text(cell) for cell in line] for line in (headings, *lines)]
+    cells = [[text(cell) for cell in line] for line in (headings, *lines)]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     for line in cells:
         first, *others = (
@@ -109,7 +110,7 @@ def print_table(headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> None
         print("  ".join([first, *others]).rstrip())
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """Three digits of a number, a dash where there is none."""
     if value is None:
         return "–"

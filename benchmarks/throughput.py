@@ -29,7 +29,7 @@ from benchmarks.measure import float64, interleave, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
 from benchmarks.pictures import COLORS, panels
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.report import Row, print_table, text, write_report
 from jaxmeta.types import PyTree
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
             color = COLORS[contenders.index(row["contender"]) % len(COLORS)]
             panel.barh(i, speed, xerr=[[speed - slowest], [fastest - speed]], color=color, capsize=3)
             percent = 100 * row["fraction_of_matrix_product_rate"]
-            label = f" {speed:,.0f}/s = {row['speed_relative_to_jaxmeta']:.2g}× ({percent:.2g}%)"
+            label = f" {text(speed)}/s = {row['speed_relative_to_jaxmeta']:.2g}× ({text(percent)}%)"
             panel.text(fastest, i, label, va="center", fontsize=8)
         labels = [row["contender"] for row in timed if row["case"] == name]
         panel.set_yticks(range(len(labels)), labels)

@@ -139,8 +139,9 @@ def test_rows_of_other_cases_are_kept_if_the_machine_is_the_same(tmp_path):
     path = tmp_path / "report.json"
     draw = lambda rows, device: _Figure()
     write_report(path, "throughput", [{"case": "a", "x": 1}, {"case": "b", "x": 1}], draw)
-    write_report(path, "throughput", [{"case": "b", "x": 2}], draw)
-    assert json.loads(path.read_text())["rows"] == [{"case": "a", "x": 1}, {"case": "b", "x": 2}]
+    write_report(path, "throughput", [{"case": "c", "x": 2}, {"case": "a", "x": 2}], draw)
+    expected = [{"case": "a", "x": 2}, {"case": "b", "x": 1}, {"case": "c", "x": 2}]
+    assert json.loads(path.read_text())["rows"] == expected
     old = json.loads(path.read_text())
     old["versions"]["jax"] = "0.0"
     path.write_text(json.dumps(old))
