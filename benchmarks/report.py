@@ -68,7 +68,7 @@ def write_report(path: Path, name: str, rows: Sequence[Row], draw: Callable[[Seq
     rows = sorted([*(row for row in old if row["case"] not in new), *rows], key=lambda row: order.index(row["case"]))
     report = {"benchmark": name, "written": datetime.now(UTC).isoformat(timespec="seconds"), **where, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.writetext(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
     device = where["device"]
     figure = draw(rows, f"{device['kind']}, {device['cores']} cores" if device["platform"] == "cpu" else device["kind"])
     figure.savefig(path.with_suffix(".png"))
@@ -88,7 +88,7 @@ def _rows_before(path: Path, where: dict[str, Any]) -> list[Row]:
     """Those of the file that is already there, if they come from the same machine and versions."""
     if not path.exists():
         return []
-    old = json.loads(path.readtext())
+    old = json.loads(path.read_text())
     return old["rows"] if all(old.get(key) == value for key, value in where.items()) else []
 
 
