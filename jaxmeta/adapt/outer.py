@@ -44,18 +44,18 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: MetaParam
 def _mean_on_one(fn: Callable, microbatch: int | None, meta_params: MetaParams, per_task: PyTree) -> PyTree:
     """`mean_over_tasks` of one device."""
     num_tasks = len(jax.tree.leaves(per_task)[0])
-    fn = jax.jit(fn, inline=True)  # traced once for the estimate, and once for all that follows
     if microbatch is None:
         microbatch = _default_microbatch(fn, num_tasks, meta_params, per_task)
+    traced = jax.jit(lambda *args: fn(*args), inline=True)  # once; the estimate's trace knows of no axis of tasks
     if num_tasks % microbatch:
         raise ValueError(f"microbatch must divide the number of tasks, {num_tasks}, got {microbatch}")
 
     def sum_of(chunk: PyTree) -> PyTree:
         if microbatch == 1:  # with an axis of one, XLA's CPU backend takes up to twice as long, for the sake of copies
             task = jax.tree.map(lambda x: x[0], chunk)
-            value = jax.vmap(fn, in_axes=None, out_axes=None, axis_size=1, axis_name=TASKS)(meta_params, task)
+            value = jax.vmap(traced, in_axes=None, out_axes=None, axis_size=1, axis_name=TASKS)(meta_params, task)
             return jax.tree.map(lambda x: jnp.sum(x, axis=()), value)
-        values = jax.vmap(fn, in_axes=(None, 0), axis_name=TASKS)(meta_params, chunk)
+        values = jax.vmap(traced, in_axes=(None, 0), axis_name=TASKS)(meta_params, chunk)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 
     if microbatch == num_tasks:

@@ -78,6 +78,9 @@ def test_it_is_the_default_and_is_told_how_many_tasks_there_are(said):
     assert ["5 inner steps, 6 tasks at a time" in message for message in said()] == [True]
     update_of(8, 5, 10, num_tasks=6, microbatch=1)
     assert ["5 inner steps, 1 task at a time" in message for message in said()] == [True]
+    if jax.default_backend() == "cpu":  # where such tasks come one at a time by default
+        update_of(64, 5, 4096, num_tasks=3)
+        assert ["5 inner steps, 1 task at a time" in message for message in said()] == [True]
 
 
 @pytest.mark.parametrize("shape", [(64, 5, 4096), (64, 50, 10), pytest.param((8, 5, 10), marks=pytest.mark.slow)])
