@@ -70,7 +70,7 @@ def test_no_output_depends_on_what_comes_later(kind):
 
 
 def test_scores_whose_exponentials_no_number_holds():
-    """Equal to the softmax of jax, and its gradient too, for scores of several thousands."""
+    """Equal to the softmax of jax, and its derivative too, for scores of several thousands."""
     query, key, value = (jnp.asarray(GENERATOR.normal(size=(B, T, 2, 4))) for _ in range(3))
     mask = jnp.tril(jnp.ones((T, T), bool))
 
