@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from benchmarks.flops import count_flops, meta_step_flops
 from jaxmeta import Task, nn
-from jaxmeta.adapt.cost import count_flops
 from jaxmeta.types import LossFn, PyTree
 
 
@@ -73,18 +73,6 @@ def plain_apply(network: fnn.Module) -> Callable:
             return network.apply(params, x)
 
     return apply
-
-
-def meta_step_flops(num_tasks: int, num_steps: int, support: int, query: int) -> int:
-    """FLOPs* = T (K 9 F_support + 3 F_query): what an exact meta-gradient needs, whatever else a program does.
-
-    With F one forward pass, an inner step is a gradient, 3F, and the two more passes of its transpose, 6F; the outer
-    loss is a gradient. Recomputing earns no credit.
-
-    >>> meta_step_flops(2, 1, support=1, query=1)
-    24
-    """
-    return num_tasks * (num_steps * 9 * support + 3 * query)
 
 
 def cast(tree: PyTree, dtype: DTypeLike) -> PyTree:

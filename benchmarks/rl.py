@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 import jaxmeta
+from benchmarks.flops import count_flops
 from benchmarks.measure import Program, interleave, jax_program, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
 from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta import nn, rl
-from jaxmeta.adapt.cost import count_flops
 from jaxmeta.algorithms.pearl import AdaptedBelief
 from jaxmeta.rl import families, oracles
 from jaxmeta.rl.distributions import Gaussian

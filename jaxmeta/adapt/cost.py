@@ -1,6 +1,5 @@
 """What a function needs, from shapes alone: for defaults that are chosen while tracing, before anything compiles."""
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,28 +40,6 @@ def peak_bytes(fn: Callable, *args: Any) -> int:
     return _peak(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def count_flops(fn: Callable, *args: Any) -> int:
-    """Multiplications and additions of every matrix product and convolution that `fn(*args)` traces to.
-
-    Elementwise work is not counted. A scan is its length times its body, which XLA's own `cost_analysis` counts once;
-    of a `cond` the dearest branch is counted.
-
-    Args:
-      fn: a function that JAX can trace.
-      args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-      2 for each multiplication and addition.
-
-    Raises:
-      ValueError: `fn` has a `while` loop with a product inside, whose length no one knows.
-
-    >>> count_flops(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
-    60
-    """
-    return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
 def _peak(jaxpr: Jaxpr) -> int:
     size: dict[Var, int] = {}
     last_use = {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, Var)}
@@ -79,28 +56,6 @@ def _peak(jaxpr: Jaxpr) -> int:
         seen = (var for var in (*equation.invars, *equation.outvars) if isinstance(var, Var))
         live -= sum(size.pop(var, 0) for var in seen if last_use.get(var, i) == i)
     return peak
-
-
-def _flops(jaxpr: Jaxpr) -> int:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
-
-
-def _equation_flops(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * equation.outvars[0].aval.size * kernel.size // features  # a kernel holds its group's channels only
-    inner = [_flops(jaxpr) for jaxpr in inner_jaxprs(params)]
-    if name == "while" and any(inner):
-        raise ValueError("count_flops cannot count a while loop, whose length is not in the program: use a scan")
-    if name == "scan":
-        return params["length"] * sum(inner)
-    return max(inner) if name == "cond" else sum(inner)
 
 
 def inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:

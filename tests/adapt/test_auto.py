@@ -52,7 +52,6 @@ SHAPES = {
         "little of everything": (8, 5, 10),
         "one step": (64, 1, 4096),
         "parameters outweigh what a step keeps": (64, 10, 2, 8192, 4, adapt.sgd(0.1)),
-        "products outweigh what a step keeps": (512, 5, 1024, 16, 4, adapt.sgd(0.1)),
     },
     "mixed_mode()": {"activations outweigh parameters": (64, 10, 4096)},
     'exact(num_segments="sqrt")': {"a long loop with states": (64, 400, 10)},
@@ -70,23 +69,6 @@ def test_it_chooses_by_shapes_and_says_so_once(said, choice, shape):
     assert "MiB" in message
     update_of(*shape, microbatch=4)
     assert not said()
-
-
-def test_a_loop_of_unknown_length_counts_nothing(said):
-    """Products in a `while` that is not differentiated are no reason to fail, nor to choose otherwise."""
-    power = lambda w: jax.lax.while_loop(lambda v: jnp.sum(v) < 1e3, lambda v: w @ v, jnp.ones(16))
-
-    def loss(params, batch):
-        scale = jnp.max(power(jax.lax.stop_gradient(params["w"])))
-        return jnp.mean(jnp.square(batch[0] @ params["w"] / scale - batch[1])), {}
-
-    learner = jaxmeta.maml(lambda key: {"w": jnp.eye(16)}, loss, num_steps=5)
-    x = jnp.zeros((4, 10_000, 16))
-    jax.eval_shape(
-        learner.update, jax.random.key(0), jax.eval_shape(learner.init, jax.random.key(0)), Task((x, x), (x, x))
-    )
-    (message,) = said()
-    assert message.startswith("auto: mixed_mode()")
 
 
 def test_it_is_the_default_and_is_told_how_many_tasks_there_are(said):

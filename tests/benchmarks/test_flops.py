@@ -1,10 +1,11 @@
-"""Floating-point operations, against counts by hand."""
+"""The count of floating-point operations, against counts by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmeta.adapt.cost import count_flops
+from benchmarks.cases import conv4, sinusoid
+from benchmarks.flops import count_flops, meta_step_flops
 
 
 def test_a_batched_product():
@@ -58,3 +59,14 @@ def test_a_gradient_of_a_deep_mlp_costs_three_forward_passes():
     forward = 5 * 2 * 4 * 8 * 8
     assert count_flops(loss, weights) == forward
     assert count_flops(jax.grad(loss), weights) == 3 * forward - forward // 5
+
+
+def test_the_sinusoid_case():
+    forward = 10 * 2 * (1 * 40 + 40 * 40 + 40 * 1)
+    assert sinusoid(25, 5).flops() == 25 * (5 * 9 + 3) * forward == meta_step_flops(25, 5, forward, forward)
+
+
+def test_the_conv4_case_counts_convolutions_not_what_jaxmeta_makes_of_them():
+    """Stride 2: 28 → 14 → 7 → 4 → 2 pixels a side, 64 filters, a dense head on the mean."""
+    image = 2 * (14**2 * 9 * 1 * 64 + (7**2 + 4**2 + 2**2) * 9 * 64 * 64 + 64 * 5)
+    assert conv4(8, 1).flops() == 8 * (9 * 5 + 3 * 75) * image
