@@ -6,8 +6,8 @@ need (`cost.peak_bytes`) and takes the first rule that holds:
 1. All that plain reverse mode keeps fits half of a processor's cache, or is less than what recomputed steps keep, K
    copies of the fast weights and of the inner optimizer's state: plain reverse mode, with the fewest operations.
 2. Recomputed steps do not fit either, and √K segments need half of their memory at most: segments.
-3. Otherwise recomputed steps: writing everything to memory and reading it back costs more, but for wide layers (512
-   units, 1,000 examples), where products take the time and plain reverse mode is a fifth faster in thrice the memory.
+3. Otherwise recomputed steps: writing everything to memory and reading it back costs more. Where products take the
+   time, as in wide layers (512 units, 1,000 examples), plain reverse mode is a tenth faster in thrice the memory.
 
 Where the schedule so chosen does not fit the memory budget, the first of the others that does is taken. The limits were
 measured on a CPU (`python -m benchmarks memory`).

@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 
 from jaxmeta.adapt.select import Where, merge, select
@@ -255,6 +256,7 @@ def _mixed(fn: Callable, value_and_grad: Callable) -> Callable:
     wrapped = jax.custom_vjp(lambda *args: value_and_grad(*args))
 
     def forward(*args):
+        args = jax.tree.map(lambda arg: arg.value, args)
         return value_and_grad(*args), args
 
     def backward(args, cotangents):
@@ -264,11 +266,17 @@ def _mixed(fn: Callable, value_and_grad: Callable) -> Callable:
         def gradient(fast):
             return jax.grad(lambda floats: fn(*merge(floats, rest))[0])((fast, *floats[1:]))
 
-        primal, tangent = jax.jvp(gradient, (floats[0],), (grads_bar,))
+        primal, tangent = jax.jvp(gradient, (floats[0],), (jax.tree.map(_as_array, grads_bar),))
+        if isinstance(loss_bar, SymbolicZero):  # then XLA leaves out what only the primal needs: the weights' gradient
+            return tangent
         return jax.tree.map(lambda p, t: t + (loss_bar * p).astype(t.dtype), primal, tangent)
 
-    wrapped.defvjp(forward, backward)
+    wrapped.defvjp(forward, backward, symbolic_zeros=True)
     return wrapped
+
+
+def _as_array(cotangent: jax.Array | SymbolicZero) -> jax.Array:
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if isinstance(cotangent, SymbolicZero) else cotangent
 
 
 def _closure_convert(fn: Callable, args: tuple) -> tuple[Callable, list]:

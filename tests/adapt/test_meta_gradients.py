@@ -278,6 +278,31 @@ def test_mixed_mode_needs_a_fraction_of_the_memory():
     assert memory["mixed_mode"] < memory["exact"] / 4
 
 
+def test_mixed_mode_with_an_optimizer_that_leaves_a_layer_as_it_is():
+    """The gradient of that layer goes nowhere, so that nothing is known to come back to it."""
+    parts = {"body": optax.sgd(RATE), "head": optax.set_to_zero()}
+    optimizer = adapt.from_optax(optax.multi_transform(parts, {"body": "body", "head": "head"}))
+    step = lambda params, slots, grads, hyper, k: ({**params, "body": params["body"] - RATE * grads["body"]}, slots)
+    meta_params, task = make_meta_params(optimizer), make_task(num_steps=3)
+    _, expected = brute_force((lambda params: None, step), meta_params, *task)
+    assert_close(through(adapt.mixed_mode(), optimizer)(meta_params, *task)[1], expected)
+
+
+def test_mixed_mode_multiplies_no_more_than_exact_with_a_step_computed_again():
+    """By XLA's account. Of the inner gradient at which it takes a directional derivative, weights have no part."""
+    network = nn.MLP((64, 64, 64))
+    batches, query = make_task(num_steps=3, num_shots=256)
+    params = jax.tree.map(lambda p: p.astype(float), network.init(jax.random.key(0), query[0]))
+    again, mixed = (
+        through(strategy, adapt.sgd(RATE), nn.mean_squared_error(network.apply))
+        .lower(MetaParams(params), batches, query)
+        .compile()
+        .cost_analysis()["flops"]
+        for strategy in (adapt.exact(remat=jax.checkpoint_policies.nothing_saveable), adapt.mixed_mode())
+    )
+    assert mixed < 1.01 * again
+
+
 def test_truncated_refuses_more_exact_steps_than_there_are():
     optimizer = adapt.sgd(RATE)
     with pytest.raises(ValueError, match="num_exact must be at most the 3 inner steps, got 4"):
