@@ -6,6 +6,7 @@ program.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -62,10 +63,13 @@ def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep
     """Up to ten steps in one program, as `fit` runs them; the same program, asked for one, tells the gradient."""
     learner = _learner(case, params, dtype)
     key, tasks = jax.random.key(0), cast(case.tasks, dtype)
-    update = lambda _, state: learner.update(key, state, tasks)[0]
-    loop = jax.jit(lambda state, number: jax.lax.fori_loop(0, number, update, state), donate_argnums=0)
+
+    @partial(jax.jit, donate_argnums=1)
+    def loop(key: jax.Array, state: PyTree, tasks: Task, number: int) -> PyTree:
+        return jax.lax.fori_loop(0, number, lambda _, state: learner.update(key, state, tasks)[0], state)
+
     number = max(1, min(_LOOP, int(_LOOP_FLOPS // case.flops())))
-    one, several = (lambda state, number=number: loop(state, number) for number in (1, number))
+    one, several = (lambda state, number=number: loop(key, state, tasks, number) for number in (1, number))
     return _jax_meta_step(one, learner.init(key), lambda state: state.opt_state, several, number)
 
 
