@@ -7,7 +7,7 @@ reverse mode. `Conv` is a drop-in for `flax.linen.Conv`, with the same names and
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,8 @@ from jaxmeta.checks import check_choice, check_integer
 
 Initializer = Callable[..., Any]
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
+
+_CACHE, _CHUNK = 32 * 2**20, 16 * 2**20  # bytes of patches: more than these are cut in chunks of so many
 
 
 def conv(
@@ -35,7 +37,8 @@ def conv(
     with x padded by zeros unless `padding` is "VALID". Equal to `lax.conv_general_dilated` with dimension numbers
     ("NHWC", "HWIO", "NHWC"), and without a grouped convolution under `vmap` over kernels. The patches are "im2col" of
     Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006,
-    https://inria.hal.science/inria-00112631.
+    https://inria.hal.science/inria-00112631. Where they take more than 32 MiB, on a CPU, they are cut for a few images
+    at a time, and cut once more on the way back instead of being kept.
 
     Args:
       x: images [B, H, W, C].
@@ -56,7 +59,13 @@ def conv(
     >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID").item()
     9.0
     """
-    return _product(_patches(x, kernel, strides, padding, kernel_dilation), kernel)
+    taps = _taps(x, kernel, strides, padding, kernel_dilation)
+    number = _images_at_a_time(x, kernel, taps)
+    if number == len(x):
+        return _product(_patches(x, taps), kernel)
+    some = jax.checkpoint(lambda x: _product_by_rows(x, taps, kernel))
+    y = lax.map(some, x.reshape(-1, number, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
 
 
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5) -> jax.Array:
@@ -127,10 +136,11 @@ def conv_batch_norm(
     >>> bool(jnp.allclose(y, batch_norm(conv(x, kernel, padding="VALID"), jnp.ones(16), jnp.zeros(16)), atol=1e-5))
     True
     """
-    patches = _patches(x, kernel, strides, padding)
-    if patches.shape[-1] >= kernel.shape[-1]:
-        return batch_norm(_product(patches, kernel), scale, bias, epsilon)
+    taps = _taps(x, kernel, strides, padding)
+    if kernel.size >= kernel.shape[-1] ** 2:
+        return batch_norm(conv(x, kernel, strides=strides, padding=padding), scale, bias, epsilon)
     _check_scale_and_bias(kernel, scale, bias)
+    patches = _patches(x, taps)
     centred = patches - jnp.mean(patches, axis=(0, 1, 2), keepdims=True)
     rows = centred.reshape(-1, centred.shape[-1])
     weights = kernel.reshape(-1, kernel.shape[-1])
@@ -239,30 +249,78 @@ class ConvBatchNorm(nn.Module):
         return conv_batch_norm(x, kernel, scale, bias, strides=self.strides, padding=self.padding, epsilon=self.epsilon)
 
 
-def _patches(
+class _Taps(NamedTuple):
+    """Where a kernel meets padded images: its pixel (i, j) and the patch (p, q) at (p sh + i dh, q sw + j dw)."""
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[tuple[int, int], ...]
+    size: tuple[int, int]  # H', W'
+
+
+def _taps(
     x: jax.Array,
     kernel: jax.Array,
     strides: int | Sequence[int],
     padding: Padding,
     dilation: int | Sequence[int] = 1,
-) -> jax.Array:
-    """The patches of [B, H, W, C] that meet the kernel [kh, kw, C, F]: [B, H', W', kh * kw * C]."""
+) -> _Taps:
+    """Of the kernel [kh, kw, C, F] on images [B, H, W, C]; checks that they fit."""
     if x.ndim != 4:
         raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
     if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
         raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
     (sh, sw), (kh, kw), (dh, dw) = _pair("strides", strides), kernel.shape[:2], _pair("kernel_dilation", dilation)
     reach = (kh - 1) * dh + 1, (kw - 1) * dw + 1
-    padded = jnp.pad(x, ((0, 0), *_pads(padding, x.shape[1:3], reach, (sh, sw)), (0, 0)))
-    rows, columns = padded.shape[1] - reach[0] + 1, padded.shape[2] - reach[1] + 1
-    if rows < 1 or columns < 1:
+    top, left = _pads(padding, x.shape[1:3], reach, (sh, sw))
+    height, width = x.shape[1] + sum(top) - reach[0], x.shape[2] + sum(left) - reach[1]
+    if height < 0 or width < 0:
         raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
-    batch, *_, channels = padded.shape
+    return _Taps((kh, kw), (sh, sw), (dh, dw), (top, left), (height // sh + 1, width // sw + 1))
 
-    def tap(i: int, j: int) -> jax.Array:  # lax.slice: indexing with a stride is a slow gather in older releases of jax
-        return lax.slice(padded, (0, i, j, 0), (batch, i + rows, j + columns, channels), (1, sh, sw, 1))
 
-    return jnp.concatenate([tap(i * dh, j * dw) for i in range(kh) for j in range(kw)], axis=-1)
+def _patches(x: jax.Array, taps: _Taps) -> jax.Array:
+    """[B, H, W, C] -> [B, H', W', kh * kw * C]."""
+    padded, (kh, kw) = _padded(x, taps), taps.window
+    return jnp.concatenate([_met(padded, taps, i, j) for i in range(kh) for j in range(kw)], axis=-1)
+
+
+def _product_by_rows(x: jax.Array, taps: _Taps, kernel: jax.Array) -> jax.Array:
+    """`_product(_patches(x, taps), kernel)` as a sum over the kernel's rows, for which a kh-th is cut."""
+    padded, (kh, kw) = _padded(x, taps), taps.window
+    columns = jnp.concatenate([_met(padded, taps, column=j) for j in range(kw)], axis=-1)
+    first, *rest = (_product(_met(columns, taps, row=i), kernel[i, None]) for i in range(kh))
+    return sum(rest, first)
+
+
+def _padded(x: jax.Array, taps: _Taps) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *taps.pads, (0, 0)))
+
+
+def _met(padded: jax.Array, taps: _Taps, row: int | None = None, column: int | None = None) -> jax.Array:
+    """The H' x W' pixels that the kernel's (row, column) meets; where one is None, all of that axis.
+
+    A slice of lax, because indexing with a stride is a slow gather in older releases of jax.
+    """
+    starts, limits, steps = [0] * 4, list(padded.shape), [1] * 4
+    for axis, index in ((0, row), (1, column)):
+        if index is not None:
+            start, stride = index * taps.dilation[axis], taps.strides[axis]
+            starts[axis + 1], steps[axis + 1] = start, stride
+            limits[axis + 1] = start + (taps.size[axis] - 1) * stride + 1
+    return lax.slice(padded, starts, limits, steps)
+
+
+def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: _Taps) -> int:
+    """Of how many images to cut patches at a time: all, but on a CPU as many as fit its cache where all do not.
+
+    Beyond the cache, patches are written to memory and read again, which takes longer than the products do.
+    """
+    one = taps.size[0] * taps.size[1] * (kernel.size // kernel.shape[-1]) * x.dtype.itemsize
+    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE:
+        return len(x)
+    return max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * one <= max(one, _CHUNK))
 
 
 def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxmeta.nn import layers
 from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, conv_batch_norm, max_pool
 
 CASES = [
@@ -67,6 +68,18 @@ def primitives(jaxpr):
     return names
 
 
+@pytest.fixture(params=["all at once", "one at a time"])
+def images(request, monkeypatch):
+    """How many images' patches are cut at a time: all, or as if not two of them fitted the cache."""
+    if request.param == "one at a time":
+        monkeypatch.setattr(layers, "_CACHE", 0)
+        monkeypatch.setattr(layers, "_CHUNK", 0)
+
+
+with_either = pytest.mark.usefixtures("images")
+
+
+@with_either
 @pytest.mark.parametrize(("height", "width", "channels", "filters", "window", "strides", "padding"), CASES)
 def test_conv_equals_lax_conv_to_second_order(height, width, channels, filters, window, strides, padding):
     x = normal(0, 2, height, width, channels)
@@ -76,6 +89,7 @@ def test_conv_equals_lax_conv_to_second_order(height, width, channels, filters, 
     assert_close(ours, theirs)
 
 
+@with_either
 def test_a_dilated_conv_equals_lax_conv_to_second_order():
     x, kernel = normal(0, 2, 9, 7, 2), normal(1, 3, 2, 2, 3)
     ours = second_order(lambda x, k: conv(x, k, strides=2, kernel_dilation=(2, 3)), x, kernel)
@@ -83,6 +97,7 @@ def test_a_dilated_conv_equals_lax_conv_to_second_order():
     assert_close(ours, theirs)
 
 
+@with_either
 @pytest.mark.parametrize(("strides", "padding"), [(2, "SAME"), (1, "VALID")])
 def test_conv_allows_pure_forward_mode(strides, padding):
     x, kernel = normal(0, 2, 5, 6, 2), normal(1, 3, 3, 2, 3)
@@ -97,6 +112,7 @@ def test_conv_allows_pure_forward_mode(strides, padding):
     assert_close(*both((x, kernel), tangents))
 
 
+@with_either
 @pytest.mark.parametrize("strides", [1, 2])
 def test_conv_over_tasks_is_exact_and_has_no_grouped_convolution(strides):
     xs, kernels = normal(0, 3, 2, 7, 7, 2), normal(1, 3, 3, 3, 2, 4)
@@ -114,6 +130,24 @@ def test_conv_over_tasks_is_exact_and_has_no_grouped_convolution(strides):
     names = primitives(jax.make_jaxpr(ours)(xs, kernels).jaxpr)
     assert "dot_general" in names
     assert not names & {"conv_general_dilated", "gather", "scatter-add"}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators have no such cache")
+@pytest.mark.parametrize(
+    ("cache", "chunk", "number"), [(6, 0, 6), (5, 0, 1), (5, 1, 1), (5, 2, 2), (5, 4, 3), (5, 5, 3)]
+)
+def test_conv_cuts_all_patches_that_fit_the_cache_and_else_a_divisor_that_fits_a_chunk(
+    cache, chunk, number, monkeypatch
+):
+    x, kernel = normal(0, 6, 5, 4, 2), normal(1, 3, 3, 2, 3)
+    of_one_image = 5 * 4 * 18 * 8
+    monkeypatch.setattr(layers, "_CACHE", cache * of_one_image)
+    monkeypatch.setattr(layers, "_CHUNK", chunk * of_one_image)
+    convolve = lambda x, kernel: conv(x, kernel)  # jax keeps what it traced of a function
+    equations = jax.make_jaxpr(convolve)(x, kernel).eqns
+    lengths = [equation.params["length"] for equation in equations if equation.primitive.name == "scan"]
+    assert lengths == ([] if number == 6 else [6 // number])
+    assert_close(jax.jit(convolve)(x, kernel), reference_conv(x, kernel, 1, "SAME"))
 
 
 @pytest.mark.parametrize(
