@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 _QUICK = "sinusoid-t25-k1,omniglot-mlp-t32-k1"
 _TOLERANCE_FLOAT64 = 1e-9
-# cuDNN's convolutions: on an H200 plain JAX's conv4 is off the CPU's by 1e-8, and jaxmeta's, which has none, by 2e-15
-_TOLERANCE_FLOAT64_GPU = 1e-7
+_TOLERANCE_CUDNN = 1e-7  # on an H200 plain JAX's conv4 is off the CPU's by 1e-8, and jaxmeta's by 2e-15
 _TOLERANCE = {"float32": 1e-1, "tf32": 3e-1}  # wide: batch norm and a large inner rate multiply rounding errors
+_TOLERANCE_OF_A_TASK = 1e-3  # on which rounding flips no unit
 _PRODUCT = "matrix product"
 
 
@@ -115,13 +115,14 @@ def compete(
 def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance: float):
     """Builds each contender; yields it, its meta-step or None, and its errors or the reason why it is left out.
 
-    The reference is plain JAX. In float64 two of the tasks suffice; the program to be timed, in float32, is then held
-    against the reference in float32.
+    The reference is plain JAX. In float64, on the CPU, two of the tasks suffice; the program to be timed, in float32,
+    is then held against the reference in float32. Where ReLU's kink makes these differ, one of the tasks has to agree.
     """
     two = case._replace(tasks=jax.tree.map(lambda x: x[:2], case.tasks))
-    with float64():
+    with float64(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         exact = PLAIN.build(two, params, np.float64).gradient
     plain = PLAIN.build(case, params, np.float32)
+    of_task = cache(lambda i: PLAIN.build(_filled_with(case, i), params, np.float32).gradient)
     for contender in contenders:
         try:
             if contender == PLAIN:
@@ -134,12 +135,43 @@ def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance
             yield contender, None, {"skipped": str(reason)}
             continue
         errors = {"error_float64": error64, "error_float32": relative_error(step.gradient, plain.gradient)}
-        tolerance64 = _TOLERANCE_FLOAT64_GPU if jax.default_backend() == "gpu" else _TOLERANCE_FLOAT64
-        if errors["error_float64"] <= tolerance64 and errors["error_float32"] <= tolerance:
+        agrees, agrees_as_timed = error64 <= _tolerance_float64(contender), errors["error_float32"] <= tolerance
+        if agrees and not agrees_as_timed:
+            errors["error_float32_of_a_task"] = _least_error_of_a_task(contender, case, params, of_task)
+            agrees_as_timed = errors["error_float32_of_a_task"] <= _TOLERANCE_OF_A_TASK
+        if agrees and agrees_as_timed:
             yield contender, step, errors
         else:
             message = f"another meta-gradient: relative error {error64:.1e} in float64, {errors['error_float32']:.1e}"
             yield contender, None, {"skipped": f"{message} as timed", **errors}
+
+
+def _tolerance_float64(contender: Contender) -> float:
+    """Of cuDNN's convolutions on a GPU, or 1e-9: jaxmeta has none of them."""
+    has_cudnn = jax.default_backend() == "gpu" and not contender.name.startswith(JAXMETA.name)
+    return _TOLERANCE_CUDNN if has_cudnn else _TOLERANCE_FLOAT64
+
+
+def _least_error_of_a_task(
+    contender: Contender, case: Case, params: PyTree, reference: Callable[[int], PyTree]
+) -> float:
+    """In float32, of the tasks in turn until one agrees.
+
+    Where rounding puts one unit before a ReLU on the other side of zero, the meta-gradient of its task jumps, after a
+    few inner steps by per cents. That befalls some of the tasks; a program that is wrong is wrong on every one.
+    """
+    least = np.inf
+    for i in range(case.num_tasks):
+        gradient = contender.build(_filled_with(case, i), params, np.float32).gradient
+        least = min(least, relative_error(gradient, reference(i)))
+        if least <= _TOLERANCE_OF_A_TASK:
+            break
+    return least
+
+
+def _filled_with(case: Case, index: int) -> Case:
+    """With one of its tasks in place of all: the same program, the meta-gradient of that task."""
+    return case._replace(tasks=jax.tree.map(lambda x: np.repeat(x[index, None], len(x), axis=0), case.tasks))
 
 
 def _peers(precision: str) -> list[Contender]:

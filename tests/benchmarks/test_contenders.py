@@ -65,6 +65,14 @@ def build_wrong_in_float32(case, params, dtype):
     return build_jaxmeta(case if dtype == np.float64 else case._replace(num_steps=1), params, dtype)
 
 
+def build_with_a_flip(case, params, dtype):
+    """As if rounding changed the meta-gradient of the first of the small MLP's tasks."""
+    x, y = case.tasks.support
+    is_first = (x == SMALL["mlp"].tasks.support[0][0]).all(axis=(1, 2), keepdims=True)
+    support = (x, np.where(is_first & (dtype == np.float32), 3 * y, y))
+    return build_jaxmeta(case._replace(tasks=case.tasks._replace(support=support)), params, dtype)
+
+
 def build_absent(case, params, dtype):
     raise Unavailable("not installed")
 
@@ -72,7 +80,10 @@ def build_absent(case, params, dtype):
 @pytest.fixture(scope="module")
 def rows():
     """Of a competition with cheats, by contender."""
-    cheats = {"wrong": build_wrong, "wrong in float32": build_wrong_in_float32, "absent": build_absent}
+    cheats = {
+        "wrong": build_wrong, "wrong in float32": build_wrong_in_float32, "flip": build_with_a_flip,
+        "absent": build_absent,
+    }  # fmt: skip
     contenders = [JAXMETA, JAXMETA_LOOP, PLAIN, *(Contender(name, build) for name, build in cheats.items())]
     return {row["contender"]: row for row in throughput.compete("small", SMALL["mlp"], contenders, num_rounds=2)}
 
@@ -92,6 +103,11 @@ def test_a_wrong_contender_is_refused(rows):
 def test_one_that_is_wrong_only_as_it_would_be_timed_is_refused(rows):
     cheat = rows["wrong in float32"]
     assert "as timed" in cheat["skipped"] and cheat["error_float64"] < 1e-9 and "samples" not in cheat
+
+
+def test_one_whose_rounding_changes_a_single_task_competes(rows):
+    assert rows["flip"]["error_float32"] > 0.1 and rows["flip"]["error_float32_of_a_task"] < 1e-5
+    assert "samples" in rows["flip"] and rows["wrong in float32"]["error_float32_of_a_task"] > 1e-3
 
 
 def test_one_that_cannot_run_is_left_out_with_its_reason(rows):
