@@ -170,8 +170,8 @@ def _least_error_of_a_task(
 
 
 def _filled_with(case: Case, index: int) -> Case:
-    """With one of its tasks in place of all: the same program, the meta-gradient of that task."""
-    return case._replace(tasks=jax.tree.map(lambda x: np.repeat(x[index, None], len(x), axis=0), case.tasks))
+    """One of the tasks in place of all, so that the meta-gradient is its own; a fifth of its examples flip fewer."""
+    return case._replace(tasks=jax.tree.map(lambda x: np.repeat(x[index, None, ::5], len(x), axis=0), case.tasks))
 
 
 def _peers(precision: str) -> list[Contender]:
