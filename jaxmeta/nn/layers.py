@@ -59,13 +59,7 @@ def conv(
     >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID").item()
     9.0
     """
-    taps = _taps(x, kernel, strides, padding, kernel_dilation)
-    number = _images_at_a_time(x, kernel, taps)
-    if number == len(x):
-        return _product(_patches(x, taps), kernel)
-    some = jax.checkpoint(lambda x: _product_by_rows(x, taps, kernel))
-    y = lax.map(some, x.reshape(-1, number, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return _conv(x, kernel, _taps(x, kernel, strides, padding, kernel_dilation))
 
 
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5) -> jax.Array:
@@ -138,7 +132,7 @@ def conv_batch_norm(
     """
     taps = _taps(x, kernel, strides, padding)
     if kernel.size >= kernel.shape[-1] ** 2:
-        return batch_norm(conv(x, kernel, strides=strides, padding=padding), scale, bias, epsilon)
+        return batch_norm(_conv(x, kernel, taps), scale, bias, epsilon)
     _check_scale_and_bias(kernel, scale, bias)
     patches = _patches(x, taps)
     centred = patches - jnp.mean(patches, axis=(0, 1, 2), keepdims=True)
@@ -278,6 +272,15 @@ def _taps(
     if height < 0 or width < 0:
         raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
     return _Taps((kh, kw), (sh, sw), (dh, dw), (top, left), (height // sh + 1, width // sw + 1))
+
+
+def _conv(x: jax.Array, kernel: jax.Array, taps: _Taps) -> jax.Array:
+    number = _images_at_a_time(x, kernel, taps)
+    if number == len(x):
+        return _product(_patches(x, taps), kernel)
+    some = jax.checkpoint(lambda x: _product_by_rows(x, taps, kernel))
+    y = lax.map(some, x.reshape(-1, number, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
 
 
 def _patches(x: jax.Array, taps: _Taps) -> jax.Array:
