@@ -49,7 +49,7 @@ CASES: dict[str, Swept] = {
     "conv4": (_conv4, {"num_steps": (1, 5, 10), "num_tasks": (1, 8, 32)}),
 }
 _QUICK: dict[str, Swept] = {"mlp": (_mlp, {"num_steps": (1, 2)})}
-_LABELS = {"num_steps": "inner steps K", "num_tasks": "tasks", "depth": "hidden layers"}
+_LABELS = {"num_steps": "inner steps K", "num_tasks": "tasks", "depth": "layers"}
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:

@@ -14,6 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState
 from jaxmeta.types import Batch, LossFn, MetaParams, Params, PyTree
 
+_FEW = 5  # steps of a loop that a GPU runs without one; the sinusoid's take .22 ms in place of .41 on an H200
+
 
 class Trace(NamedTuple):
     """What each of the K steps saw, before it was taken; every leaf has a leading axis K."""
@@ -82,8 +84,18 @@ def unroll(
         body = jax.checkpoint(body, policy=remat, prevent_cse=False)
     start = optimizer.start(meta_params) if state is None else state
     if num_segments == 1:
-        return jax.lax.scan(body, start, sources)
+        return jax.lax.scan(body, start, sources, unroll=_num_unrolled(sources, remat))
     return _scan_segments(body, start, sources, num_segments, remat)
+
+
+def _num_unrolled(sources: PyTree, remat: Callable | None) -> int:
+    """Steps in one round of the loop: a GPU waits for each round of a loop, and fuses nothing across two.
+
+    A rematerialised step needs its round: in one piece XLA would find what is computed again, and keep it after all.
+    """
+    num_steps = len(jax.tree.leaves(sources)[0])
+    is_short = 1 < num_steps <= _FEW and remat is None
+    return num_steps if is_short and jax.default_backend() == "gpu" else 1
 
 
 def _scan_segments(

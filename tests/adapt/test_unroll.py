@@ -85,3 +85,13 @@ def test_metrics_are_not_differentiated(meta_params, keys):
     assert not np.any(slope.params)
     slope = jax.grad(lambda meta_params: jnp.sum(run(meta_params, keys)[1].loss))(meta_params)
     assert np.all(slope.params != 0)
+
+
+@pytest.mark.parametrize("how", [{}, {"remat": jax.checkpoint_policies.nothing_saveable}, {"num_segments": 2}])
+def test_few_steps_on_a_gpu_are_no_loop_unless_they_are_recomputed(meta_params, keys, live, how, monkeypatch):
+    num_loops = lambda: jax.jit(lambda m, keys: run(m, keys, **how)).lower(meta_params, keys).as_text().count("while")
+    on_cpu = num_loops()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert num_loops() == (on_cpu - 1 if how == {} else on_cpu)
+    state, trace = run(meta_params, keys, observe=lambda params, batch: params, **how)
+    assert_close((state, trace), live)
