@@ -156,6 +156,6 @@ FAMILIES: dict[str, tuple[Callable[[int, int], Case], list[tuple[int, int]]]] = 
     "omniglot-mlp": (omniglot_mlp, [(32, 1), (32, 5)]),
     "conv4": (conv4, [(8, 1), (8, 5), (32, 1), (32, 5)]),
     "conv4-20way": (conv4_20way, [(4, 1), (4, 5)]),
-    "resnet12": (resnet12, [(1, 1), (2, 1), (2, 5)]),
+    "resnet12": (resnet12, [(1, 1), (1, 5)]),
     "transformer": (transformer, [(4, 1), (4, 5)]),
 }

@@ -96,13 +96,7 @@ def build_plain(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
 
 def plain_update(case: Case) -> tuple[Callable, Callable]:
     """`jax.grad(mean(vmap(task_loss)))`, the program of most tutorials: (params) -> state, (state, tasks) -> state."""
-    optimizer = optax.adam(OUTER_RATE)
-
-    def task_loss(params: PyTree, task: Task) -> jax.Array:
-        for _ in range(case.num_steps):
-            grads = jax.grad(case.plain_loss)(params, task.support)
-            params = jax.tree.map(lambda p, g: p - case.learning_rate * g, params, grads)
-        return case.plain_loss(params, task.query)
+    optimizer, task_loss = optax.adam(OUTER_RATE), _plain_task_loss(case)
 
     def meta_loss(params: PyTree, tasks: Task) -> jax.Array:
         return jnp.mean(jax.vmap(task_loss, (None, 0))(params, tasks))
@@ -114,6 +108,27 @@ def plain_update(case: Case) -> tuple[Callable, Callable]:
         return optax.apply_updates(params, updates), opt_state
 
     return lambda params: (params, optimizer.init(params)), update
+
+
+def plain_gradient(case: Case, params: PyTree, dtype: DTypeLike) -> PyTree:
+    """The meta-gradient to hold all others against: the mean of `jax.grad(task_loss)`, one task after the other.
+
+    Vectorised over two tasks, a ResNet-12's plain convolutions had not come to an end after 47 minutes on a CPU.
+    """
+    gradient = jax.jit(jax.grad(_plain_task_loss(case)))
+    params, tasks = cast((params, case.tasks), dtype)
+    each = [gradient(params, jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(case.num_tasks)]
+    return jax.tree.map(lambda *grads: np.mean(grads, axis=0), *each)
+
+
+def _plain_task_loss(case: Case) -> Callable[[PyTree, Task], jax.Array]:
+    def task_loss(params: PyTree, task: Task) -> jax.Array:
+        for _ in range(case.num_steps):
+            grads = jax.grad(case.plain_loss)(params, task.support)
+            params = jax.tree.map(lambda p, g: p - case.learning_rate * g, params, grads)
+        return case.plain_loss(params, task.query)
+
+    return task_loss
 
 
 JAXMETA, PLAIN = Contender("jaxmeta", build_jaxmeta), Contender("plain JAX", build_plain)
