@@ -108,6 +108,7 @@ def _tasks(case: Case) -> Task:
 
 
 METHODS = {
+    "jaxmeta, auto": _jaxmeta(adapt.auto()),
     "jaxmeta, exact": _jaxmeta(adapt.exact()),
     "jaxmeta, mixed mode": _jaxmeta(adapt.mixed_mode()),
     "plain JAX": _plain,
@@ -154,5 +155,5 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
             panel.set_xticks(ticks, [str(tick) for tick in ticks])
             panel.minorticks_off()
             panel.set_visible(bool(swept))
-    legend_below(figure, axes.flat, num_columns=3)
+    legend_below(figure, axes.flat, num_columns=len(methods))
     return figure

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from jaxmeta.adapt.cost import CACHE_BYTES, default_memory_budget, peak_bytes
 from jaxmeta.adapt.meta_gradients import MetaGradient, exact, mixed_mode, num_sources
@@ -58,13 +59,20 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         traced_once = lambda schedule: jax.jit(schedule(adapt, outer), inline=True)
         gradients = {name: traced_once(schedule) for name, schedule in SCHEDULES.items()}
+        bytes_of_task = {}  # asked for twice: where `mean_over_tasks` estimates a task alone, then among other tasks
+
+        def peak_of_task(name: str, args: tuple) -> int:
+            leaves, structure = jax.tree.flatten(args)
+            shapes = name, structure, *((jnp.shape(leaf), jax.typeof(leaf).dtype) for leaf in leaves)
+            if shapes not in bytes_of_task:
+                bytes_of_task[shapes] = peak_bytes(gradients[name], *args)
+            return bytes_of_task[shapes]
 
         def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
             budget = default_memory_budget() if memory_budget is None else memory_budget
             args = (key, meta_params, sources, task)
             num_steps, num_tasks = num_sources(sources), _num_tasks()
-            peak = lambda name: (num_tasks or 1) * peak_bytes(gradients[name], *args)
-            name, reason = _choose(functools.cache(peak), num_steps, budget)
+            name, reason = _choose(lambda name: (num_tasks or 1) * peak_of_task(name, args), num_steps, budget)
             if num_tasks:  # else it is traced for an estimate, or for one task alone
                 counts = f"{_count(num_steps, 'inner step')}, {_count(num_tasks, 'task')} at a time"
                 _say(f"auto: {name} for {counts}: {reason}")

@@ -104,6 +104,18 @@ def test_a_budget_is_kept_where_it_can_be(said):
     assert size(bounded) < 1.5 * budget < size(unbounded)
 
 
+@pytest.mark.parametrize("devices", [None, 1])
+def test_schedules_are_weighed_once_and_not_again_among_other_tasks(monkeypatch, devices):
+    weighed = []
+    count = lambda fn, *args: weighed.append(fn) or peak_bytes(fn, *args)
+    monkeypatch.setattr(auto_module, "peak_bytes", count)
+    with jaxmeta.over_devices(devices) if devices else contextlib.nullcontext():
+        update_of(64, 10, 4096)
+        assert len(weighed) == len(set(map(id, weighed))) == 3  # segments are not even half of recomputed steps
+        update_of(64, 10, 4096)
+    assert len(weighed) == 6  # a learner of its own
+
+
 def test_an_impossible_budget_takes_the_least_and_says_so(said):
     update_of(64, 100, 64, meta_gradient=adapt.auto(memory_budget=1000))
     assert 'auto: mixed_mode(num_segments="sqrt")' in said()[0]
