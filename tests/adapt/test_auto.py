@@ -116,6 +116,14 @@ def test_schedules_are_weighed_once_and_not_again_among_other_tasks(monkeypatch,
     assert len(weighed) == 6  # a learner of its own
 
 
+def test_a_learner_that_meets_other_shapes_weighs_them(said):
+    _, (update, key, state, tasks) = update_of(8, 5, 10, microbatch=4)
+    assert said()[0].startswith("auto: exact()")
+    more = jax.tree.map(lambda x: jnp.tile(x, (1, 4000, 1)), tasks.support)
+    jax.jit(update).lower(key, state, tasks._replace(support=more))
+    assert said()[0].startswith("auto: mixed_mode()")
+
+
 def test_an_impossible_budget_takes_the_least_and_says_so(said):
     update_of(64, 100, 64, meta_gradient=adapt.auto(memory_budget=1000))
     assert 'auto: mixed_mode(num_segments="sqrt")' in said()[0]
