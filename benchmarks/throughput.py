@@ -124,7 +124,7 @@ def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance
     with float64(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         exact = plain_gradient(two, params, np.float64)
     plain = plain_gradient(case, params, np.float32)
-    of_task = cache(lambda i: plain_gradient(_first(_filled_with(case, i), 1), params, np.float32))
+    of_task = cache(lambda i: plain_gradient(_thinned(case, i), params, np.float32))
     for contender in contenders:
         try:
             with float64():
@@ -163,7 +163,7 @@ def _least_error_of_a_task(
     """
     least = np.inf
     for i in range(case.num_tasks):
-        gradient = contender.build(_filled_with(case, i), params, np.float32).gradient
+        gradient = contender.build(_repeated(_thinned(case, i), case.num_tasks), params, np.float32).gradient
         least = min(least, relative_error(gradient, reference(i)))
         if least <= _TOLERANCE_OF_A_TASK:
             break
@@ -174,9 +174,14 @@ def _first(case: Case, number: int) -> Case:
     return case._replace(tasks=jax.tree.map(lambda x: x[:number], case.tasks))
 
 
-def _filled_with(case: Case, index: int) -> Case:
-    """One of the tasks in place of all, so that the meta-gradient is its own; a fifth of its examples flip fewer."""
-    return case._replace(tasks=jax.tree.map(lambda x: np.repeat(x[index, None, ::5], len(x), axis=0), case.tasks))
+def _thinned(case: Case, index: int) -> Case:
+    """One of the tasks alone, with a fifth of its examples: of fewer, fewer flip."""
+    return case._replace(tasks=jax.tree.map(lambda x: x[index : index + 1, ::5], case.tasks))
+
+
+def _repeated(case: Case, number: int) -> Case:
+    """One task so often that they fill the batch, whose meta-gradient is then its own."""
+    return case._replace(tasks=jax.tree.map(lambda x: np.repeat(x, number, axis=0), case.tasks))
 
 
 def _peers(precision: str) -> list[Contender]:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.adapt.meta_gradients import MetaGradient, num_sources
+from jaxmeta.adapt.meta_gradients import MetaGradient
+from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.types import MetaParams, PyTree
 

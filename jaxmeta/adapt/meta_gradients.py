@@ -36,6 +36,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 
 from jaxmeta.adapt.select import Where, merge, select
+from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_callable, check_integer
 from jaxmeta.types import MetaParams, Params, PyTree
 
@@ -200,11 +201,6 @@ def reptile() -> MetaGradient:
         return value_and_way_back
 
     return strategy
-
-
-def num_sources(sources: PyTree) -> int:
-    """K, the leading axis of the `sources`."""
-    return len(jax.tree.leaves(sources)[0])
 
 
 def _check_num_segments(value: int | str) -> None:
