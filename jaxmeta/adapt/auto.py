@@ -4,7 +4,8 @@ A few schedules give the same gradient at different prices. While tracing, `auto
 need (`cost.peak_bytes`) and takes the first rule that holds:
 
 1. All that plain reverse mode keeps fits half of a processor's cache, or is less than what recomputed steps keep, K
-   copies of the fast weights and of the inner optimizer's state: plain reverse mode, with the fewest operations.
+   copies of the fast weights, of the inner optimizer's state and, if its derivative asks for them (Adam's does, that
+   of plain gradient descent not), of the inner gradients: plain reverse mode, with the fewest operations.
 2. Recomputed steps do not fit either, and √K segments need half of their memory at most: segments.
 3. Otherwise recomputed steps: writing everything to memory and reading it back costs more. Where products take the
    time, as in wide layers (512 units, 1,000 examples), plain reverse mode is a tenth faster in thrice the memory.
@@ -32,11 +33,12 @@ _log = logging.getLogger("jaxmeta")
 # By the operations that they take.
 SCHEDULES = {
     "exact()": exact(),
+    "mixed_mode(save_gradients=True)": mixed_mode(save_gradients=True),
     "mixed_mode()": mixed_mode(),
     'exact(num_segments="sqrt")': exact(num_segments="sqrt"),
     'mixed_mode(num_segments="sqrt")': mixed_mode(num_segments="sqrt"),
 }
-_PLAIN, _STEPS, _SEGMENTS, _ = SCHEDULES
+_PLAIN, _STEPS, _, _SEGMENTS, _ = SCHEDULES
 _NEAR = CACHE_BYTES // 2
 
 
