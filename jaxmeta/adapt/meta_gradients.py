@@ -85,7 +85,8 @@ def mixed_mode(*, num_segments: int | Literal["sqrt"] = 1, save_gradients: bool 
     Args:
       num_segments: as in `exact`.
       save_gradients: keeps the K inner gradients, so that running a step again takes none, for K more copies of the
-        parameters. It pays with an inner optimizer that has a state, such as Adam, and with segments.
+        parameters. It pays with an inner optimizer that has a state, such as Adam, and with segments; in one piece
+        plain gradient descent keeps none, for its derivative does not need them.
 
     Raises:
       ValueError: `num_segments` is neither a positive integer nor "sqrt".
