@@ -90,9 +90,12 @@ def trace_and_compile(fn: Callable, arguments: tuple) -> tuple[float, float]:
 def _jaxmeta(strategy: adapt.MetaGradient) -> Callable[[Case], tuple[Callable, tuple]]:
     def program(case: Case) -> tuple[Callable, tuple]:
         learner = jaxmeta.maml(
-            case.init, case.loss, inner_optimizer=adapt.sgd(case.learning_rate), num_steps=case.num_steps,
+            case.init,
+            case.loss,
+            inner_optimizer=adapt.sgd(case.learning_rate),
+            num_inner_steps=case.num_steps,
             meta_gradient=strategy,
-        )  # fmt: skip
+        )
         return learner.update, jax.eval_shape(lambda key: (key, learner.init(key), _tasks(case)), jax.random.key(0))
 
     return program
@@ -145,9 +148,16 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
                         np.array([row[part][key] for row in chosen]) for key in ("min", "median", "max")
                     )
                     panel.errorbar(
-                        [row[sweep] for row in chosen], middle, [middle - low, high - middle], linestyle=line,
-                        color=COLORS[i], marker=MARKERS[i], markersize=4, capsize=2, label=f"{method}: {part}",
-                    )  # fmt: skip
+                        [row[sweep] for row in chosen],
+                        middle,
+                        [middle - low, high - middle],
+                        linestyle=line,
+                        color=COLORS[i],
+                        marker=MARKERS[i],
+                        markersize=4,
+                        capsize=2,
+                        label=f"{method}: {part}",
+                    )
             fixed = ", ".join(f"{_LABELS[key]} {value}" for key, value in _AT.items() if key != sweep)
             panel.set(xlabel=_LABELS[sweep], ylabel="seconds", xscale="log", ylim=(0, None))
             panel.set_title(f"{name}: {fixed}", fontsize=9)

@@ -46,10 +46,12 @@ class Unavailable(Exception):
 
 def _learner(case: Case, params: PyTree, dtype: DTypeLike) -> jaxmeta.MetaLearner:
     return jaxmeta.maml(
-        lambda key: cast(params, dtype), case.loss,
-        inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate), num_steps=case.num_steps,
+        lambda key: cast(params, dtype),
+        case.loss,
+        inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate),
+        num_inner_steps=case.num_steps,
         optimizer=optax.adam(OUTER_RATE),
-    )  # fmt: skip
+    )
 
 
 def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:

@@ -117,11 +117,19 @@ def errors(case: str, horizon: int, num_episodes: Sequence[int], num_samples: in
             counts = np.random.default_rng(number).multinomial(number, likelihood, size=num_samples)
             samples = np.asarray(estimate(counts.astype(float)))
             deviation = relative(samples.std(0, ddof=1))
-            rows.append({
-                "case": case, "estimator": name, "num_episodes": number, "num_samples": num_samples,
-                "bias": relative(samples.mean(0) - exact), "bias_standard_error": deviation / num_samples**0.5,
-                "deviation": deviation, "error": relative(samples - exact) / num_samples**0.5, **known,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "case": case,
+                    "estimator": name,
+                    "num_episodes": number,
+                    "num_samples": num_samples,
+                    "bias": relative(samples.mean(0) - exact),
+                    "bias_standard_error": deviation / num_samples**0.5,
+                    "deviation": deviation,
+                    "error": relative(samples - exact) / num_samples**0.5,
+                    **known,
+                }
+            )
     return rows
 
 
@@ -164,8 +172,9 @@ def _hessian(estimator: Estimator, data: Data, likelihood: np.ndarray) -> dict[s
     variance = np.sum(likelihood @ (each - mean) ** 2)
     norm = np.linalg.norm(exact)
     return {
-        "hessian_bias": float(np.linalg.norm(mean - exact) / norm), "hessian_deviation": float(variance**0.5 / norm)
-    }  # fmt: skip
+        "hessian_bias": float(np.linalg.norm(mean - exact) / norm),
+        "hessian_deviation": float(variance**0.5 / norm),
+    }
 
 
 def _print_case(rows: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr
 
-from jaxmeta.adapt.cost import inner_jaxprs
+from jaxmeta.outer.cost import inner_jaxprs
 
 
 def count_flops(fn: Callable, *args: Any) -> int:

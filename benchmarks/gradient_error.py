@@ -85,10 +85,17 @@ def errors(name: str, case: Case, num_samples: int) -> list[Row]:
         cosines = [cosine(a, e) for a, e in zip(actual, exact, strict=True)]
         distance = sine if method == "reptile" else relative_distance
         relative = [distance(a, e) for a, e in zip(actual, exact, strict=True)]
-        rows.append({
-            "case": name, "method": method, "kind": kind, "num_steps": num_steps, "num_tasks": case.num_tasks,
-            "relative_error": summary(relative), "cosine": summary(cosines),
-        })  # fmt: skip
+        rows.append(
+            {
+                "case": name,
+                "method": method,
+                "kind": kind,
+                "num_steps": num_steps,
+                "num_tasks": case.num_tasks,
+                "relative_error": summary(relative),
+                "cosine": summary(cosines),
+            }
+        )
     return rows
 
 
@@ -120,11 +127,13 @@ def gradients(
 ) -> list[np.ndarray]:
     """The meta-gradients at so many initialisations, as vectors in float64; `strength` is that of a proximal loop."""
     learner = jaxmeta.maml(
-        lambda key: cast(case.init(key), precision.dtype), case.loss,
-        inner_optimizer=adapt.proximal(adapt.sgd(case.learning_rate), strength), num_steps=case.num_steps,
+        lambda key: cast(case.init(key), precision.dtype),
+        case.loss,
+        inner_optimizer=adapt.proximal(adapt.sgd(case.learning_rate), strength),
+        num_inner_steps=case.num_steps,
         meta_gradient=strategy,
         optimizer=optax.trace(decay=0.0),  # its state is the gradient
-    )  # fmt: skip
+    )
     with ExitStack() as context:
         if precision.dtype == np.float64:
             context.enter_context(float64())
@@ -144,13 +153,14 @@ def _print_case(rows: Sequence[Row]) -> None:
         ["method", "K", "relative error", "min", "max", "1 − cosine", "min", "max"],
         [
             [
-                row["method"], row["num_steps"],
+                row["method"],
+                row["num_steps"],
                 *(f"{row['relative_error'][key]:.1e}" for key in ("median", "min", "max")),
                 *(f"{1 - row['cosine'][key]:.1e}" for key in ("median", "max", "min")),
             ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def draw(rows: Sequence[Row], device: str) -> "Figure":
@@ -163,8 +173,13 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
         for i, method in enumerate(methods):
             chosen = [row for row in rows if row["case"] == name and row["method"] == method]
             x = np.array([row["num_steps"] for row in chosen])
-            style = {"color": COLORS[i], "marker": MARKERS[i], "markersize": 5, "label": method,
-                     "linestyle": "--" if chosen[0]["kind"] == "precision" else "-"}  # fmt: skip
+            style = {
+                "color": COLORS[i],
+                "marker": MARKERS[i],
+                "markersize": 5,
+                "label": method,
+                "linestyle": "--" if chosen[0]["kind"] == "precision" else "-",
+            }
             relative = [[row["relative_error"][key] for row in chosen] for key in ("min", "median", "max")]
             low, middle, high = np.array(relative, float)
             shown = middle > 0  # a logarithm has no 0: truncated(K) is exact

@@ -106,7 +106,7 @@ MODELS = {
         _small_mlp,
         at={"size": 64, "num_tasks": 4, "num_steps": 100},
         sweeps={"num_steps": _STEPS},
-        inner_optimizer=adapt.lslr(0.01, num_steps=1),
+        inner_optimizer=adapt.lslr(0.01, num_inner_steps=1),
         strategies=LEARNS_RATES,
     ),
 }
@@ -157,11 +157,13 @@ def compile_step(model: Model, strategy: str, at: dict[str, int]) -> tuple[Any, 
     """The compiled meta-step, all tasks at once, and its arguments."""
     case = model.build(**at)
     learner = jaxmeta.maml(
-        case.init, case.loss,
+        case.init,
+        case.loss,
         inner_optimizer=model.inner_optimizer or adapt.sgd(case.learning_rate),
-        num_steps=case.num_steps, meta_gradient=model.strategies[strategy](case.num_steps),
+        num_inner_steps=case.num_steps,
+        meta_gradient=model.strategies[strategy](case.num_steps),
         microbatch=case.num_tasks,
-    )  # fmt: skip
+    )
     key = jax.random.key(0)
     arguments = (key, jax.jit(learner.init)(key), cast(case.tasks, np.float32))
     return jax.jit(learner.update).lower(*arguments).compile(), arguments
@@ -205,13 +207,16 @@ def _print_model(model: Model, rows: Sequence[Row]) -> None:
         ["strategy", "sweep", "value", "MiB", "MiB of process", "ms", "min", "max"],
         [
             [
-                row["strategy"], _label(model, row["sweep"]), row[row["sweep"]], mebibytes(row["temporary_bytes"]),
+                row["strategy"],
+                _label(model, row["sweep"]),
+                row[row["sweep"]],
+                mebibytes(row["temporary_bytes"]),
                 mebibytes(row.get("process_bytes")),
                 *(1e3 * row[key] if key in row else None for key in ("median", "min", "max")),
             ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _label(model: Model, key: str) -> str:
@@ -254,8 +259,11 @@ def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -
         x, y = zip(*points, strict=True)
         marker = MARKERS[(i + i // 10) % 10]  # another one where colours begin again
         panel.plot(x, y, color=COLORS[i % 10], marker=marker, markersize=4, label=strategy)
-        measured = [(row[sweep], unit * row["process_bytes"]) for row in rows
-                    if row["strategy"] == strategy and row.get("process_bytes")]  # fmt: skip
+        measured = [
+            (row[sweep], unit * row["process_bytes"])
+            for row in rows
+            if row["strategy"] == strategy and row.get("process_bytes")
+        ]
         if measured and quantity != "median":
             panel.plot(*zip(*measured, strict=True), "o", color=COLORS[i % 10], fillstyle="none", markersize=9)
     panel.set(xscale="log", yscale="log")

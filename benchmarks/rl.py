@@ -118,14 +118,16 @@ def measure(name: str, case: AnyCase, num_rounds: int) -> list[Row]:
     at = {"case": name, "num_tasks": case.num_tasks, "size": case.size, "swept": SIZES[type(case)]}
     rows = [
         {
-            **at, "contender": who, "flops": flops[who],
+            **at,
+            "contender": who,
+            "flops": flops[who],
             "steps_per_second": num_steps[who] / times[who]["median"],
-            "share_of_rollout": num_steps[who] / num_steps[_ROLLOUT]
-            * times[_ROLLOUT]["median"] / times[who]["median"],
-            "fraction_of_matrix_product_rate": flops[who] / times[who]["median"] / rate, **times[who],
+            "share_of_rollout": num_steps[who] / num_steps[_ROLLOUT] * times[_ROLLOUT]["median"] / times[who]["median"],
+            "fraction_of_matrix_product_rate": flops[who] / times[who]["median"] / rate,
+            **times[who],
         }
         for who in programs
-    ]  # fmt: skip
+    ]
     if isinstance(case, BeliefCase):
         rows[0]["updates_per_second"] = case.size / times[_TRAINING]["median"]
     return [*rows, {**at, "contender": _PRODUCT, "flops": product.flops, **times[_PRODUCT]}]
@@ -246,13 +248,16 @@ def _print_case(rows: Sequence[Row]) -> None:
         ["", "steps/s", "of rollout", "of product", "ms", "min", "max"],
         [
             [
-                row["contender"], row["steps_per_second"], f"{row['share_of_rollout']:.0%}",
+                row["contender"],
+                row["steps_per_second"],
+                f"{row['share_of_rollout']:.0%}",
                 f"{row['fraction_of_matrix_product_rate']:.0%}",
                 *(1e3 * row[key] for key in ("median", "min", "max")),
             ]
-            for row in rows if row["contender"] != _PRODUCT
+            for row in rows
+            if row["contender"] != _PRODUCT
         ],
-    )  # fmt: skip
+    )
     if "updates_per_second" in rows[0]:
         print(f"{rows[0]['updates_per_second']:,.0f} gradient steps per second in training")
 

@@ -39,13 +39,20 @@ class Cell(NamedTuple):
 
 
 def _bandit(num_arms: int, num_pulls: int, paper: float | None, **fields) -> Cell:
-    recipe = {"num_units": 256, "num_critic_units": 128, "num_steps": 1000, "learning_rate": 1e-3, "num_epochs": 2}
+    recipe = {
+        "num_units": 256,
+        "num_critic_units": 128,
+        "num_outer_steps": 1000,
+        "learning_rate": 1e-3,
+        "num_epochs": 2,
+    }
     num_tasks = _BATCH // num_pulls // 64 * 64
     entropy = 0.01 if num_pulls < 100 else 0.02
     config = BanditRL2(
-        num_arms=num_arms, num_pulls=num_pulls,
+        num_arms=num_arms,
+        num_pulls=num_pulls,
         **{**recipe, "num_tasks": num_tasks, "num_minibatches": 32, "entropy_weight": entropy, **fields},
-    )  # fmt: skip
+    )
     return Cell(config, paper)
 
 
@@ -53,12 +60,21 @@ def _mdp(num_episodes: int, paper: float) -> Cell:
     num_tasks = max(32, _BATCH // (10 * num_episodes) // 32 * 32)
     return Cell(
         MDPRL2(
-            num_episodes=num_episodes, num_units=256, num_critic_units=128, num_layer_units=128, num_steps=5000,
-            num_tasks=num_tasks, num_minibatches=32, learning_rate=1e-3, num_epochs=2, gae_lambda=0.5,
-            entropy_weight=0.03, final_entropy_weight=0.0,
+            num_episodes=num_episodes,
+            num_units=256,
+            num_critic_units=128,
+            num_layer_units=128,
+            num_outer_steps=5000,
+            num_tasks=num_tasks,
+            num_minibatches=32,
+            learning_rate=1e-3,
+            num_epochs=2,
+            gae_lambda=0.5,
+            entropy_weight=0.03,
+            final_entropy_weight=0.0,
         ),
         paper,
-    )  # fmt: skip
+    )
 
 
 CELLS = {
@@ -72,7 +88,7 @@ CELLS = {
         for num_arms, paper in of_arms.items()
     },
     **{f"mdp-n{n}": _mdp(n, paper) for n, paper in {10: 156.2, 25: 445.7, 50: 936.1, 75: 1428.8, 100: 1913.7}.items()},
-    "tiny": _bandit(2, 4, None, num_units=8, num_critic_units=4, num_tasks=64, num_minibatches=2, num_steps=5),
+    "tiny": _bandit(2, 4, None, num_units=8, num_critic_units=4, num_tasks=64, num_minibatches=2, num_outer_steps=5),
 }
 
 
@@ -80,7 +96,7 @@ CELLS = {
 class Options(CommonOptions):
     num_seeds: int = 1
     """Seeds of each cell."""
-    num_steps: int | None = None
+    num_outer_steps: int | None = None
     """Outer steps instead of the cell's own."""
 
 
@@ -88,7 +104,11 @@ def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(options.cases or ("tiny" if options.quick else "bandit,mdp"), CELLS)
     rows: list[Row] = []
     for name, cell in chosen.items():
-        config = cell.config if options.num_steps is None else replace(cell.config, num_steps=options.num_steps)
+        config = (
+            cell.config
+            if options.num_outer_steps is None
+            else replace(cell.config, num_outer_steps=options.num_outer_steps)
+        )
         rows += measure(name, cell._replace(config=config), options.num_seeds)
         _print_cell([row for row in rows if row["case"] == name])
         write_report(path, "rl2_table", rows, draw)  # after each cell: a run that is killed loses nothing
@@ -113,7 +133,11 @@ def measure(name: str, cell: Cell, num_seeds: int) -> list[Row]:
     for seed in range(num_seeds):
         start = time.monotonic()
         state, _ = fit(
-            jax.random.key(1 + seed), learner, family.train, num_steps=config.num_steps, num_tasks=config.num_tasks
+            jax.random.key(1 + seed),
+            learner,
+            family.train,
+            num_outer_steps=config.num_outer_steps,
+            num_tasks=config.num_tasks,
         )
         at = {"case": name, "contender": "RL²", "seed": seed, "seconds": time.monotonic() - start}
         at |= {"num_skipped": int(state.num_skipped), "protocol": config.protocol()}

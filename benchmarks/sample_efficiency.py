@@ -56,9 +56,9 @@ CONTENDERS = {
     "RL²": Contender(RL2_RECIPES["rl2-navigation"].config, _steps_of_rl2, -1),
 }
 _QUICK: dict[str, dict[str, Any]] = {
-    _LEVEL: {"num_steps": 20, "num_tasks": 2, "num_episodes": 2, "hidden": (4,)},
-    "PEARL": {"num_steps": 20, "num_tasks": 2, "num_gradient_steps": 1, "num_train_tasks": 3, "hidden": (4,)},
-    "RL²": {"num_steps": 20, "num_tasks": 2, "num_minibatches": 1, "num_units": 4, "num_critic_units": 4},
+    _LEVEL: {"num_outer_steps": 20, "num_tasks": 2, "num_episodes": 2, "hidden": (4,)},
+    "PEARL": {"num_outer_steps": 20, "num_tasks": 2, "num_gradient_steps": 1, "num_train_tasks": 3, "hidden": (4,)},
+    "RL²": {"num_outer_steps": 20, "num_tasks": 2, "num_minibatches": 1, "num_units": 4, "num_critic_units": 4},
 }
 
 
@@ -107,18 +107,27 @@ def measure(contender: Contender, config: Any, options: Options) -> Row:
 
     def judge(state: Any, metrics: Any) -> None:
         report = evaluate(
-            jax.random.key(0), experiment.learner, experiment.test_tasks, state.meta_params,
-            num_tasks=options.num_eval_tasks, batch_size=experiment.eval_batch_size,
-        )  # fmt: skip
+            jax.random.key(0),
+            experiment.learner,
+            experiment.test_tasks,
+            state.meta_params,
+            num_tasks=options.num_eval_tasks,
+            batch_size=experiment.eval_batch_size,
+        )
         of = report.metrics["return"]
         steps.append(int(state.step) * each)
         returns.append(of["mean"][contender.judged])
         intervals.append(of["ci95"][contender.judged])
 
     fit(
-        jax.random.key(options.seed), experiment.learner, experiment.train_tasks, num_steps=config.num_steps,
-        num_tasks=config.num_tasks, chunk_size=max(1, config.num_steps // options.num_points), callbacks=[judge],
-    )  # fmt: skip
+        jax.random.key(options.seed),
+        experiment.learner,
+        experiment.train_tasks,
+        num_outer_steps=config.num_outer_steps,
+        num_tasks=config.num_tasks,
+        chunk_size=max(1, config.num_outer_steps // options.num_points),
+        callbacks=[judge],
+    )
     return {"steps": steps, "return": returns, "ci95": intervals, "protocol": experiment.protocol}
 
 

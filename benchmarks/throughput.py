@@ -202,14 +202,17 @@ def _print_case(rows: Sequence[Row]) -> None:
         ["", "tasks/s", "× jaxmeta", "of product", "ms", "min", "max", "error float64", "float32"],
         [
             [
-                row["contender"], row["tasks_per_second"], row["speed_relative_to_jaxmeta"],
+                row["contender"],
+                row["tasks_per_second"],
+                row["speed_relative_to_jaxmeta"],
                 f"{row['fraction_of_matrix_product_rate']:.1%}",
                 *(1e3 * row[key] for key in ("median", "min", "max")),
-                f"{row['error_float64']:.0e}", f"{row['error_float32']:.0e}",
+                f"{row['error_float64']:.0e}",
+                f"{row['error_float32']:.0e}",
             ]
             for row in timed
         ],
-    )  # fmt: skip
+    )
     for row in rows:
         if "skipped" in row:
             print(f"{row['contender']}: {row['skipped']}")

@@ -5,13 +5,13 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
 
     import jax, jaxmeta
 
-    learner = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=jaxmeta.adapt.sgd(0.01), num_steps=1)
+    learner = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=jaxmeta.adapt.sgd(0.01), num_inner_steps=1)
     tasks = jaxmeta.tasks.sinusoid(num_shots=10)
-    state, history = jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=10_000, num_tasks=25)
+    state, history = jaxmeta.fit(jax.random.key(0), learner, tasks, num_outer_steps=10_000, num_tasks=25)
     print(jaxmeta.evaluate(jax.random.key(1), learner, tasks, state.meta_params))
 """
 
-from jaxmeta import adapt, nn, rl, tasks, training
+from jaxmeta import adapt, nn, outer, rl, tasks, training
 from jaxmeta.algorithms import (
     anil,
     cavia,
@@ -67,6 +67,7 @@ __all__ = [
     "mlp_encoder",
     "multi_step_weights",
     "nn",
+    "outer",
     "over_devices",
     "pearl",
     "pearl_agent",

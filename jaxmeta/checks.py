@@ -53,6 +53,12 @@ def check_fields(name: str, value: Any, fields: Collection[str], remedy: str) ->
         raise ValueError(f"{name} must have {', '.join(fields)}: {remedy}; got {value!r}")
 
 
+def check_learner(name: str, value: Any) -> None:
+    """A `MetaLearner`, or something with its four functions."""
+    functions = ("init", "update", "adapt", "evaluate")
+    check_fields(name, value, functions, "a jaxmeta.MetaLearner, such as jaxmeta.maml(...)")
+
+
 def check_loss_fn(loss_fn: Any) -> Callable:
     """`loss_fn`, which says while it is traced if it returns anything but (scalar loss, dict of scalars)."""
     check_callable("loss_fn", loss_fn, "(params, batch) -> (loss, metrics)")

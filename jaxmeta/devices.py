@@ -32,7 +32,7 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     >>> learner = jaxmeta.maml(lambda key: {"w": jnp.zeros(())}, loss_fn)
     >>> with over_devices():
     ...     state, _ = jaxmeta.fit(
-    ...         jax.random.key(0), learner, jaxmeta.tasks.linear(), num_steps=2, num_tasks=8, progress=False)
+    ...         jax.random.key(0), learner, jaxmeta.tasks.linear(), num_outer_steps=2, num_tasks=8, progress=False)
     >>> int(state.step)
     2
     """
@@ -67,7 +67,7 @@ def replicated(tree: PyTree) -> PyTree:
     return tree if num_sharing() is None else jax.device_put(tree, EVERYWHERE)
 
 
-def on_each(fn: Callable, out: PartitionSpec) -> Callable:
+def on_each(fn: Callable, out: PyTree) -> Callable:
     """`fn(everywhere, shares)` on each device with all of the first argument and its share of the second.
 
     Not checked for what is replicated: that would sum inner gradients of the shared weights over the devices.

@@ -60,26 +60,36 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
     log.drop_after(0 if state is None else int(state.step))
     with _choices_on_stdout():
         state, _ = fit(
-            train_key, experiment.learner, experiment.train_tasks, state=state,
-            num_steps=config.num_steps, num_tasks=config.num_tasks,
-            chunk_size=max(1, config.num_steps // 100), callbacks=[log],
-        )  # fmt: skip
+            train_key,
+            experiment.learner,
+            experiment.train_tasks,
+            state=state,
+            num_outer_steps=config.num_outer_steps,
+            num_tasks=config.num_tasks,
+            chunk_size=max(1, config.num_outer_steps // 100),
+            callbacks=[log],
+        )
     log.save(state)
     print(f"evaluating on {config.num_eval_tasks} test tasks", flush=True)
     report, references = _evaluate(experiment, config, test_key, state)
     _write(
         directory / "result.json",
         {
-            "recipe": name, "seed": seed, "seconds": round(log.seconds(), 1), "device": _device(),
+            "recipe": name,
+            "seed": seed,
+            "seconds": round(log.seconds(), 1),
+            "device": _device(),
             "versions": _VERSIONS,
-            "num_skipped": int(state.num_skipped), "batch_norm": report.batch_norm,
-            "num_tasks": report.num_tasks, "metrics": report.metrics,
+            "num_skipped": int(state.num_skipped),
+            "batch_norm": report.batch_norm,
+            "num_tasks": report.num_tasks,
+            "metrics": report.metrics,
             "references": {
                 reference: {**found.metrics, "ahead": report.ahead_of(found, experiment.metric)}
                 for reference, found in references.items()
             },
         },
-    )  # fmt: skip
+    )
     _draw(directory, name, experiment, report, references, log, picture_key, state)
     print(f"{_table(report, references, experiment.metric)}\nto reach: {RECIPES[name].figure}")
     print(f"{log.seconds():.0f} s; written to {directory}")
@@ -199,10 +209,13 @@ def _draw(
     figures = experiment.pictures(key, state.meta_params) | {
         "learning_curve.png": plotting.learning_curve(steps, values, metric, name),
         "adaptation_curve.png": plotting.adaptation_curve(
-            report.metrics, metric, f"{name}, {report.num_tasks} test tasks", experiment.adaptation,
+            report.metrics,
+            metric,
+            f"{name}, {report.num_tasks} test tasks",
+            experiment.adaptation,
             {reference: found.metrics for reference, found in references.items() if metric in found.metrics},
         ),
-    }  # fmt: skip
+    }
     for file, figure in figures.items():
         figure.savefig(directory / file)
 

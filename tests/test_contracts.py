@@ -25,8 +25,8 @@ INNER_OPTIMIZERS = {
     "momentum": adapt.from_optax(optax.sgd(0.1, momentum=0.9)),
     "adam": adapt.from_optax(optax.adam(0.1, eps_root=1e-8)),
     "meta_sgd": adapt.meta_sgd(0.1),
-    "lslr": adapt.lslr(0.1, num_steps=2),
-    "per_step": adapt.per_step(adapt.meta_sgd(0.1), "head", num_steps=2),
+    "lslr": adapt.lslr(0.1, num_inner_steps=2),
+    "per_step": adapt.per_step(adapt.meta_sgd(0.1), "head", num_inner_steps=2),
     "proximal adam": adapt.proximal(adapt.from_optax(optax.adam(0.1, eps_root=1e-8)), 0.5),
     "adapt_only sgd": adapt.adapt_only(adapt.sgd(0.1), "head"),
     "adapt_only meta_sgd": adapt.adapt_only(adapt.meta_sgd(0.1), lambda path: path == "head"),
@@ -70,24 +70,27 @@ def learners(dtype=jnp.float32):
         body, head = jax.random.normal(key, (2,), dtype)
         return {"body": body, "head": head}
 
-    both = {"num_steps": 2, "optimizer": optax.adam(1e-3)}
+    both = {"num_inner_steps": 2, "optimizer": optax.adam(1e-3)}
     yield from (
         (f"maml {name}", jaxmeta.maml(init_fn, loss_fn, inner_optimizer=inner, **both))
         for name, inner in INNER_OPTIMIZERS.items()
     )
     yield from (
-        (name, jaxmeta.maml(
-            init_fn, loss_fn, inner_optimizer=INNER_OPTIMIZERS["adapt_only adam"], meta_gradient=strategy, **both
-        ))
+        (
+            name,
+            jaxmeta.maml(
+                init_fn, loss_fn, inner_optimizer=INNER_OPTIMIZERS["adapt_only adam"], meta_gradient=strategy, **both
+            ),
+        )
         for name, strategy in STRATEGIES.items()
         if name not in ("exact", "reptile")
-    )  # fmt: skip
+    )
     for name in ("maml", "fomaml", "anil", "meta_sgd", "reptile"):
-        yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_steps=2, batch_size=2, microbatch=1)
-    yield "imaml", jaxmeta.imaml(init_fn, loss_fn, num_steps=2, solver=adapt.conjugate_gradient(2))
-    yield "maml_plus_plus", jaxmeta.maml_plus_plus(init_fn, loss_fn, num_steps=2, num_annealing_steps=10)
-    yield "dropout", jaxmeta.maml(init_fn, dropout_loss, num_steps=2, stochastic=True, microbatch=1)
-    yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_steps=2)
+        yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_inner_steps=2, batch_size=2, microbatch=1)
+    yield "imaml", jaxmeta.imaml(init_fn, loss_fn, num_inner_steps=2, solver=adapt.conjugate_gradient(2))
+    yield "maml_plus_plus", jaxmeta.maml_plus_plus(init_fn, loss_fn, num_inner_steps=2, num_annealing_steps=10)
+    yield "dropout", jaxmeta.maml(init_fn, dropout_loss, num_inner_steps=2, stochastic=True, microbatch=1)
+    yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_inner_steps=2)
     for name in CLASSIFIERS:
         yield name, getattr(jaxmeta, name)(init_fn, embed_fn, num_ways=2, optimizer=optax.adam(1e-3), microbatch=1)
 
@@ -275,7 +278,7 @@ def test_a_whole_run_consumes_a_key_once(no_key_reuse):
     """`fit`, `evaluate`, and `adapt` with minibatches; of one seed and one task, because jax's checker takes the
     transposes in a `vmap` of a `scan` or of a `vmap` over keys for a reuse."""
     learner = LEARNERS["maml meta_sgd"]
-    arguments = {"num_steps": 2, "num_tasks": 2, "chunk_size": 2, "progress": False}
+    arguments = {"num_outer_steps": 2, "num_tasks": 2, "chunk_size": 2, "progress": False}
     state, _ = jaxmeta.fit(jax.random.key(0), learner, TASKS["linear"], **arguments)
     jaxmeta.evaluate(jax.random.key(1), learner, TASKS["linear"], state.meta_params, num_tasks=3)
     task = TASKS["linear"].sample(jax.random.key(2), ())

@@ -73,7 +73,7 @@ a_learner = st.one_of(not_callable, st.just(jaxmeta.maml), st.just(LEARNER[:3]))
 OF_MAML = {
     "init_fn": not_callable,
     "loss_fn": not_callable,
-    "num_steps": count(1),
+    "num_inner_steps": count(1),
     "num_eval_steps": optional(count(1)),
     "batch_size": optional(count(1)),
     "loss_weights": optional(not_callable),
@@ -81,7 +81,14 @@ OF_MAML = {
     "microbatch": optional(count(1)),
 }
 SHOTS = {"num_shots": count(1), "num_queries": count(1)}
-FIT = {"key": jax.random.key(0), "learner": LEARNER, "tasks": TASKS, "num_steps": 1, "num_tasks": 1, "progress": False}
+FIT = {
+    "key": jax.random.key(0),
+    "learner": LEARNER,
+    "tasks": TASKS,
+    "num_outer_steps": 1,
+    "num_tasks": 1,
+    "progress": False,
+}
 EVALUATE = {"key": jax.random.key(0), "learner": LEARNER, "tasks": TASKS, "meta_params": STATE.meta_params}
 FUNCTIONS = {"init_fn": init_fn, "loss_fn": loss_fn}
 OF_CLASSIFIERS = {
@@ -151,7 +158,7 @@ TABLE = {
     "cavia.context_only": (context_only, {"optimizer": adapt.sgd(0.1)}, {"optimizer": inner}),
     "protonet": (jaxmeta.protonet, CLASSIFIER, OF_CLASSIFIERS),
     "ridge": (jaxmeta.ridge, CLASSIFIER, OF_CLASSIFIERS | {"regularization": positive, "scale": positive}),
-    "reptile": (jaxmeta.reptile, FUNCTIONS, OF_MAML | {"step_size": number, "num_steps": count(2)}),
+    "reptile": (jaxmeta.reptile, FUNCTIONS, OF_MAML | {"step_size": number, "num_inner_steps": count(2)}),
     "adapt.sgd": (adapt.sgd, {}, {"learning_rate": number}),
     "adapt.meta_sgd": (adapt.meta_sgd, {}, {"learning_rate": number}),
     "adapt.from_optax": (adapt.from_optax, {}, {"transform": transform}),
@@ -175,13 +182,13 @@ TABLE = {
     ),
     "adapt.lslr": (
         adapt.lslr,
-        {"learning_rate": 0.1, "num_steps": 2},
-        {"learning_rate": number, "num_steps": count(1)},
+        {"learning_rate": 0.1, "num_inner_steps": 2},
+        {"learning_rate": number, "num_inner_steps": count(1)},
     ),
     "adapt.per_step": (
         adapt.per_step,
-        {"optimizer": adapt.sgd(0.1), "where": "head", "num_steps": 2},
-        {"optimizer": inner, "num_steps": count(1)},
+        {"optimizer": adapt.sgd(0.1), "where": "head", "num_inner_steps": 2},
+        {"optimizer": inner, "num_inner_steps": count(1)},
     ),
     "adapt.proximal": (
         adapt.proximal,
@@ -220,7 +227,7 @@ TABLE = {
             "key": a_key,
             "learner": a_learner,
             "tasks": distribution,
-            "num_steps": count(1),
+            "num_inner_steps": count(1),
             "num_tasks": count(1),
             "chunk_size": count(1),
             "callbacks": st.one_of(
@@ -301,7 +308,7 @@ TABLE = {
             "apply_fn": not_callable,
             "environment": environments,
             "inner_optimizer": inner,
-            "num_steps": count(1),
+            "num_outer_steps": count(1),
             "num_eval_steps": optional(count(1)),
             "num_episodes": count(1),
             "estimator": a_name,
@@ -604,7 +611,7 @@ def test_a_microbatch_divides_the_tasks(microbatch):
 @given(st.integers(1, 5), st.integers(1, 100))
 def test_truncated_needs_as_many_steps(num_steps, more):
     num_exact = num_steps + more
-    learner = jaxmeta.maml(init_fn, loss_fn, num_steps=num_steps, meta_gradient=adapt.truncated(num_exact))
+    learner = jaxmeta.maml(init_fn, loss_fn, num_inner_steps=num_steps, meta_gradient=adapt.truncated(num_exact))
     with pytest.raises(ValueError, match=f"num_exact must be at most the {num_steps} inner steps, got {num_exact}"):
         update(learner=learner)
 
@@ -640,10 +647,15 @@ def test_a_loss_function_returns_a_scalar_and_scalars(result):
 @given(
     st.one_of(
         st.sampled_from([None, (), {}, [], {"w": {}}, {"w": None}, "weights", {"w": "b"}, len, {"w": len}, object()]),
-        st.integers(), booleans, st.just(jnp.arange(3)), st.just({"w": jnp.ones(2), "n": jnp.int32(3)}),
-        st.just(jnp.ones(2, complex)), st.just({"w": jnp.ones(2), "key": jax.random.key(0)}), st.just(np.array(["a"])),
+        st.integers(),
+        booleans,
+        st.just(jnp.arange(3)),
+        st.just({"w": jnp.ones(2), "n": jnp.int32(3)}),
+        st.just(jnp.ones(2, complex)),
+        st.just({"w": jnp.ones(2), "key": jax.random.key(0)}),
+        st.just(np.array(["a"])),
     )
-)  # fmt: skip
+)
 def test_an_initialisation_returns_real_arrays(params):
     with pytest.raises(ValueError, match="init_fn must return"):
         jaxmeta.maml(lambda key: params, loss_fn).init(jax.random.key(0))

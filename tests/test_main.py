@@ -10,7 +10,7 @@ from jaxmeta import runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES
 
-SMALL = ["--num-steps", "40", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
+SMALL = ["--num-outer-steps", "40", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
 
 
 def train(out, *arguments, recipe="maml-sinusoid"):
@@ -56,7 +56,7 @@ def test_result_has_the_promised_shape(finished):
 def test_config_has_every_field_and_the_choices_made(finished):
     config = json.loads((finished / "config.json").read_text())
     assert config["recipe"] == "maml-sinusoid" and config["seed"] == 3
-    assert config["num_steps"] == 40 and config["inner_learning_rate"] == 0.01 and config["hidden"] == [40, 40]
+    assert config["num_outer_steps"] == 40 and config["inner_learning_rate"] == 0.01 and config["hidden"] == [40, 40]
 
 
 def test_metrics_have_a_line_for_each_chunk(finished):
@@ -126,9 +126,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
         ([], "usage"),
         (["trian"], "there is no command 'trian'"),
         (["train", "maml-sinusiod"], "did you mean maml-sinusoid?"),
-        (["train", "maml-sinusoid", "--num-step", "3"], "--num-steps"),
-        (["train", "maml-sinusoid", "--num-steps", "many"], "--num-steps"),
-        (["train", "maml-sinusoid", "--num-steps", "0"], "num_steps must be an integer >= 1, got 0"),
+        (["train", "maml-sinusoid", "--num-outer-step", "3"], "--num-outer-steps"),
+        (["train", "maml-sinusoid", "--num-outer-steps", "many"], "--num-outer-steps"),
+        (["train", "maml-sinusoid", "--num-outer-steps", "0"], "num_outer_steps must be an integer >= 1, got 0"),
         (["train", "maml-sinusoid", "--num-shots", "-1"], "num_shots"),
         (["train", "maml-sinusoid", "--inner-learning-rate", "nan"], "learning_rate"),
         (["train", "maml-sinusoid", "--resume"], "--out DIR"),

@@ -15,10 +15,19 @@ from jaxmeta.recipes.pearl import PEARL, told
 from jaxmeta.rl import families
 
 SMALL = {
-    "num_steps": 2, "num_tasks": 2, "num_eval_tasks": 4, "num_reference_steps": 1, "num_train_tasks": 3, "hidden": 4,
-    "num_gradient_steps": 2, "num_batch_tasks": 2, "batch_size": 2, "num_context": 4, "capacity": 200,
+    "num_outer_steps": 2,
+    "num_tasks": 2,
+    "num_eval_tasks": 4,
+    "num_reference_steps": 1,
+    "num_train_tasks": 3,
+    "hidden": 4,
+    "num_gradient_steps": 2,
+    "num_batch_tasks": 2,
+    "batch_size": 2,
+    "num_context": 4,
+    "capacity": 200,
     "schedule": "cosine",
-}  # fmt: skip
+}
 
 
 def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path, schedule_ends_with_the_run):
@@ -81,4 +90,4 @@ def test_what_is_told_the_task_sees_it_at_every_step():
 
 def test_there_are_80_training_tasks_of_the_point_robot():
     with pytest.raises(ValueError, match="num_train_tasks must be at most the 80 that there are, got 81"):
-        type(PEARL["pearl-point-robot"].config())(num_steps=1, num_tasks=1, num_train_tasks=81)
+        type(PEARL["pearl-point-robot"].config())(num_outer_steps=1, num_tasks=1, num_train_tasks=81)

@@ -19,10 +19,21 @@ from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot"]
 REGRESSION = [name for name in RECIPES if name.endswith(("sinusoid", "linear", "quadratic"))]
-SMALL_RL = ("--num-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "4", "--num-episodes", "2", "--hidden", "4")
+SMALL_RL = (
+    "--num-outer-steps",
+    "2",
+    "--num-tasks",
+    "2",
+    "--num-eval-tasks",
+    "4",
+    "--num-episodes",
+    "2",
+    "--hidden",
+    "4",
+)
 
 SMALL_RL2 = (
-    "--num-steps",
+    "--num-outer-steps",
     "2",
     "--num-tasks",
     "2",
@@ -43,7 +54,7 @@ def result(name, directory, *arguments):
 
 @pytest.mark.parametrize("name", REGRESSION)
 def test_regression_recipes_train(name, tmp_path):
-    found = result(name, tmp_path / name, "--num-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
+    found = result(name, tmp_path / name, "--num-outer-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
     config = RECIPES[name].config()
     assert len(found["metrics"]["mse"]["mean"]) == config.num_eval_steps + 1
     assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
@@ -59,7 +70,7 @@ def test_regression_recipes_train(name, tmp_path):
     ids=["MAML++", "iMAML", "mixed mode"],
 )
 def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
-    short = ("--num-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
+    short = ("--num-outer-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
     found = result("maml-sinusoid", tmp_path / "run", *options, *short)
     assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
     assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
@@ -69,12 +80,20 @@ def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
     plain, damped = (replace(RECIPES["imaml-omniglot"].config(), damping=damping) for damping in (0.0, 3.0))
     assert "damping" not in plain.protocol()
     assert "drawn back with strength 2, damping 3" in damped.protocol()
-    linear = replace(RECIPES["maml-linear"].config(), num_steps=1, meta_gradient="implicit", proximal_strength=1.0)
+    linear = replace(
+        RECIPES["maml-linear"].config(), num_outer_steps=1, meta_gradient="implicit", proximal_strength=1.0
+    )
     moved = {}
     for damping in (0.0, 3.0):
         experiment = replace(linear, damping=damping).build()
-        state, _ = jaxmeta.fit(jax.random.key(0), experiment.learner, experiment.train_tasks, num_steps=1, num_tasks=2,
-                               progress=False)  # fmt: skip
+        state, _ = jaxmeta.fit(
+            jax.random.key(0),
+            experiment.learner,
+            experiment.train_tasks,
+            num_outer_steps=1,
+            num_tasks=2,
+            progress=False,
+        )
         moved[damping] = optax.tree.norm(state.opt_state[0].mu)
     assert 0 < moved[3.0] < moved[0.0]
     with pytest.raises(ValueError, match="damping must be 0 with meta_gradient='auto', got 3"):
@@ -90,9 +109,19 @@ SLOW_OMNIGLOT = [
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
     found = result(
-        name, tmp_path / name, "--data-dir", str(omniglot_dir), "--num-filters", "4",
-        "--num-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "4",
-    )  # fmt: skip
+        name,
+        tmp_path / name,
+        "--data-dir",
+        str(omniglot_dir),
+        "--num-filters",
+        "4",
+        "--num-outer-steps",
+        "2",
+        "--num-tasks",
+        "2",
+        "--num-eval-tasks",
+        "4",
+    )
     assert set(found["metrics"]) == {"accuracy", "loss"}
     num_eval_steps = 1 if name in CLOSED_FORM else RECIPES[name].config().num_eval_steps
     assert len(found["metrics"]["accuracy"]["mean"]) == num_eval_steps + 1
@@ -165,7 +194,7 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
 
 def test_layers_around_the_network_and_where_the_entropys_weight_ends():
     plain = RECIPES["rl2-bandit"].config()
-    config = replace(plain, num_steps=10, num_layer_units=5, entropy_weight=0.2, final_entropy_weight=0.1)
+    config = replace(plain, num_outer_steps=10, num_layer_units=5, entropy_weight=0.2, final_entropy_weight=0.1)
     assert (plain.actor().num_outputs, config.actor().num_outputs) == (64, 5)
     assert plain.of_entropy() == 0.01
     np.testing.assert_allclose([config.of_entropy()(step) for step in (0, 5, 10)], [0.2, 0.15, 0.1], rtol=1e-6)
@@ -185,7 +214,7 @@ def test_rl2_comes_close_to_the_best_possible(num_arms, figure, tmp_path):
 def test_fields_are_documented_and_frozen(name):
     config = RECIPES[name].config()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.num_steps = 1
+        config.num_outer_steps = 1
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -201,9 +230,9 @@ def test_omniglot_protocol_follows_the_device(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     paper = RECIPES["maml-omniglot"].config()
     assert isinstance(paper, Omniglot)
-    assert (paper.num_steps, paper.num_tasks, paper.num_filters) == (60_000, 32, 64)
+    assert (paper.num_outer_steps, paper.num_tasks, paper.num_filters) == (60_000, 32, 64)
     monkeypatch.setattr("jax.default_backend", lambda: "cpu")
-    assert RECIPES["maml-omniglot"].config().num_steps < 60_000
+    assert RECIPES["maml-omniglot"].config().num_outer_steps < 60_000
 
 
 @pytest.mark.parametrize(("name", "degree", "noise"), [("maml-linear", 1, 0.3), ("maml-quadratic", 2, 0.0)])

@@ -24,7 +24,6 @@ from jaxmeta.adapt.optimizers import (
     proximal,
     sgd,
 )
-from jaxmeta.adapt.outer import mean_over_tasks, outer_step
 from jaxmeta.adapt.unroll import Trace, unroll
 
 __all__ = [
@@ -44,11 +43,9 @@ __all__ = [
     "from_optax",
     "implicit",
     "lslr",
-    "mean_over_tasks",
     "meta_sgd",
     "mixed_mode",
     "neumann_series",
-    "outer_step",
     "per_step",
     "persistent_evolution_strategy",
     "proximal",

@@ -21,11 +21,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.adapt.cost import CACHE_BYTES, default_memory_budget, peak_bytes
 from jaxmeta.adapt.meta_gradients import MetaGradient, exact, mixed_mode
-from jaxmeta.adapt.outer import TASKS
 from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_integer
+from jaxmeta.outer.cost import CACHE_BYTES, default_memory_budget, peak_bytes
+from jaxmeta.outer.tasks import TASKS
 from jaxmeta.types import MetaParams, PyTree
 
 _log = logging.getLogger("jaxmeta")

@@ -5,8 +5,8 @@
 | MAML                     | `sgd(learning_rate)`                                              |
 | any optax transform      | `from_optax(optax.adam(1e-3, eps_root=1e-8))`                     |
 | Meta-SGD                 | `meta_sgd(learning_rate)`, a learned rate for every parameter     |
-| MAML++                   | `lslr(learning_rate, num_steps)`, a learned rate per layer and step |
-| MAML++, per-step norms   | `per_step(lslr(...), "scale", num_steps)`, other values each step |
+| MAML++                   | `lslr(learning_rate, num_inner_steps)`, a learned rate per layer and step |
+| MAML++, per-step norms   | `per_step(lslr(...), "scale", num_inner_steps)`, other values each step |
 | iMAML                    | `proximal(sgd(learning_rate), strength)`, drawn back to θ         |
 | ANIL, by filter          | `adapt_only(sgd(learning_rate), "head")`                          |
 | ANIL, by optax partition | `from_optax(optax.partition({"head": ..., "body": ...}, labels))` |
@@ -118,7 +118,7 @@ def meta_sgd(learning_rate: float) -> InnerOptimizer:
     return InnerOptimizer(init, start, step, lambda meta_params, fast: fast)
 
 
-def lslr(learning_rate: float, num_steps: int) -> InnerOptimizer:
+def lslr(learning_rate: float, num_inner_steps: int) -> InnerOptimizer:
     """Gradient descent with a meta-learned rate for every layer and step, θ_{k+1} = θ_k − α_{l,k} ∇_l L(θ_k).
 
     A layer is a leaf of the parameters; each α has the shape [K] and starts at `learning_rate`. Steps after the K-th,
@@ -128,32 +128,32 @@ def lslr(learning_rate: float, num_steps: int) -> InnerOptimizer:
 
     Args:
       learning_rate: where the rates start.
-      num_steps: K.
+      num_inner_steps: K.
 
     Raises:
-      ValueError: `learning_rate` is negative or not finite, or `num_steps` is no positive integer.
+      ValueError: `learning_rate` is negative or not finite, or `num_inner_steps` is no positive integer.
 
-    >>> lslr(0.1, num_steps=3).init({"w": jnp.zeros((2, 2))})["w"].shape
+    >>> lslr(0.1, num_inner_steps=3).init({"w": jnp.zeros((2, 2))})["w"].shape
     (3,)
     """
     check_number("learning_rate", learning_rate)
-    check_integer("num_steps", num_steps, minimum=1)
+    check_integer("num_inner_steps", num_inner_steps, minimum=1)
 
     def init(params: Params) -> PyTree:
-        return jax.tree.map(lambda p: jnp.full(num_steps, learning_rate, p.dtype), params)
+        return jax.tree.map(lambda p: jnp.full(num_inner_steps, learning_rate, p.dtype), params)
 
     def start(meta_params: MetaParams) -> InnerState:
         return InnerState(meta_params.params, jnp.int32(0))
 
     def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
-        k = jnp.minimum(state.opt_state, num_steps - 1)
+        k = jnp.minimum(state.opt_state, num_inner_steps - 1)
         fast = jax.tree.map(lambda p, rates, g: p - rates[k] * g, state.fast, meta_params.hyper, grads)
         return InnerState(fast, state.opt_state + 1)
 
     return InnerOptimizer(init, start, step, lambda meta_params, fast: fast)
 
 
-def per_step(optimizer: InnerOptimizer, where: Where, num_steps: int) -> InnerOptimizer:
+def per_step(optimizer: InnerOptimizer, where: Where, num_inner_steps: int) -> InnerOptimizer:
     """Gives some parameters a meta-learned value of their own at each of θ_0 .. θ_K; they do not adapt.
 
     With the scales, biases and statistics of a batch norm chosen, this is MAML++'s per-step batch normalisation. The
@@ -164,27 +164,27 @@ def per_step(optimizer: InnerOptimizer, where: Where, num_steps: int) -> InnerOp
     Args:
       optimizer: the inner optimizer of the other parameters.
       where: which leaves have a value per step, as in `adapt_only`.
-      num_steps: K.
+      num_inner_steps: K.
 
     Raises:
       ValueError: an argument is wrong, or `where` chooses nothing or does not fit the parameters.
 
-    >>> optimizer = per_step(sgd(0.1), "scale", num_steps=2)
+    >>> optimizer = per_step(sgd(0.1), "scale", num_inner_steps=2)
     >>> optimizer.init({"scale": jnp.ones(4), "w": jnp.ones(4)}).values["scale"].shape
     (3, 4)
     """
     check_inner_optimizer("optimizer", optimizer)
-    check_integer("num_steps", num_steps, minimum=1)
+    check_integer("num_inner_steps", num_inner_steps, minimum=1)
 
     def others(meta_params: MetaParams) -> MetaParams:
         return MetaParams(split(meta_params.params, where)[1], meta_params.hyper.others)
 
     def value(meta_params: MetaParams, k: int | jax.Array) -> Params:
-        return jax.tree.map(lambda values: values[jnp.minimum(k, num_steps)], meta_params.hyper.values)
+        return jax.tree.map(lambda values: values[jnp.minimum(k, num_inner_steps)], meta_params.hyper.values)
 
     def init(params: Params) -> PerStep:
         chosen, rest = split(params, where)
-        copies = jax.tree.map(lambda p: jnp.repeat(p[None], num_steps + 1, axis=0), chosen)
+        copies = jax.tree.map(lambda p: jnp.repeat(p[None], num_inner_steps + 1, axis=0), chosen)
         return PerStep(copies, optimizer.init(rest))
 
     def start(meta_params: MetaParams) -> InnerState:

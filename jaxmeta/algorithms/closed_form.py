@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import adapt, nn
+from jaxmeta import nn
 from jaxmeta.checks import (
     check_callable,
     check_fields,
@@ -29,6 +29,7 @@ from jaxmeta.checks import (
     check_task,
     check_tasks,
 )
+from jaxmeta.outer import mean_over_tasks, outer_step
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task
 
 EmbedFn: TypeAlias = Callable[..., Any]  # (params, x) -> features [B, D]; a flax module's `apply` has further arguments
@@ -234,8 +235,8 @@ def _closed_form(
     def update(key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
         check_tasks(tasks)
         gradient = jax.value_and_grad(task_loss, has_aux=True)
-        (loss, metrics), grads = adapt.mean_over_tasks(gradient, microbatch, state.meta_params, tasks)
-        return adapt.outer_step(optimizer, state, loss, metrics, grads)
+        (loss, metrics), grads = mean_over_tasks(gradient, microbatch, state.meta_params, tasks)
+        return outer_step(optimizer, state, loss, metrics, grads)
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Adapted:
         check_task(task)

@@ -36,6 +36,7 @@ from jaxmeta.checks import (
     check_task,
     check_tasks,
 )
+from jaxmeta.outer import mean_over_tasks, outer_step
 from jaxmeta.types import (
     Batch,
     InitFn,
@@ -54,7 +55,7 @@ def maml(
     loss_fn: LossFn,
     *,
     inner_optimizer: InnerOptimizer = adapt.sgd(0.01),
-    num_steps: int = 1,
+    num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     batch_size: int | None = None,
     stochastic: bool = False,
@@ -74,8 +75,8 @@ def maml(
       init_fn: (key) -> params, any pytree of real arrays: of flax, of equinox, or a plain dictionary.
       loss_fn: (params, batch) -> (scalar loss, {name: scalar}), for the support as for the query set.
       inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`).
-      num_steps: K, inner steps while meta-training.
-      num_eval_steps: inner steps of `adapt` and `evaluate`; `num_steps` if None.
+      num_inner_steps: K, inner steps while meta-training.
+      num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
         whole set if None.
       stochastic: the loss draws, for dropout: `loss_fn(params, batch, key)`. The key is None where `evaluate` judges.
@@ -83,7 +84,7 @@ def maml(
         loss; the last one alone if None. See `multi_step_weights`.
       meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `auto()` is exact.
       optimizer: the outer optax transformation.
-      microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `adapt.mean_over_tasks`.
+      microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `outer.mean_over_tasks`.
 
     Returns:
       A `MetaLearner` for `Task`s. Its `update` takes N stacked tasks and reports the query set's `loss` and metrics
@@ -97,7 +98,7 @@ def maml(
     >>> def loss_fn(params, batch):
     ...     x, y = batch
     ...     return jnp.mean((params["w"] * x - y) ** 2), {}
-    >>> learner = maml(init_fn, loss_fn, inner_optimizer=adapt.sgd(0.5), num_steps=2)
+    >>> learner = maml(init_fn, loss_fn, inner_optimizer=adapt.sgd(0.5), num_inner_steps=2)
     >>> state = learner.init(jax.random.key(0))
     >>> x = jnp.ones((8, 4))  # 8 tasks of 4 examples
     >>> state, metrics = jax.jit(learner.update)(jax.random.key(1), state, Task((x, 2 * x), (x, 2 * x)))
@@ -107,15 +108,15 @@ def maml(
     check_callable("init_fn", init_fn, "(key) -> params")
     checked_loss_fn = check_loss_fn(loss_fn)
     check_inner_optimizer("inner_optimizer", inner_optimizer)
-    check_integer("num_steps", num_steps, minimum=1)
-    num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
+    check_integer("num_inner_steps", num_inner_steps, minimum=1)
+    num_eval_steps = num_inner_steps if num_eval_steps is None else num_eval_steps
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
     if batch_size is not None:
         check_integer("batch_size", batch_size, minimum=1)
     check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     if loss_weights is not None:
-        check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_steps]")
+        check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_inner_steps]")
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
     loss_of = checked_loss_fn if stochastic else lambda params, batch, key: checked_loss_fn(params, batch)
@@ -153,12 +154,12 @@ def maml(
         def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Task]):
             key, task = per_task
             gradient_key, query_key, inner_key = jax.random.split(key, 3)
-            keys = jax.random.split(inner_key, num_steps)
+            keys = jax.random.split(inner_key, num_inner_steps)
             return task_gradient(gradient_key, meta_params, keys, _Judged(task, query_key, weights))
 
         keys = jax.random.split(key, check_tasks(tasks))
-        (loss, metrics), grads = adapt.mean_over_tasks(gradient, microbatch, state.meta_params, (keys, tasks))
-        return adapt.outer_step(optimizer, state, loss, metrics, grads)
+        (loss, metrics), grads = mean_over_tasks(gradient, microbatch, state.meta_params, (keys, tasks))
+        return outer_step(optimizer, state, loss, metrics, grads)
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
         check_task(task)
@@ -238,7 +239,7 @@ def anil(init_fn: InitFn, loss_fn: LossFn, *, head="head", learning_rate: float 
     return maml(init_fn, loss_fn, inner_optimizer=adapt.adapt_only(adapt.sgd(learning_rate), head), **kwargs)
 
 
-def multi_step_weights(num_steps: int, num_outer_steps: int) -> Callable[[jax.Array], jax.Array]:
+def multi_step_weights(num_inner_steps: int, num_outer_steps: int) -> Callable[[jax.Array], jax.Array]:
     """MAML++'s annealed weights of the query loss after each inner step: from 1/K each to the last one alone.
 
     At a share t = step / `num_outer_steps` of the way, at most 1, an early weight is max(1 − t, 0.03) / K; the last is
@@ -248,7 +249,7 @@ def multi_step_weights(num_steps: int, num_outer_steps: int) -> Callable[[jax.Ar
     of their code.
 
     Args:
-      num_steps: K, inner steps.
+      num_inner_steps: K, inner steps.
       num_outer_steps: outer steps until the weights stay.
 
     Raises:
@@ -257,12 +258,12 @@ def multi_step_weights(num_steps: int, num_outer_steps: int) -> Callable[[jax.Ar
     >>> multi_step_weights(4, 100)(0).tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    check_integer("num_steps", num_steps, minimum=1)
+    check_integer("num_inner_steps", num_inner_steps, minimum=1)
     check_integer("num_outer_steps", num_outer_steps, minimum=1)
 
     def weights(step: jax.Array) -> jax.Array:
-        early = jnp.maximum(1 - jnp.asarray(step, float) / num_outer_steps, 0.03) / num_steps
-        return jnp.full(num_steps, early).at[-1].set(1 - (num_steps - 1) * early)
+        early = jnp.maximum(1 - jnp.asarray(step, float) / num_outer_steps, 0.03) / num_inner_steps
+        return jnp.full(num_inner_steps, early).at[-1].set(1 - (num_inner_steps - 1) * early)
 
     return weights
 
@@ -272,7 +273,7 @@ def maml_plus_plus(
     loss_fn: LossFn,
     *,
     learning_rate: float = 0.01,
-    num_steps: int = 5,
+    num_inner_steps: int = 5,
     num_annealing_steps: int,
     **kwargs,
 ) -> MetaLearner:
@@ -287,7 +288,7 @@ def maml_plus_plus(
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
       learning_rate: where the inner rates start.
-      num_steps: K.
+      num_inner_steps: K.
       num_annealing_steps: outer steps until only the loss after the last inner step counts (`multi_step_weights`).
 
     Raises:
@@ -296,9 +297,9 @@ def maml_plus_plus(
     >>> learner = maml_plus_plus(lambda key: 0.0, lambda params, batch: (params**2, {}), num_annealing_steps=100)
     """
     check_integer("num_annealing_steps", num_annealing_steps, minimum=1)
-    kwargs.setdefault("inner_optimizer", adapt.lslr(learning_rate, num_steps))
-    loss_weights = multi_step_weights(num_steps, num_annealing_steps)
-    return maml(init_fn, loss_fn, num_steps=num_steps, loss_weights=loss_weights, **kwargs)
+    kwargs.setdefault("inner_optimizer", adapt.lslr(learning_rate, num_inner_steps))
+    loss_weights = multi_step_weights(num_inner_steps, num_annealing_steps)
+    return maml(init_fn, loss_fn, num_inner_steps=num_inner_steps, loss_weights=loss_weights, **kwargs)
 
 
 def imaml(
@@ -329,27 +330,29 @@ def imaml(
     Raises:
       ValueError: as `maml`, `adapt.proximal` and `adapt.implicit`.
 
-    >>> learner = imaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}), num_steps=16)
+    >>> learner = imaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}), num_inner_steps=16)
     """
     inner_optimizer = adapt.proximal(adapt.sgd(learning_rate), strength)
     meta_gradient = adapt.implicit(solver=solver, damping=damping)
     return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **kwargs)
 
 
-def reptile(init_fn: InitFn, loss_fn: LossFn, *, step_size: float = 0.1, num_steps: int = 5, **kwargs) -> MetaLearner:
+def reptile(
+    init_fn: InitFn, loss_fn: LossFn, *, step_size: float = 0.1, num_inner_steps: int = 5, **kwargs
+) -> MetaLearner:
     """Reptile: θ ← θ + ε mean_i (θ'_i − θ), with ε = `step_size` unless an `optimizer` is given. Others as in `maml`.
 
-    With one inner step and the whole support set it would be joint training: it needs `num_steps` ≥ 2, best with
+    With one inner step and the whole support set it would be joint training: it needs `num_inner_steps` ≥ 2, best with
     `batch_size` smaller than the support set.
 
     Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms" (2018), https://arxiv.org/abs/1803.02999
 
     Raises:
-      ValueError: as `maml`; `step_size` is negative or not finite; `num_steps` is less than 2.
+      ValueError: as `maml`; `step_size` is negative or not finite; `num_inner_steps` is less than 2.
 
     >>> learner = reptile(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
     """
     check_number("step_size", step_size)
-    check_integer("num_steps", num_steps, minimum=2)
+    check_integer("num_inner_steps", num_inner_steps, minimum=2)
     kwargs.setdefault("optimizer", optax.sgd(step_size))
-    return maml(init_fn, loss_fn, num_steps=num_steps, meta_gradient=adapt.reptile(), **kwargs)
+    return maml(init_fn, loss_fn, num_inner_steps=num_inner_steps, meta_gradient=adapt.reptile(), **kwargs)

@@ -28,6 +28,7 @@ import optax
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.checks import check_callable, check_choice, check_integer, check_number, check_params
+from jaxmeta.outer import mean_over_tasks, outer_step
 from jaxmeta.rl import objectives
 from jaxmeta.rl.env import Environment, check_environment, flatten
 from jaxmeta.rl.returns import discounted_returns, fit_linear_baseline, gae, linear_features
@@ -110,7 +111,7 @@ def maml_rl(
     environment: Environment,
     *,
     inner_optimizer: InnerOptimizer = adapt.sgd(0.1),
-    num_steps: int = 1,
+    num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     num_episodes: int = 20,
     estimator: Literal["biased", "lvc", "dice"] = "lvc",
@@ -139,8 +140,8 @@ def maml_rl(
         (distribution, value).
       environment: whose params are the tasks. An episode ends where it terminates, or after `max_steps`.
       inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`).
-      num_steps: K, inner steps while meta-training.
-      num_eval_steps: inner steps of `adapt` and `evaluate`; `num_steps` if None.
+      num_inner_steps: K, inner steps while meta-training.
+      num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       num_episodes: E, episodes that each inner step and the outer one learn from.
       estimator: the inner loss, by its Hessian: "biased" (log π · A), "lvc" (importance ratio), "dice" (all of it).
       outer: `vpg(...)`, `ppo(...)` or `trpo(...)`.
@@ -156,7 +157,7 @@ def maml_rl(
       metrics_fn: (transitions of E episodes) -> {name: scalar}, what `update` and `evaluate` report beside "return",
         the mean of the undiscounted sum of an episode's rewards.
       meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`).
-      microbatch: tasks that are differentiated at a time, see `adapt.mean_over_tasks`.
+      microbatch: tasks that are differentiated at a time, see `outer.mean_over_tasks`.
 
     Returns:
       A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns an `AdaptedPolicy`; `evaluate`
@@ -179,8 +180,8 @@ def maml_rl(
     check_callable("apply_fn", apply_fn, "(params, observation) -> distribution")
     check_environment("environment", environment)
     check_inner_optimizer("inner_optimizer", inner_optimizer)
-    check_integer("num_steps", num_steps, minimum=1)
-    num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
+    check_integer("num_inner_steps", num_inner_steps, minimum=1)
+    num_eval_steps = num_inner_steps if num_eval_steps is None else num_eval_steps
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
     check_integer("num_episodes", num_episodes, minimum=1)
     check_choice("estimator", estimator, ESTIMATORS)
@@ -245,7 +246,7 @@ def maml_rl(
 
     def sample(key: jax.Array, meta_params: MetaParams, task: PyTree) -> tuple[Episodes, Episodes, Metrics]:
         before_key, after_key = jax.random.split(key)
-        params, before = live(before_key, meta_params, task, num_steps)
+        params, before = live(before_key, meta_params, task, num_inner_steps)
         after = jax.lax.stop_gradient(play(after_key, params, task))
         first = jax.tree.map(lambda x: x[0], before.transitions)
         metrics = {f"{name}_before": value for name, value in report(first).items()} | report(after.transitions)
@@ -281,9 +282,9 @@ def maml_rl(
             return jnp.mean(jax.vmap(lambda o, n, episodes: _mean(o.kl(n), episodes))(old, new, after))
 
         def step(stepped: MetaState, _: None) -> tuple[MetaState, Metrics]:
-            (loss, _), grads = adapt.mean_over_tasks(gradient, microbatch, stepped.meta_params, (keys, *recorded))
+            (loss, _), grads = mean_over_tasks(gradient, microbatch, stepped.meta_params, (keys, *recorded))
             functions = {"loss_fn": loss_fn, "outputs_fn": outputs_fn, "kl_fn": kl_fn}
-            return adapt.outer_step(outer.optimizer, stepped, loss, {}, grads, **functions)
+            return outer_step(outer.optimizer, stepped, loss, {}, grads, **functions)
 
         stepped, curves = jax.lax.scan(step, state, length=outer.num_updates)
         is_finite = jnp.all(curves.pop("is_finite"))
@@ -369,9 +370,14 @@ def _player(
         value, next_value = values(params, transitions, done)
         terminated = transitions.terminated if baseline == "value" else done
         advantage, target = gae(
-            transitions.reward, value, next_value, terminated, transitions.truncated,
-            discount=discount, lambda_=lambda_,
-        )  # fmt: skip
+            transitions.reward,
+            value,
+            next_value,
+            terminated,
+            transitions.truncated,
+            discount=discount,
+            lambda_=lambda_,
+        )
         episodes = Episodes(transitions, advantage, target, jnp.ones(()))
         return _normalized(episodes) if normalize else episodes
 

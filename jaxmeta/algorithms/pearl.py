@@ -31,8 +31,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import adapt
-from jaxmeta.adapt.cost import default_memory_budget
 from jaxmeta.algorithms.sac import (
     ActorCritic,
     Experience,
@@ -51,6 +49,8 @@ from jaxmeta.checks import (
     check_widths,
 )
 from jaxmeta.nn import MLP
+from jaxmeta.outer import outer_step
+from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, flatten
 from jaxmeta.rl.replay import IndexedTask, MemoryPlan, Replay, add_rows, empty_replay, memory_plan, sample_rows
@@ -235,7 +235,7 @@ def pearl(
     >>> networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
     >>> learner = pearl(family, *networks, num_train_tasks=80, num_gradient_steps=2, batch_size=4, capacity=100)
     >>> tasks = indexed_tasks(family.train.data)
-    >>> state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=2, num_tasks=3, progress=False)
+    >>> state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_outer_steps=2, num_tasks=3, progress=False)
     >>> report = jaxmeta.evaluate(jax.random.key(1), learner, family.test, state.meta_params, num_tasks=5)
     >>> report.samples["return"].shape
     (5, 4)
@@ -245,10 +245,14 @@ def pearl(
     num_prior_steps = max_steps if num_prior_steps is None else num_prior_steps
     num_posterior_steps = max_steps if num_posterior_steps is None else num_posterior_steps
     counts = {
-        "num_prior_steps": num_prior_steps, "num_posterior_steps": num_posterior_steps, "batch_size": batch_size,
-        "num_gradient_steps": num_gradient_steps, "num_batch_tasks": num_batch_tasks, "num_episodes": num_episodes,
+        "num_prior_steps": num_prior_steps,
+        "num_posterior_steps": num_posterior_steps,
+        "batch_size": batch_size,
+        "num_gradient_steps": num_gradient_steps,
+        "num_batch_tasks": num_batch_tasks,
+        "num_episodes": num_episodes,
         "num_exploration_episodes": num_exploration_episodes,
-    }  # fmt: skip
+    }
     for name, count in counts.items():
         check_integer(name, count, minimum=1)
     check_integer("num_extra_steps", num_extra_steps, minimum=0)
@@ -261,14 +265,22 @@ def pearl(
     _check_at_most("num_context", num_context, num_visited, "transitions of a visit")
     plan = _plan(row, num_train_tasks, capacity, num_visited + num_extra_steps, memory_budget)
     sac = soft_actor_critic(
-        actor_critic, discount=discount, reward_scale=reward_scale, temperature=temperature,
-        target_entropy=target_entropy, target_rate=target_rate,
-    )  # fmt: skip
+        actor_critic,
+        discount=discount,
+        reward_scale=reward_scale,
+        temperature=temperature,
+        target_entropy=target_entropy,
+        target_rate=target_rate,
+    )
     prior, infer = _inference(encoder, context, actor_critic.latent_size)
     collect = _collector(
-        actor_critic, prior, infer, environment, critic_reward_fn,
+        actor_critic,
+        prior,
+        infer,
+        environment,
+        critic_reward_fn,
         num_steps=(num_prior_steps, num_posterior_steps, num_extra_steps),
-    )  # fmt: skip
+    )
     act = _policy(actor_critic, environment, is_greedy=encoder is None if is_greedy is None else is_greedy)
     live = _tester(act, prior, infer, environment, row, num_exploration_episodes)
     has_kl = encoder is not None and context == "probabilistic"
@@ -325,7 +337,7 @@ def pearl(
             draw_key, loss_key = jax.random.split(key)
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             (loss, terms), grads = gradient(learned.meta_params, loss_key, target, *draw(draw_key, memory))
-            learned, terms = adapt.outer_step(optimizer, learned, loss, terms, grads)
+            learned, terms = outer_step(optimizer, learned, loss, terms, grads)
             return (learned, sac.track(target, learned.meta_params.params)), terms
 
         start = (state._replace(opt_state=memory.opt_state), memory.target)

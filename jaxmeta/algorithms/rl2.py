@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import adapt
 from jaxmeta.checks import check_choice, check_fields, check_integer, check_number
 from jaxmeta.nn.recurrent import Recurrent, gru
+from jaxmeta.outer import outer_step
 from jaxmeta.rl.env import Family, check_environment
 from jaxmeta.rl.objectives import importance_weighted, ppo_clip
 from jaxmeta.rl.policies import action_head
@@ -159,9 +159,14 @@ def rl2(
         value = value_net.apply(params["critic"], trials.extras.x)
         is_last = trials.mask & ~jnp.append(trials.mask[1:], jnp.zeros_like(trials.mask[:1]), axis=0)
         advantage, target = gae(
-            jnp.where(is_counted, trials.reward, 0), value, jnp.append(value[1:], value[:1], axis=0),
-            is_last, jnp.zeros_like(is_last), discount=discount, lambda_=lambda_,
-        )  # fmt: skip
+            jnp.where(is_counted, trials.reward, 0),
+            value,
+            jnp.append(value[1:], value[:1], axis=0),
+            is_last,
+            jnp.zeros_like(is_last),
+            discount=discount,
+            lambda_=lambda_,
+        )
         advantage = _normalized(advantage, trials.mask)
         experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
         total = jnp.mean(jnp.sum(trials.reward, axis=0))
@@ -196,7 +201,7 @@ def rl2(
         def step(state: MetaState, chosen: jax.Array) -> tuple[MetaState, Metrics]:
             batch = jax.tree.map(lambda x: x[:, chosen], experience)
             (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.meta_params, batch)
-            return adapt.outer_step(optimizer, state, loss, metrics, clip_fn(grads))
+            return outer_step(optimizer, state, loss, metrics, clip_fn(grads))
 
         return jax.lax.scan(step, state, orders.reshape(num_epochs * num_minibatches, -1))
 
@@ -204,12 +209,16 @@ def rl2(
         """TRPO's step of the actor alone."""
         loss_fn = lambda params: policy_loss(params, experience, importance_weighted, of_entropy)
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.meta_params)
-        stepped, metrics = adapt.outer_step(
-            trust, state, loss, metrics, grads,
+        stepped, metrics = outer_step(
+            trust,
+            state,
+            loss,
+            metrics,
+            grads,
             loss_fn=lambda params: loss_fn(params)[0],
             outputs_fn=lambda params: policy_net.apply(params, experience.x),
             kl_fn=lambda old, new: _mean(old.kl(new), experience.mask),
-        )  # fmt: skip
+        )
         return stepped, metrics | {"kl": stepped.opt_state.kl, "is_accepted": stepped.opt_state.is_accepted}
 
     def update(key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:

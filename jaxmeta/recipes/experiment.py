@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
 class Outer:
     """The choices that every outer loop has."""
 
-    num_steps: int
+    num_outer_steps: int
     """Outer steps."""
     num_tasks: int
     """N, tasks of an outer step."""
@@ -65,23 +65,23 @@ class Outer:
     """Test tasks."""
 
     def __post_init__(self) -> None:
-        for field in ("num_steps", "num_tasks"):
+        for field in ("num_outer_steps", "num_tasks"):
             check_integer(field, getattr(self, field), minimum=1)
         check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
         check_number("learning_rate", self.learning_rate)
 
     def num_optimizer_steps(self) -> int:
         """Of the whole run: what a schedule of the learning rate counts."""
-        return self.num_steps
+        return self.num_outer_steps
 
     def outer_optimizer(self) -> optax.GradientTransformation:
-        rate, num_steps = self.learning_rate, self.num_optimizer_steps()
-        schedule = optax.cosine_decay_schedule(rate, num_steps) if self.schedule == "cosine" else rate
+        rate, num_outer_steps = self.learning_rate, self.num_optimizer_steps()
+        schedule = optax.cosine_decay_schedule(rate, num_outer_steps) if self.schedule == "cosine" else rate
         return getattr(optax, self.optimizer)(schedule)
 
     def protocol(self) -> str:
         return (
-            f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {self.optimizer} {self.learning_rate:g} "
+            f"{self.num_outer_steps:,} outer steps of {self.num_tasks} tasks, {self.optimizer} {self.learning_rate:g} "
             f"({self.schedule})"
         )
 

@@ -92,13 +92,21 @@ class GradientRL(Outer):
         family = self.family()
         policy = mlp_policy(family, hidden=self.hidden, init_std=self.init_std, min_std=self.min_std)
         return maml_rl(
-            policy.init, policy.apply, family.environment,
-            inner_optimizer=self._inner_optimizer(scale), num_steps=self.num_inner_steps,
+            policy.init,
+            policy.apply,
+            family.environment,
+            inner_optimizer=self._inner_optimizer(scale),
+            num_inner_steps=self.num_inner_steps,
             num_eval_steps=self.num_eval_steps if num_eval_steps is None else num_eval_steps,
-            num_episodes=self.num_episodes, estimator=self.estimator, outer=self._outer(),
-            exploration_weight=self.exploration_weight, inner_kl_weight=self.inner_kl_weight,
-            discount=self.discount, lambda_=self.gae_lambda, metrics_fn=self.metrics,
-        )  # fmt: skip
+            num_episodes=self.num_episodes,
+            estimator=self.estimator,
+            outer=self._outer(),
+            exploration_weight=self.exploration_weight,
+            inner_kl_weight=self.inner_kl_weight,
+            discount=self.discount,
+            lambda_=self.gae_lambda,
+            metrics_fn=self.metrics,
+        )
 
     def _inner_optimizer(self, scale: float) -> InnerOptimizer:
         rate = self.inner_learning_rate * scale
@@ -110,7 +118,7 @@ class GradientRL(Outer):
         }[self.inner_optimizer]
 
     def num_optimizer_steps(self) -> int:
-        return self.num_steps * (self.num_updates if self.outer == "ppo" else 1)
+        return self.num_outer_steps * (self.num_updates if self.outer == "ppo" else 1)
 
     def _outer(self) -> OuterUpdate:
         return {
@@ -125,17 +133,24 @@ class GradientRL(Outer):
         fixed = {"random": oracles.random_policy(environment.action_space), "told the task": self.oracle()}
         learners = {
             name: reference_learner(agent, environment, num_episodes=self.num_episodes)
-            for name, agent in fixed.items() if agent is not None
-        }  # fmt: skip
+            for name, agent in fixed.items()
+            if agent is not None
+        }
         scratch = {f"from scratch, rate x{scale}": self.learner(scale=scale) for scale in SCRATCH}
         return {name: Reference(it, it.init(key).meta_params) for name, it in (learners | scratch).items()}
 
     def build(self) -> Experiment:
         family = self.family()
         return Experiment(
-            self.learner(), family.train, family.test, "return", self.protocol(), self.pictures,
-            eval_batch_size=20, references=self.references,
-        )  # fmt: skip
+            self.learner(),
+            family.train,
+            family.test,
+            "return",
+            self.protocol(),
+            self.pictures,
+            eval_batch_size=20,
+            references=self.references,
+        )
 
     def protocol(self) -> str:
         outer = {
@@ -145,8 +160,8 @@ class GradientRL(Outer):
         }[self.outer]
         credit = f", credit for exploration {self.exploration_weight:g}" if self.exploration_weight else ""
         return (
-            f"{self.num_steps:,} outer steps of {self.num_tasks} tasks, {outer}; {self.num_inner_steps} inner steps of "
-            f"{self.inner_optimizer} {self.inner_learning_rate:g} on {self.num_episodes} episodes, estimator "
+            f"{self.num_outer_steps:,} outer steps of {self.num_tasks} tasks, {outer}; {self.num_inner_steps} inner "
+            f"steps of {self.inner_optimizer} {self.inner_learning_rate:g} on {self.num_episodes} episodes, estimator "
             f"{self.estimator}{credit}; {self.num_eval_steps} steps at test"
         )
 
@@ -275,18 +290,31 @@ _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3"
 _PROMP = "Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784"
 _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
-_navigation = Navigation(num_steps=100, num_tasks=20, outer="trpo", rate_decay=0.5, init_std=0.5)
+_navigation = Navigation(num_outer_steps=100, num_tasks=20, outer="trpo", rate_decay=0.5, init_std=0.5)
 _promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
 # DiCE inside: with LVC one seed in two stops looking into two of the corners, for what it does not keep of the Hessian
 # is what exploration is worth.
 _corners = Corners(
-    **_promp, num_steps=150, num_episodes=40, estimator="dice", inner_learning_rate=8.0, init_std=2.0, min_std=2.0,
+    **_promp,
+    num_outer_steps=150,
+    num_episodes=40,
+    estimator="dice",
+    inner_learning_rate=8.0,
+    init_std=2.0,
+    min_std=2.0,
     hidden=(32, 32),
-)  # fmt: skip
+)
 _bandit = Bandit(
-    num_steps=300, num_tasks=100, learning_rate=2e-2, estimator="dice", inner_optimizer="meta_sgd",
-    inner_learning_rate=10.0, num_eval_steps=1, gae_lambda=0.0, hidden=(),
-)  # fmt: skip
+    num_outer_steps=300,
+    num_tasks=100,
+    learning_rate=2e-2,
+    estimator="dice",
+    inner_optimizer="meta_sgd",
+    inner_learning_rate=10.0,
+    num_eval_steps=1,
+    gae_lambda=0.0,
+    hidden=(),
+)
 
 MAML_RL: dict[str, Recipe] = {
     "maml-navigation": Recipe(
@@ -297,7 +325,7 @@ MAML_RL: dict[str, Recipe] = {
         8,
     ),
     "promp-navigation": Recipe(
-        lambda: replace(_navigation, **_promp, num_steps=150),
+        lambda: replace(_navigation, **_promp, num_outer_steps=150),
         "ProMP on 2D navigation",
         _PROMP,
         "return -12.5 / -5 after 1 / 3 steps",
@@ -318,7 +346,9 @@ MAML_RL: dict[str, Recipe] = {
         5,
     ),
     "e-maml-krazyworld": Recipe(
-        lambda: KrazyWorld(num_steps=100, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration_weight=1.0),
+        lambda: KrazyWorld(
+            num_outer_steps=100, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration_weight=1.0
+        ),
         "E-MAML on Krazy World",
         _E_MAML,
         "curves only in the paper",
@@ -332,14 +362,14 @@ MAML_RL: dict[str, Recipe] = {
         2,
     ),
     "maml-gridworld": Recipe(
-        lambda: Gridworld(num_steps=60, num_tasks=40, inner_learning_rate=2.0, rate_decay=0.5),
+        lambda: Gridworld(num_outer_steps=60, num_tasks=40, inner_learning_rate=2.0, rate_decay=0.5),
         "MAML on a grid with a hidden goal",
         _MAML,
         "goal reached more often after 1 and 3 steps",
         4,
     ),
     "maml-cartpole": Recipe(
-        lambda: CartPole(num_steps=30, num_tasks=20),
+        lambda: CartPole(num_outer_steps=30, num_tasks=20),
         "MAML on CartPole with varied physics",
         _MAML,
         "above training from scratch with the same samples",

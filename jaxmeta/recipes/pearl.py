@@ -103,15 +103,22 @@ class Pearl(Outer):
         latent_size = self.latent_size if has_context else 0
         actor_critic = mlp_actor_critic(family, latent_size=latent_size, hidden=self.hidden)
         arguments = {
-            "num_train_tasks": self.num_train_tasks, "kl_weight": self.kl_weight,
-            "num_prior_steps": self.num_prior_steps, "num_posterior_steps": self.num_posterior_steps,
-            "num_gradient_steps": self.num_gradient_steps, "num_batch_tasks": self.num_batch_tasks,
-            "batch_size": self.batch_size, "num_context": self.num_context, "capacity": self.capacity,
-            "optimizer": self.outer_optimizer(), "discount": self.discount, "reward_scale": self.reward_scale,
+            "num_train_tasks": self.num_train_tasks,
+            "kl_weight": self.kl_weight,
+            "num_prior_steps": self.num_prior_steps,
+            "num_posterior_steps": self.num_posterior_steps,
+            "num_gradient_steps": self.num_gradient_steps,
+            "num_batch_tasks": self.num_batch_tasks,
+            "batch_size": self.batch_size,
+            "num_context": self.num_context,
+            "capacity": self.capacity,
+            "optimizer": self.outer_optimizer(),
+            "discount": self.discount,
+            "reward_scale": self.reward_scale,
             "critic_reward_fn": self.critic_reward_fn(),
             "num_episodes": self.num_eval_steps if num_eval_steps is None else num_eval_steps,
             "num_exploration_episodes": self.num_exploration_episodes,
-        }  # fmt: skip
+        }
         if not has_context:
             return sac(family, actor_critic, **arguments)
         encoder = mlp_encoder(
@@ -120,7 +127,7 @@ class Pearl(Outer):
         return pearl(family, actor_critic, encoder, context=self.context, **arguments)  # type: ignore[arg-type]
 
     def num_optimizer_steps(self) -> int:
-        return self.num_steps * self.num_gradient_steps
+        return self.num_outer_steps * self.num_gradient_steps
 
     def train_tasks(self) -> TaskDistribution:
         """The same M tasks in every run: of a family with infinitely many, M that were drawn once."""
@@ -134,23 +141,34 @@ class Pearl(Outer):
         for name, environment in environments.items() if num_steps != 0 else ():
             learner = self.learner(family._replace(environment=environment))
             state, _ = fit(
-                key, learner, self.train_tasks(), num_steps=num_steps or self.num_steps, num_tasks=self.num_tasks
+                key,
+                learner,
+                self.train_tasks(),
+                num_outer_steps=num_steps or self.num_outer_steps,
+                num_tasks=self.num_tasks,
             )
             found[name] = Reference(learner, state.meta_params)
         return found
 
     def build(self) -> Experiment:
         return Experiment(
-            self.learner(), self.train_tasks(), self.family().test, "return", self.protocol(), self.pictures,
-            eval_batch_size=50, adaptation="episode of context", references=self.references,
-        )  # fmt: skip
+            self.learner(),
+            self.train_tasks(),
+            self.family().test,
+            "return",
+            self.protocol(),
+            self.pictures,
+            eval_batch_size=50,
+            adaptation="episode of context",
+            references=self.references,
+        )
 
     def protocol(self) -> str:
         episode = self.family().environment.max_steps
         visit = f"{self.num_prior_steps or episode} + {self.num_posterior_steps or episode} steps"
         widths = ", ".join(map(str, self.hidden))
         return (
-            f"{self.num_steps:,} outer steps: visits of {visit} to {self.num_tasks} of {self.num_train_tasks:,} "
+            f"{self.num_outer_steps:,} outer steps: visits of {visit} to {self.num_tasks} of {self.num_train_tasks:,} "
             f"training tasks, {self.num_gradient_steps} gradient steps on {self.num_batch_tasks} tasks, "
             f"{self.batch_size} transitions each, {self.optimizer} {self.learning_rate:g} ({self.schedule}); "
             f"layers of {widths}; {self.context} context, {self.latent_size} numbers, KL weight {self.kl_weight:g}; "
@@ -169,9 +187,11 @@ class Pearl(Outer):
     def _belief(self, meta_params: MetaParams, played: Transition) -> "Figure":
         """How far means are from those after all transitions, and deviations, against their number."""
         encoder = mlp_encoder(
-            self.family(), latent_size=self.latent_size, hidden=self.hidden,
+            self.family(),
+            latent_size=self.latent_size,
+            hidden=self.hidden,
             with_next_observation=self.sees_next_observation(),
-        )  # fmt: skip
+        )
 
         def beliefs(transitions: Transition) -> tuple[jax.Array, jax.Array]:
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
@@ -284,9 +304,21 @@ PEARL: dict[str, Recipe] = {
     "pearl-navigation": Recipe(
         # Where the goal is takes more than 5 numbers to believe in, and is soon told: short visits, to many tasks.
         lambda: Navigation(
-            num_steps=320, num_tasks=10, num_train_tasks=2000, capacity=1000, num_prior_steps=30,
-            num_posterior_steps=30, num_context=60, num_gradient_steps=250, learning_rate=3e-3, schedule="cosine",
-            latent_size=16, kl_weight=0.001, hidden=(128, 128), discount=0.9, reward_scale=10.0,
+            num_outer_steps=320,
+            num_tasks=10,
+            num_train_tasks=2000,
+            capacity=1000,
+            num_prior_steps=30,
+            num_posterior_steps=30,
+            num_context=60,
+            num_gradient_steps=250,
+            learning_rate=3e-3,
+            schedule="cosine",
+            latent_size=16,
+            kl_weight=0.001,
+            hidden=(128, 128),
+            discount=0.9,
+            reward_scale=10.0,
         ),
         "PEARL on 2D navigation",
         _PEARL,
@@ -295,9 +327,20 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-point-robot": Recipe(
         lambda: PointRobot(
-            num_steps=300, num_tasks=10, learning_rate=3e-3, schedule="cosine", num_prior_steps=100,
-            num_posterior_steps=300, num_context=200, discount=0.9, reward_scale=10.0, num_exploration_episodes=2,
-            num_eval_steps=10, num_gradient_steps=250, hidden=(128, 128), kl_weight=0.01,
+            num_outer_steps=300,
+            num_tasks=10,
+            learning_rate=3e-3,
+            schedule="cosine",
+            num_prior_steps=100,
+            num_posterior_steps=300,
+            num_context=200,
+            discount=0.9,
+            reward_scale=10.0,
+            num_exploration_episodes=2,
+            num_eval_steps=10,
+            num_gradient_steps=250,
+            hidden=(128, 128),
+            kl_weight=0.01,
         ),
         "PEARL on the point robot, paid only near the goal",
         _PEARL,
@@ -306,8 +349,13 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-pendulum": Recipe(
         lambda: Pendulum(
-            num_steps=150, num_tasks=5, learning_rate=3e-3, schedule="cosine", num_train_tasks=40,
-            num_gradient_steps=200, kl_weight=0.01,
+            num_outer_steps=150,
+            num_tasks=5,
+            learning_rate=3e-3,
+            schedule="cosine",
+            num_train_tasks=40,
+            num_gradient_steps=200,
+            kl_weight=0.01,
         ),
         "PEARL on a pendulum of unknown gravity",
         _PEARL,
@@ -316,7 +364,12 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-cheetah-vel": Recipe(
         lambda: CheetahVelocity(
-            num_steps=200, num_tasks=10, num_gradient_steps=400, batch_size=64, learning_rate=1e-3, schedule="cosine",
+            num_outer_steps=200,
+            num_tasks=10,
+            num_gradient_steps=400,
+            batch_size=64,
+            learning_rate=1e-3,
+            schedule="cosine",
             reward_scale=5.0,
         ),
         "PEARL on HalfCheetah at a hidden velocity; needs pip install 'jaxmeta[brax]'",
@@ -324,4 +377,4 @@ PEARL: dict[str, Recipe] = {
         "return after context above the prior's (the paper's figures are of MuJoCo's body)",
         60,
     ),
-}  # fmt: skip
+}

@@ -111,10 +111,10 @@ class RL2(Outer):
 
     def of_entropy(self) -> float | optax.Schedule:
         first, last = self.entropy_weight, self.final_entropy_weight
-        return first if last is None else optax.linear_schedule(first, last, self.num_steps)
+        return first if last is None else optax.linear_schedule(first, last, self.num_outer_steps)
 
     def num_optimizer_steps(self) -> int:
-        return self.num_steps * self.num_epochs * self.num_minibatches
+        return self.num_outer_steps * self.num_epochs * self.num_minibatches
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         environment = self.family().environment
@@ -127,18 +127,35 @@ class RL2(Outer):
     def build(self) -> Experiment:
         family = self.family()
         learner = rl2(
-            family, num_episodes=self.num_episodes, actor=self.actor(),
-            critic=self.recurrent(self.num_critic_units), algorithm=self.algorithm,
-            discount=self.discount, lambda_=self.gae_lambda, num_epochs=self.num_epochs,
-            num_minibatches=self.num_minibatches, clip=self.clip, value_weight=self.value_weight,
-            entropy_weight=self.of_entropy(), max_kl=self.max_kl, max_grad_norm=self.max_grad_norm,
+            family,
+            num_episodes=self.num_episodes,
+            actor=self.actor(),
+            critic=self.recurrent(self.num_critic_units),
+            algorithm=self.algorithm,
+            discount=self.discount,
+            lambda_=self.gae_lambda,
+            num_epochs=self.num_epochs,
+            num_minibatches=self.num_minibatches,
+            clip=self.clip,
+            value_weight=self.value_weight,
+            entropy_weight=self.of_entropy(),
+            max_kl=self.max_kl,
+            max_grad_norm=self.max_grad_norm,
             truncation=self.truncation,
-            num_exploration_episodes=self.num_exploration_episodes, optimizer=self.outer_optimizer(),
-        )  # fmt: skip
+            num_exploration_episodes=self.num_exploration_episodes,
+            optimizer=self.outer_optimizer(),
+        )
         return Experiment(
-            learner, family.train, family.test, "return", self.protocol(), self.pictures,
-            eval_batch_size=250, adaptation="earlier episodes of the trial", references=self.references,
-        )  # fmt: skip
+            learner,
+            family.train,
+            family.test,
+            "return",
+            self.protocol(),
+            self.pictures,
+            eval_batch_size=250,
+            adaptation="earlier episodes of the trial",
+            references=self.references,
+        )
 
     def protocol(self) -> str:
         to_last = "" if self.final_entropy_weight is None else f" to {self.final_entropy_weight:g}"
@@ -286,36 +303,56 @@ class MazeRL2(RL2):
 
 _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
-_bandit = BanditRL2(num_steps=800, num_tasks=1024, num_epochs=2, learning_rate=3e-3)
+_bandit = BanditRL2(num_outer_steps=800, num_tasks=1024, num_epochs=2, learning_rate=3e-3)
 _gridworld = GridworldRL2(
-    num_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
+    num_outer_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
 )
 _mdp = MDPRL2(
-    num_steps=3500, num_tasks=512, num_layer_units=64, num_epochs=2, num_minibatches=16, learning_rate=1e-3,
-    gae_lambda=0.5, entropy_weight=0.03, final_entropy_weight=0.0,
-)  # fmt: skip
+    num_outer_steps=3500,
+    num_tasks=512,
+    num_layer_units=64,
+    num_epochs=2,
+    num_minibatches=16,
+    learning_rate=1e-3,
+    gae_lambda=0.5,
+    entropy_weight=0.03,
+    final_entropy_weight=0.0,
+)
 
 RL2_RECIPES: dict[str, Recipe] = {
     "rl2-bandit": Recipe(
-        lambda: _bandit, "RL² on Bernoulli bandits", _RL2,
-        "return 6.55 of 5 arms, 10 pulls (best possible 6.66)", 2,
+        lambda: _bandit,
+        "RL² on Bernoulli bandits",
+        _RL2,
+        "return 6.55 of 5 arms, 10 pulls (best possible 6.66)",
+        2,
     ),
     "rl2-mdp": Recipe(
-        lambda: _mdp, "RL² on random MDPs", _RL2,
-        "total 140 in 10 episodes (PSRL 133, paper 156)", 45,
+        lambda: _mdp,
+        "RL² on random MDPs",
+        _RL2,
+        "total 140 in 10 episodes (PSRL 133, paper 156)",
+        45,
     ),
     "rl2-gridworld": Recipe(
         lambda: _gridworld,
         "RL² on a grid with a hidden goal",
         "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348",
-        "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)", 4,
+        "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)",
+        4,
     ),
     "rl2-navigation": Recipe(
-        lambda: NavigationRL2(num_steps=500, num_tasks=256), "RL² on 2D navigation", _RL2,
-        "no figure in the paper; beside maml-navigation", 10,
+        lambda: NavigationRL2(num_outer_steps=500, num_tasks=256),
+        "RL² on 2D navigation",
+        _RL2,
+        "no figure in the paper; beside maml-navigation",
+        10,
     ),
     "rl2-maze": Recipe(
-        lambda: MazeRL2(num_steps=500, num_tasks=256), "RL² in a maze with a hidden reward", _RL2,
-        "above a random walk; curves only in papers", 15,
+        lambda: MazeRL2(num_outer_steps=500, num_tasks=256),
+        "RL² in a maze with a hidden reward",
+        _RL2,
+        "above a random walk; curves only in papers",
+        15,
     ),
-}  # fmt: skip
+}

@@ -80,7 +80,7 @@ class GradientBased(Supervised):
                 "sgd_on_head": adapt.adapt_only(sgd, "head"),
                 "sgd_on_context": context_only(sgd),
             }[self.inner_optimizer],
-            "num_steps": self.num_inner_steps,
+            "num_inner_steps": self.num_inner_steps,
             "num_eval_steps": self.num_eval_steps,
             "batch_size": self.inner_batch_size,
             "loss_weights": None if anneal is None else multi_step_weights(self.num_inner_steps, anneal),
@@ -200,9 +200,13 @@ class ClosedFormOmniglot(Omniglot):
     def build(self) -> Experiment:
         network = nn.Conv4(None, self.num_filters)
         learner = {"prototypes": protonet, "ridge": ridge}[self.head](
-            _init_fn(network), network.apply, num_ways=self.num_ways, num_eval_ways=self.num_eval_ways,
-            optimizer=self.outer_optimizer(), microbatch=self.microbatch,
-        )  # fmt: skip
+            _init_fn(network),
+            network.apply,
+            num_ways=self.num_ways,
+            num_eval_ways=self.num_eval_ways,
+            optimizer=self.outer_optimizer(),
+            microbatch=self.microbatch,
+        )
         predict = lambda adapted, x: adapted.head(network.apply(adapted.params, x))
         return _episodes(self, learner, predict, self.num_eval_ways, f"with {self.head}")
 
@@ -235,11 +239,13 @@ def _regression(
             for task, fits in zip(samples, curves, strict=True):
                 fits.append(apply_fn(adapt_to(key, meta_params, task), x))
         figure = plotting.regression_adaptation(
-            np.ravel(x), np.stack([np.ravel(task.info(x)) for task in samples]),
+            np.ravel(x),
+            np.stack([np.ravel(task.info(x)) for task in samples]),
             [jax.tree.map(np.asarray, task.support) for task in samples],
             np.stack([[np.ravel(fit) for fit in fits] for fits in curves]),
-            steps, f"{num_eval_shots} shots of three test tasks",
-        )  # fmt: skip
+            steps,
+            f"{num_eval_shots} shots of three test tasks",
+        )
         return {"adaptation.png": figure}
 
     shots = f"{config.num_shots} shots" + f", {num_eval_shots} at test" * (num_eval_shots != config.num_shots)
@@ -264,9 +270,13 @@ def _episodes(
 
     def episodes(split: str, num_ways: int, num_queries: int) -> TaskDistribution:
         return tasks.omniglot(
-            split, data_dir=config.data_dir, seed=config.split_seed,
-            num_ways=num_ways, num_shots=config.num_shots, num_queries=num_queries,
-        )  # fmt: skip
+            split,
+            data_dir=config.data_dir,
+            seed=config.split_seed,
+            num_ways=num_ways,
+            num_shots=config.num_shots,
+            num_queries=num_queries,
+        )
 
     test_tasks = episodes("test", num_eval_ways, config.num_eval_queries)
     what = f"{num_eval_ways}-way {config.num_shots}-shot"
@@ -285,15 +295,21 @@ def _episodes(
     batch_norm = "statistics of the batch, at test those of the query set (transductive)"
     train_tasks = episodes("train", config.num_ways, config.num_queries)
     return Experiment(
-        learner, train_tasks, test_tasks, "accuracy", protocol, pictures,
-        batch_norm=batch_norm, eval_batch_size=config.microbatch or 100,
+        learner,
+        train_tasks,
+        test_tasks,
+        "accuracy",
+        protocol,
+        pictures,
+        batch_norm=batch_norm,
+        eval_batch_size=config.microbatch or 100,
         adaptation="inner step" if isinstance(config, GradientBased) else "fit of the head",
-    )  # fmt: skip
+    )
 
 
 _MAML = "Finn et al. 2017, https://arxiv.org/abs/1703.03400"
 # Two inner steps, where the paper trains with one: after one, ten steps at test diverge for about one seed in six.
-_sinusoid = Sinusoid(num_steps=50_000, num_tasks=25, inner_learning_rate=0.01, num_inner_steps=2, num_shots=5)
+_sinusoid = Sinusoid(num_outer_steps=50_000, num_tasks=25, inner_learning_rate=0.01, num_inner_steps=2, num_shots=5)
 
 
 def _omniglot() -> GradientOmniglot:
@@ -301,13 +317,19 @@ def _omniglot() -> GradientOmniglot:
 
     The paper's inner rate of 0.4 is for a loss summed over the 5 classes: 2.0 for the mean.
     """
-    paper = GradientOmniglot(num_steps=60_000, num_tasks=32, num_shots=1, num_queries=1, inner_learning_rate=2.0)
+    paper = GradientOmniglot(num_outer_steps=60_000, num_tasks=32, num_shots=1, num_queries=1, inner_learning_rate=2.0)
     if jax.default_backend() != "cpu":
         return paper
     return replace(
-        paper, num_steps=6000, num_tasks=8, num_queries=5, inner_learning_rate=0.4, learning_rate=3e-3,
-        schedule="cosine", microbatch=1,
-    )  # fmt: skip
+        paper,
+        num_outer_steps=6000,
+        num_tasks=8,
+        num_queries=5,
+        inner_learning_rate=0.4,
+        learning_rate=3e-3,
+        schedule="cosine",
+        microbatch=1,
+    )
 
 
 def _closed_form() -> ClosedFormOmniglot:
@@ -317,9 +339,14 @@ def _closed_form() -> ClosedFormOmniglot:
     """
     is_cpu = jax.default_backend() == "cpu"
     return ClosedFormOmniglot(
-        num_steps=4000 if is_cpu else 20_000, num_tasks=1, num_shots=1, num_queries=5,
-        learning_rate=3e-3, schedule="cosine", microbatch=1 if is_cpu else None,
-    )  # fmt: skip
+        num_outer_steps=4000 if is_cpu else 20_000,
+        num_tasks=1,
+        num_shots=1,
+        num_queries=5,
+        learning_rate=3e-3,
+        schedule="cosine",
+        microbatch=1 if is_cpu else None,
+    )
 
 
 def _polynomial_figure(degree: int, config: Linear) -> str:
@@ -328,20 +355,38 @@ def _polynomial_figure(degree: int, config: Linear) -> str:
 
 
 _reptile = replace(
-    _sinusoid, meta_gradient="reptile", num_steps=20_000, schedule="cosine",
-    num_inner_steps=10, inner_batch_size=5, num_shots=25, num_eval_shots=5,
-)  # fmt: skip
+    _sinusoid,
+    meta_gradient="reptile",
+    num_outer_steps=20_000,
+    schedule="cosine",
+    num_inner_steps=10,
+    inner_batch_size=5,
+    num_shots=25,
+    num_eval_shots=5,
+)
 _cavia = replace(
     _sinusoid, inner_optimizer="sgd_on_context", num_context=5, inner_learning_rate=1.0, num_inner_steps=1, num_shots=10
 )
 _linear = Linear(
-    num_steps=3000, num_tasks=25, num_shots=10, num_eval_steps=1, num_eval_tasks=20_000,
-    inner_learning_rate=round(tasks.polynomial_optimum(1, 10, 0.3)[0], 4), learning_rate=1e-2, schedule="cosine",
-)  # fmt: skip
+    num_outer_steps=3000,
+    num_tasks=25,
+    num_shots=10,
+    num_eval_steps=1,
+    num_eval_tasks=20_000,
+    inner_learning_rate=round(tasks.polynomial_optimum(1, 10, 0.3)[0], 4),
+    learning_rate=1e-2,
+    schedule="cosine",
+)
 _quadratic = Quadratic(
-    num_steps=3000, num_tasks=25, num_shots=10, num_eval_steps=1, num_eval_tasks=20_000,
-    inner_learning_rate=round(tasks.polynomial_optimum(2, 10, 0.0)[0] / 10, 4), learning_rate=1e-2, schedule="cosine",
-)  # fmt: skip
+    num_outer_steps=3000,
+    num_tasks=25,
+    num_shots=10,
+    num_eval_steps=1,
+    num_eval_tasks=20_000,
+    inner_learning_rate=round(tasks.polynomial_optimum(2, 10, 0.0)[0] / 10, 4),
+    learning_rate=1e-2,
+    schedule="cosine",
+)
 
 SUPERVISED: dict[str, Recipe] = {
     "maml-sinusoid": Recipe(
@@ -397,7 +442,7 @@ SUPERVISED: dict[str, Recipe] = {
     ),
     "maml++-omniglot": Recipe(
         lambda: replace(
-            _omniglot(), inner_optimizer="lslr", num_inner_steps=3, num_annealing_steps=_omniglot().num_steps // 3
+            _omniglot(), inner_optimizer="lslr", num_inner_steps=3, num_annealing_steps=_omniglot().num_outer_steps // 3
         ),
         "MAML++: rates per layer and step, judged after each step at first",
         "Antoniou et al. 2019, https://arxiv.org/abs/1810.09502",
@@ -427,7 +472,7 @@ SUPERVISED: dict[str, Recipe] = {
         6,
     ),
     "ridge-omniglot": Recipe(
-        lambda: replace(_closed_form(), head="ridge", num_ways=20, num_steps=2 * _closed_form().num_steps),
+        lambda: replace(_closed_form(), head="ridge", num_ways=20, num_outer_steps=2 * _closed_form().num_outer_steps),
         "ridge regression in a learned embedding (R2-D2), 5-way 1-shot",
         "Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136",
         "close to protonet-omniglot",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxmeta.checks import check_fields, check_integer, check_key, check_like
+from jaxmeta.checks import check_fields, check_integer, check_key, check_learner, check_like
 from jaxmeta.devices import SHARED, num_sharing, on_each, replicated
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
 
@@ -103,14 +103,14 @@ def evaluate(
     >>> def loss_fn(params, batch):
     ...     x, y = batch
     ...     return jnp.mean((params * x - y) ** 2), {}
-    >>> learner = jaxmeta.maml(lambda key: jnp.zeros(()), loss_fn, num_steps=3)
+    >>> learner = jaxmeta.maml(lambda key: jnp.zeros(()), loss_fn, num_inner_steps=3)
     >>> state = learner.init(jax.random.key(0))
     >>> report = evaluate(jax.random.key(1), learner, jaxmeta.tasks.linear(), state.meta_params, num_tasks=10)
     >>> report.samples["loss"].shape
     (10, 4)
     """
     check_key("key", key, max_ndim=0)
-    check_fields("learner", learner, MetaLearner._fields, "a jaxmeta.MetaLearner, such as jaxmeta.maml(...)")
+    check_learner("learner", learner)
     check_fields("tasks", tasks, ("sample",), "a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid()")
     check_integer("num_tasks", num_tasks, minimum=2)
     check_integer("batch_size", batch_size, minimum=1)

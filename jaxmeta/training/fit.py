@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_key, check_like
+from jaxmeta.checks import check_callable, check_fields, check_integer, check_key, check_learner, check_like
 from jaxmeta.devices import replicated
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
 
@@ -25,14 +25,14 @@ def fit(
     learner: MetaLearner,
     tasks: TaskDistribution,
     *,
-    num_steps: int,
+    num_outer_steps: int,
     num_tasks: int,
     state: MetaState | None = None,
     chunk_size: int = 100,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
 ) -> tuple[MetaState, dict[str, np.ndarray]]:
-    """Meta-trains until `state.step` is `num_steps`.
+    """Meta-trains until `state.step` is `num_outer_steps`.
 
     Each chunk is one compiled, donated loop that samples its tasks itself; the second call with the same learner and
     tasks compiles nothing. Outer steps that are not finite are skipped and counted, with a warning.
@@ -41,7 +41,7 @@ def fit(
       key: a typed key, or `[S]` of them to train S seeds at once: states and metrics then have a leading axis S.
       learner: what to train.
       tasks: p(T), where its tasks come from.
-      num_steps: outer steps altogether.
+      num_outer_steps: outer steps altogether.
       num_tasks: N, tasks of an outer step.
       state: where to go on from, with the same key; a new one if None. It is copied, not consumed.
       chunk_size: outer steps between two looks at the metrics. It changes nothing in the result.
@@ -50,7 +50,7 @@ def fit(
       progress: whether to show a bar with the rate, the time left and the loss.
 
     Returns:
-      The state, and the metrics of every step taken, `[num_steps]` each.
+      The state, and the metrics of every step taken, `[num_outer_steps]` each.
 
     Raises:
       ValueError: an argument is wrong.
@@ -63,14 +63,14 @@ def fit(
     ...     return jnp.mean((params["w"] * x + params["b"] - y) ** 2), {}
     >>> learner = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=jaxmeta.adapt.sgd(0.5))
     >>> tasks = jaxmeta.tasks.linear()
-    >>> state, history = fit(jax.random.key(0), learner, tasks, num_steps=20, num_tasks=4, progress=False)
+    >>> state, history = fit(jax.random.key(0), learner, tasks, num_outer_steps=20, num_tasks=4, progress=False)
     >>> int(state.step), history["loss"].shape
     (20, (20,))
     """
     check_key("key", key)
-    check_fields("learner", learner, MetaLearner._fields, "a jaxmeta.MetaLearner, such as jaxmeta.maml(...)")
+    check_learner("learner", learner)
     check_fields("tasks", tasks, ("sample",), "a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid()")
-    check_integer("num_steps", num_steps, minimum=1)
+    check_integer("num_outer_steps", num_outer_steps, minimum=1)
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("chunk_size", chunk_size, minimum=1)
     if not isinstance(callbacks, Iterable):
@@ -85,13 +85,19 @@ def fit(
     state, data = replicated((state, tasks.data))
     step = int(np.max(state.step))
     history = []
-    with tqdm(total=num_steps, initial=step, unit=" steps", disable=not progress) as bar:
-        while step < num_steps:
-            length = min(chunk_size, num_steps - step)
+    with tqdm(total=num_outer_steps, initial=step, unit=" steps", disable=not progress) as bar:
+        while step < num_outer_steps:
+            length = min(chunk_size, num_outer_steps - step)
             state, metrics = _run_chunk(
-                run_key, state, data, length, learner=learner, sample=tasks.sample, num_tasks=num_tasks,
+                run_key,
+                state,
+                data,
+                length,
+                learner=learner,
+                sample=tasks.sample,
+                num_tasks=num_tasks,
                 chunk_size=chunk_size,
-            )  # fmt: skip
+            )
             metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}
             _check_progress(metrics, step)
             history.append(metrics)

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxmeta
-from jaxmeta import Task, adapt, nn
-from jaxmeta.adapt.cost import num_bytes, peak_bytes
+from jaxmeta import Task, adapt, nn, outer
+from jaxmeta.outer.cost import num_bytes, peak_bytes
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -38,9 +38,12 @@ def update_of(width, num_steps, num_examples, num_inputs=16, num_tasks=4, optimi
     """(an update, lowered; the update and its arguments)"""
     network = nn.MLP((width, width))
     learner = jaxmeta.maml(
-        lambda key: network.init(key, jnp.ones((1, num_inputs))), nn.mean_squared_error(network.apply),
-        inner_optimizer=optimizer, num_steps=num_steps, **arguments,
-    )  # fmt: skip
+        lambda key: network.init(key, jnp.ones((1, num_inputs))),
+        nn.mean_squared_error(network.apply),
+        inner_optimizer=optimizer,
+        num_inner_steps=num_steps,
+        **arguments,
+    )
     x, y = jnp.zeros((num_tasks, num_examples, num_inputs)), jnp.zeros((num_tasks, num_examples, 1))
     call = jax.random.key(0), jax.eval_shape(learner.init, jax.random.key(0)), Task((x, y), (x[:, :5], y[:, :5]))
     return jax.jit(learner.update).lower(*call), (learner.update, *call)
@@ -152,11 +155,11 @@ def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch)
 
     for num_tasks, at_most in [(8, 8), (96, 8), (67, 8)]:
         widths.clear()
-        jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((num_tasks, 128)))
+        jax.eval_shape(lambda w, t: outer.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((num_tasks, 128)))
         assert num_tasks % widths[0] == 0 and widths[0] <= at_most
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     widths.clear()
-    jax.eval_shape(lambda w, t: adapt.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((67, 128)))
+    jax.eval_shape(lambda w, t: outer.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((67, 128)))
     assert widths[0] == 67
 
 

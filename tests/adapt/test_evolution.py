@@ -12,7 +12,7 @@ from jaxmeta.types import MetaParams
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
 
 NUM_STEPS = 6
-OPTIMIZER = adapt.lslr(0.1, num_steps=1)
+OPTIMIZER = adapt.lslr(0.1, num_inner_steps=1)
 CENTRES = np.random.default_rng(0).normal(size=(NUM_STEPS, 3))
 META_PARAMS = {"phi": np.array([0.5, -1.0, 2.0])}, {"phi": np.array([0.05])}
 

@@ -126,8 +126,11 @@ def test_what_does_not_adapt_is_meta_learned(params, strategy):
     def query_loss(params):
         head = reference.adapt(
             lambda head, batch: plain_loss({"body": params["body"], "head": head}, batch),
-            reference.sgd(0.1), params["head"], (), STEPS,
-        )  # fmt: skip
+            reference.sgd(0.1),
+            params["head"],
+            (),
+            STEPS,
+        )
         return plain_loss({"body": params["body"], "head": head}, QUERY)
 
     grads = meta_gradient(adapt.adapt_only(adapt.sgd(0.1), "head"), MetaParams(params), getattr(adapt, strategy)())
@@ -150,7 +153,7 @@ def test_adapt_only_refuses_what_does_not_fit_the_parameters(params, where):
 
 
 def test_lslr_is_a_rate_for_every_leaf_and_step_and_goes_on_with_the_last(params):
-    optimizer = adapt.lslr(0.1, num_steps=2)
+    optimizer = adapt.lslr(0.1, num_inner_steps=2)
     hyper = optimizer.init(params)
     assert {leaf.shape for leaf in jax.tree.leaves(hyper)} == {(2,)}
     assert_close(adapted(optimizer, MetaParams(params, hyper)), adapted(adapt.sgd(0.1), MetaParams(params)))
@@ -163,7 +166,7 @@ def test_lslr_is_a_rate_for_every_leaf_and_step_and_goes_on_with_the_last(params
 @pytest.mark.parametrize("strategy", [adapt.exact(), adapt.mixed_mode()], ids=["exact", "mixed_mode"])
 def test_per_step_parameters_have_the_value_of_their_step_and_do_not_adapt(params, strategy):
     """Against a loop by hand, in which the body is another at each of three steps and at the end."""
-    optimizer = adapt.per_step(adapt.sgd(0.1), "body", num_steps=3)
+    optimizer = adapt.per_step(adapt.sgd(0.1), "body", num_inner_steps=3)
     hyper = optimizer.init(params)
     assert_close(hyper.values["body"]["w"], np.stack([params["body"]["w"]] * 4))
     values = jnp.stack([params["body"]["w"] * (1 + 0.3 * k) for k in range(4)])
@@ -183,7 +186,7 @@ def test_per_step_parameters_have_the_value_of_their_step_and_do_not_adapt(param
 
 
 def test_after_its_steps_per_step_stays_at_the_last_value(params):
-    optimizer = adapt.per_step(adapt.sgd(0.1), "body", num_steps=1)
+    optimizer = adapt.per_step(adapt.sgd(0.1), "body", num_inner_steps=1)
     hyper = optimizer.init(params)
     values = jnp.stack([params["body"]["w"], 2 * params["body"]["w"]])
     meta_params = MetaParams(params, hyper._replace(values={**hyper.values, "body": {"w": values}}))

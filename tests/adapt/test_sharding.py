@@ -24,7 +24,7 @@ network = jaxmeta.nn.MLP((16,))
 init_fn = lambda key: jax.tree.map(lambda p: p.astype(float), network.init(key, jnp.ones((1, 1))))
 def learner_of(strategy, microbatch):
     return jaxmeta.maml(
-        init_fn, jaxmeta.nn.mean_squared_error(network.apply), inner_optimizer=adapt.meta_sgd(0.01), num_steps=3,
+        init_fn, jaxmeta.nn.mean_squared_error(network.apply), inner_optimizer=adapt.meta_sgd(0.01), num_inner_steps=3,
         meta_gradient=strategy, microbatch=microbatch)
 """
 
@@ -63,9 +63,9 @@ def count(name, *args, **kwargs):
 jax.monitoring.register_event_duration_secs_listener(count)
 
 learner, tasks = learner_of(adapt.auto(), None), jaxmeta.tasks.sinusoid()
-def train(num_steps, state=None, num_tasks=8):
-    return jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=num_steps, num_tasks=num_tasks, chunk_size=5,
-                       progress=False, state=state)
+def train(num_outer_steps, state=None, num_tasks=8):
+    counts = {"num_outer_steps": num_outer_steps, "num_tasks": num_tasks, "chunk_size": 5}
+    return jaxmeta.fit(jax.random.key(0), learner, tasks, progress=False, state=state, **counts)
 key, (half, _) = jax.random.key(1), train(5)
 expected = {n: jaxmeta.evaluate(key, learner, tasks, half.meta_params, num_tasks=n).samples for n in (8, 6)}
 whole = train(10)

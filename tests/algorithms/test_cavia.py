@@ -51,7 +51,7 @@ def brute_force(params, tasks):
 
 
 def learner(**arguments):
-    return jaxmeta.cavia(init_fn, loss_fn, learning_rate=RATE, num_steps=K, optimizer=optax.sgd(1.0), **arguments)
+    return jaxmeta.cavia(init_fn, loss_fn, learning_rate=RATE, num_inner_steps=K, optimizer=optax.sgd(1.0), **arguments)
 
 
 @pytest.mark.parametrize("meta_gradient", [adapt.exact(), adapt.mixed_mode()], ids=["exact", "mixed_mode"])
@@ -75,7 +75,7 @@ def test_the_context_adapts_and_stays_zero_in_the_meta_parameters():
     loss_fn = jaxmeta.nn.mean_squared_error(network.apply)
     cavia = jaxmeta.cavia(lambda key: network.init(key, jnp.ones((1, 1))), loss_fn, learning_rate=0.1)
     tasks = jaxmeta.tasks.sinusoid(num_shots=5)
-    state, _ = jaxmeta.fit(jax.random.key(0), cavia, tasks, num_steps=100, num_tasks=4, progress=False)
+    state, _ = jaxmeta.fit(jax.random.key(0), cavia, tasks, num_outer_steps=100, num_tasks=4, progress=False)
     meta = state.meta_params.params["params"]
     np.testing.assert_array_equal(meta["context"], np.zeros(3))
     adapted = cavia.adapt(jax.random.key(1), state.meta_params, tasks.sample(jax.random.key(2), ()))["params"]

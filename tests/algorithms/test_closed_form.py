@@ -78,7 +78,7 @@ def mean_loss(name, meta_params, tasks):
     losses = []
     for i in range(N):
         task = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), tuple(tasks)[:2])
-        losses.append(cross_entropy(LOGITS[name](*meta_params, task), task[1][1]))
+        losses.append(cross_entropy(LOGITS[name](*meta_params[:2], task), task[1][1]))
     return np.mean(losses)
 
 
@@ -108,7 +108,7 @@ def test_what_adapt_returns_predicts_the_logits_of_a_loop(x64, name):
     meta_params = learner.init(jax.random.key(0)).meta_params
     params, head = jax.jit(learner.adapt)(jax.random.key(1), meta_params, task)
     logits = head(embed_fn(params, task.query[0]))
-    expected = LOGITS[name](*jax.tree.map(np.asarray, tuple(meta_params)), task[:2])
+    expected = LOGITS[name](*jax.tree.map(np.asarray, tuple(meta_params[:2])), task[:2])
     assert_close(logits, expected)
     jax.tree.map(np.testing.assert_array_equal, params, meta_params.params)
 
@@ -166,7 +166,7 @@ def test_evaluate_is_the_uniform_guess_and_then_the_head(x64, name):
     learner, task = make_learner(name), make_task(3)
     meta_params = learner.init(jax.random.key(0)).meta_params
     curves = learner.evaluate(jax.random.key(1), meta_params, task)
-    logits = LOGITS[name](*jax.tree.map(np.asarray, tuple(meta_params)), task[:2])
+    logits = LOGITS[name](*jax.tree.map(np.asarray, tuple(meta_params[:2])), task[:2])
     labels = np.asarray(task.query[1])
     assert_close(curves["loss"], np.array([np.log(WAYS), cross_entropy(logits, labels)]))
     np.testing.assert_allclose(curves["accuracy"], [1 / WAYS, np.mean(logits.argmax(1) == labels)], rtol=1e-6)

@@ -16,7 +16,7 @@ from jaxmeta.algorithms.maml_rl import ppo, trpo, vpg
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 N, K, E, GAMMA, RATE = 3, 2, 4, 0.9, 0.3
-STEPWISE = {"num_steps": K, "num_episodes": E, "discount": GAMMA, "inner_optimizer": adapt.sgd(RATE)}
+STEPWISE = {"num_inner_steps": K, "num_episodes": E, "discount": GAMMA, "inner_optimizer": adapt.sgd(RATE)}
 
 
 def hall(max_steps=4):
@@ -208,9 +208,16 @@ def test_replayed_adaptation_is_live_adaptation(x64):
     policies that acted no divergence from those of the replay."""
     family = pulls([[1.0, 0.3], [0.2, 0.9]])
     found = jaxmeta.maml_rl(
-        *logits(), family.environment, num_steps=3, num_episodes=5, baseline="none", normalize_advantages=False,
-        inner_optimizer=adapt.sgd(1.0), inner_kl_weight=1e3, outer=ppo(num_updates=2),
-    )  # fmt: skip
+        *logits(),
+        family.environment,
+        num_inner_steps=3,
+        num_episodes=5,
+        baseline="none",
+        normalize_advantages=False,
+        inner_optimizer=adapt.sgd(1.0),
+        inner_kl_weight=1e3,
+        outer=ppo(num_updates=2),
+    )
     state = found.init(jax.random.key(0))
     _, metrics = jax.jit(found.update)(jax.random.key(1), state, jnp.array([[1.0, 0.3], [0.2, 0.9]]))
     assert_close(metrics["loss"], -metrics["return"], rtol=1e-12)
@@ -254,7 +261,7 @@ def test_which_of_two_arms_pays_is_learned_by_one_step(constructor):
     family = pulls([[1.0, 0.0], [0.0, 1.0]], num_pulls=5)
     rate = {"inner_optimizer": adapt.sgd(8.0), "num_episodes": 2}
     found = constructor(*logits(), family.environment, outer=vpg(optax.adam(0.03)), **rate)
-    state, _ = jaxmeta.fit(jax.random.key(0), found, family.train, num_steps=100, num_tasks=8, progress=False)
+    state, _ = jaxmeta.fit(jax.random.key(0), found, family.train, num_outer_steps=100, num_tasks=8, progress=False)
     curve = jaxmeta.evaluate(jax.random.key(1), found, family.test, state.meta_params, num_tasks=200).metrics["return"]
     assert abs(curve["mean"][0] - 2.5) < 0.5 and curve["mean"][1] > 4.5
 
@@ -292,7 +299,9 @@ def test_adapt_gives_the_policy_and_its_episodes_and_evaluate_every_step():
 )
 def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled, arguments):
     found = learner(**arguments)
-    run = lambda key: jaxmeta.fit(key, found, FAMILY.train, num_steps=2, num_tasks=N, chunk_size=2, progress=False)
+    run = lambda key: jaxmeta.fit(
+        key, found, FAMILY.train, num_outer_steps=2, num_tasks=N, chunk_size=2, progress=False
+    )
     run(jax.random.key(0))
     num_compiled()
     state, _ = run(jax.random.key(1))

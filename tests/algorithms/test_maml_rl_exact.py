@@ -112,11 +112,18 @@ def learner_of(make, episodes, num_episodes, params=PARAMS, **kwargs):
         return {f"key_{e}": seen.probe[0, e] * seen.key[0, e] for e in range(num_episodes)}
 
     return make(
-        lambda key: params, lambda params, seen: Scripted(params[seen.state], seen.action),
-        scripted_environment(episodes), inner_optimizer=adapt.sgd(RATE), num_episodes=num_episodes, discount=1.0,
-        baseline="none", normalize_advantages=False, outer=vpg(optax.trace(decay=0.0)), metrics_fn=report_keys,
+        lambda key: params,
+        lambda params, seen: Scripted(params[seen.state], seen.action),
+        scripted_environment(episodes),
+        inner_optimizer=adapt.sgd(RATE),
+        num_episodes=num_episodes,
+        discount=1.0,
+        baseline="none",
+        normalize_advantages=False,
+        outer=vpg(optax.trace(decay=0.0)),
+        metrics_fn=report_keys,
         **kwargs,
-    )  # fmt: skip
+    )
 
 
 def mean_update(learner, before, after, weights, *, otherwise=0, gain=(1.0,)):
@@ -161,7 +168,7 @@ def relative_error(actual, expected):
 def test_e_maml_follows_the_gradient_of_formulation_one_through_two_steps():
     horizon = 2
     episodes = likely_episodes(MOVES, horizon)
-    learner = learner_of(e_maml, episodes, 1, num_steps=2)
+    learner = learner_of(e_maml, episodes, 1, num_inner_steps=2)
     played = outcomes(episodes.dynamics.size, 3)
     rate, params, weights = RATE / horizon, jnp.asarray(PARAMS)[None].repeat(len(played), 0), np.ones(len(played))
     at = jax.jit(jax.vmap(lambda params, m: (probability(params, episodes)[m], inner_gradient(params, episodes)[m])))

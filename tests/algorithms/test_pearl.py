@@ -168,9 +168,15 @@ def test_a_visit_plays_with_z_from_the_prior_then_from_the_belief():
     """Algorithm 1, with actions that show z: a new one from N(0, 1) for each episode, then what was paid."""
     family, paid = payments(), jnp.array([-1.5, 0.5, 1.0])
     learner = pearl(
-        family, told_by_z(), mean_reward(variance=1e-9),
-        **SMALL, num_train_tasks=3, num_prior_steps=16, num_posterior_steps=8, num_extra_steps=4,
-    )  # fmt: skip
+        family,
+        told_by_z(),
+        mean_reward(variance=1e-9),
+        **SMALL,
+        num_train_tasks=3,
+        num_prior_steps=16,
+        num_posterior_steps=8,
+        num_extra_steps=4,
+    )
     state, metrics = once(learner, known(paid))[1:]
     context, rows = state.opt_state.context, state.opt_state.replay.rows
     np.testing.assert_allclose(context.action[:, 16:, 0], np.tanh(paid)[:, None] * np.ones(8), atol=2e-3)
@@ -221,7 +227,7 @@ def test_training_sees_training_tasks_only():
     """Test tasks pay −1: no row of a run that was evaluated between has it."""
     learner, test = usual()[0], jaxmeta.TaskDistribution(lambda key, data: jnp.float32(-1))
     judge = lambda state, _: jaxmeta.evaluate(jax.random.key(1), learner, test, state.meta_params, num_tasks=2)
-    arguments = {"num_steps": 6, "num_tasks": 2, "chunk_size": 2, "progress": False}
+    arguments = {"num_outer_steps": 6, "num_tasks": 2, "chunk_size": 2, "progress": False}
     state, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, callbacks=[judge], **arguments)
     memory = state.opt_state
     for rewards in (memory.replay.rows.reward, memory.context.reward):
@@ -238,9 +244,14 @@ def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, 
     else:
         parts.pop("actor")
     learner = pearl(
-        payments(), told_by_z(**parts), mean_reward(variance=0.1), **SMALL, num_train_tasks=3, kl_weight=0.0,
+        payments(),
+        told_by_z(**parts),
+        mean_reward(variance=0.1),
+        **SMALL,
+        num_train_tasks=3,
+        kl_weight=0.0,
         temperature=0.0,
-    )  # fmt: skip
+    )
     state, after, _ = once(learner, known([1.0, 2.0, 3.0]))
     old, new = (s.meta_params.params for s in (state, after))
     assert (new["encoder"] != old["encoder"]) == encoder_learns
@@ -253,9 +264,14 @@ def test_transitions_meet_a_sample_of_their_own_tasks_belief(variance):
     """Twin critics say z, and are told what a task pays, the belief's mean: they are off by its variance."""
     critic = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
     learner = pearl(
-        payments(), told_by_z(critic=critic), mean_reward(variance), num_train_tasks=3, discount=0.0,
-        optimizer=optax.sgd(0.0), **SMALL | {"num_gradient_steps": 200},
-    )  # fmt: skip
+        payments(),
+        told_by_z(critic=critic),
+        mean_reward(variance),
+        num_train_tasks=3,
+        discount=0.0,
+        optimizer=optax.sgd(0.0),
+        **SMALL | {"num_gradient_steps": 200},
+    )
     _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(metrics["critic_loss"], 2 * variance / 8, rtol=0.3, atol=1e-6)  # 8 transitions
 
@@ -272,9 +288,14 @@ def test_the_target_follows_each_gradient_step():
 def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     """Nobody looks at z: only KL moves the encoder, and makes what it says smaller."""
     learner = pearl(
-        payments(), told_by_z(actor=blind), mean_reward(variance=1.0), **SMALL, num_train_tasks=3, context=context,
+        payments(),
+        told_by_z(actor=blind),
+        mean_reward(variance=1.0),
+        **SMALL,
+        num_train_tasks=3,
+        context=context,
         kl_weight=1.0,
-    )  # fmt: skip
+    )
     _, after, metrics = once(learner, known([1.0, 2.0, 3.0]))
     assert (after.meta_params.params["encoder"] < 1) == moves
     assert (metrics["kl"] > 0) == moves
@@ -284,9 +305,14 @@ def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
 def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
     """Every task pays 1, so that beliefs have the mean w, and their KL the derivative w."""
     learner = pearl(
-        payments(), told_by_z(actor=blind), mean_reward(variance=1.0), num_train_tasks=3, optimizer=optax.sgd(0.1),
-        kl_weight=0.5, **SMALL | {"num_gradient_steps": 1, "num_batch_tasks": num_batch_tasks},
-    )  # fmt: skip
+        payments(),
+        told_by_z(actor=blind),
+        mean_reward(variance=1.0),
+        num_train_tasks=3,
+        optimizer=optax.sgd(0.1),
+        kl_weight=0.5,
+        **SMALL | {"num_gradient_steps": 1, "num_batch_tasks": num_batch_tasks},
+    )
     _, after, metrics = once(learner, known([1.0, 1.0, 1.0]))
     np.testing.assert_allclose(after.meta_params.params["encoder"], 1 - 0.1 * 0.5 * num_batch_tasks, rtol=1e-5)
     np.testing.assert_allclose(metrics["kl"], (1 / 8 + 1 - 1 + np.log(8)) / 2, rtol=1e-5)  # of 8 transitions
@@ -297,9 +323,14 @@ def test_context_is_drawn_from_the_whole_of_the_last_visit():
     base = payments()
     step = lambda key, state, action, params: (state + 1, state + 1, state[0], jnp.bool_(False))
     learner = pearl(
-        base._replace(environment=base.environment._replace(step=step)), told_by_z(), mean_reward(variance=1.0),
-        num_train_tasks=3, num_context=2, optimizer=optax.sgd(0.0), **SMALL | {"num_gradient_steps": 100},
-    )  # fmt: skip
+        base._replace(environment=base.environment._replace(step=step)),
+        told_by_z(),
+        mean_reward(variance=1.0),
+        num_train_tasks=3,
+        num_context=2,
+        optimizer=optax.sgd(0.0),
+        **SMALL | {"num_gradient_steps": 100},
+    )
     _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
     expected = (1 / 2 + 1.5**2 + 1.25 / 2 * 6 / 7 - 1 + np.log(2)) / 2
     np.testing.assert_allclose(metrics["kl"], expected, atol=0.3)  # five deviations of the mean of 300
@@ -311,9 +342,15 @@ def test_evaluation_is_algorithm_2():
     environment = family.environment
     networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
     learner = pearl(
-        family, *networks, **SMALL, num_train_tasks=3, context="deterministic", num_episodes=3,
-        num_exploration_episodes=2, is_greedy=True,
-    )  # fmt: skip
+        family,
+        *networks,
+        **SMALL,
+        num_train_tasks=3,
+        context="deterministic",
+        num_episodes=3,
+        num_exploration_episodes=2,
+        is_greedy=True,
+    )
     meta_params = jax.jit(learner.init)(jax.random.key(3)).meta_params
     params = jax.tree.map(lambda x: 3 * x, meta_params.params)  # far from 0, where all that follows is alike
     evaluate = jax.jit(learner.evaluate)
@@ -422,11 +459,11 @@ def test_types_are_kept_and_seeds_and_tasks_vmap(is_x64, request):
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     """The buffers are part of what is saved: a run that was cut is the run that was not."""
     learner, arguments = usual()[0], {"num_tasks": 2, "chunk_size": 2, "progress": False}
-    whole, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_steps=4, **arguments)
-    half, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_steps=2, **arguments)
+    whole, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_outer_steps=4, **arguments)
+    half, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_outer_steps=2, **arguments)
     save_state(tmp_path, 2, half)
     half = restore_state(tmp_path, jax.eval_shape(learner.init, jax.random.key(0)))
-    rest, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_steps=4, state=half, **arguments)
+    rest, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, num_outer_steps=4, state=half, **arguments)
     jax.tree.map(np.testing.assert_array_equal, rest, whole)
 
 

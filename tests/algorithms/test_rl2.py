@@ -56,10 +56,17 @@ def learner(**kwargs):
     return rl2(
         FAMILY,
         **{
-            "num_episodes": E, "actor": nn.gru(4), "critic": nn.gru(3), "discount": GAMMA, "lambda_": LAMBDA,
-            "num_minibatches": 1, "max_grad_norm": None, "optimizer": optax.sgd(1.0), **kwargs,
+            "num_episodes": E,
+            "actor": nn.gru(4),
+            "critic": nn.gru(3),
+            "discount": GAMMA,
+            "lambda_": LAMBDA,
+            "num_minibatches": 1,
+            "max_grad_norm": None,
+            "optimizer": optax.sgd(1.0),
+            **kwargs,
         },
-    )  # fmt: skip
+    )
 
 
 def random_state(learner, key=5):
@@ -188,11 +195,16 @@ def learn_by_hand(
     for batch in batches:
         found = [
             sum_of_losses(
-                params, *(filled(values) for values in trials[i][:3]), filled(advantages[i]), filled(targets[i]),
-                np.arange(T) < len(targets[i]), (clip, value_weight, entropy_weight), truncation=truncation,
+                params,
+                *(filled(values) for values in trials[i][:3]),
+                filled(advantages[i]),
+                filled(targets[i]),
+                np.arange(T) < len(targets[i]),
+                (clip, value_weight, entropy_weight),
+                truncation=truncation,
             )
             for i in batch
-        ]  # fmt: skip
+        ]
         count = sum(len(targets[i]) for i in batch)
         losses.append(sum(loss for loss, _ in found) / count)
         mean = jax.tree.map(lambda *grads, count=count: sum(grads) / count, *(grads for _, grads in found))
@@ -351,7 +363,7 @@ def trained(family, num_steps, num_tasks=64, **kwargs):
         **{"actor": nn.gru(16), "num_minibatches": 2, "lambda_": 0.9, "optimizer": optax.adam(2e-2), **kwargs},
     )
     state, _ = jaxmeta.fit(
-        jax.random.key(0), learned, family.train, num_steps=num_steps, num_tasks=num_tasks, progress=False
+        jax.random.key(0), learned, family.train, num_outer_steps=num_steps, num_tasks=num_tasks, progress=False
     )
     report = jaxmeta.evaluate(jax.random.key(1), learned, family.test, state.meta_params, num_tasks=200)
     return report.metrics["total"]["mean"][0]

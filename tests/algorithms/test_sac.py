@@ -116,10 +116,17 @@ def test_one_task_without_context_is_sac_and_solves_pendulum():
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float)[None], rl.make_gymnax("Pendulum-v1")[1])
     tasks = rl.indexed_tasks(params)
     learner = jaxmeta.sac(
-        family, mlp_actor_critic(family, hidden=(128, 128)), num_train_tasks=1, num_batch_tasks=1, batch_size=128,
-        num_prior_steps=100, num_posterior_steps=100, num_gradient_steps=200, optimizer=optax.adam(1e-3),
-    )  # fmt: skip
-    state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_steps=60, num_tasks=1, progress=False)
+        family,
+        mlp_actor_critic(family, hidden=(128, 128)),
+        num_train_tasks=1,
+        num_batch_tasks=1,
+        batch_size=128,
+        num_prior_steps=100,
+        num_posterior_steps=100,
+        num_gradient_steps=200,
+        optimizer=optax.adam(1e-3),
+    )
+    state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_outer_steps=60, num_tasks=1, progress=False)
     one = jaxmeta.TaskDistribution(lambda key, data: jax.tree.map(lambda leaf: leaf[0], data), params)
     report = jaxmeta.evaluate(jax.random.key(1), learner, one, state.meta_params, num_tasks=100)
     assert report.samples["return"].mean() >= -250

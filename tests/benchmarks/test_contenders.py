@@ -24,9 +24,12 @@ SMALL = {
     "conv4": Case(nn.Conv4(3, num_filters=4), nn.cross_entropy, episodes(2, 3, 1, 2, (12, 12, 1)), 1, 0.4),
     "transformer": Case(
         nn.Transformer(num_outputs=7, max_length=6, num_tokens=7, num_layers=2, width=8, num_heads=2),
-        nn.cross_entropy, sequences(2, 2, 3, 6, 7), 1, 0.1,
+        nn.cross_entropy,
+        sequences(2, 2, 3, 6, 7),
+        1,
+        0.1,
     ),
-}  # fmt: skip
+}
 
 
 # the others compile for a minute, above all the second derivatives of grouped convolutions
@@ -92,9 +95,11 @@ def build_absent(case, params, dtype):
 def rows():
     """Of a competition with cheats, by contender."""
     cheats = {
-        "wrong": build_wrong, "wrong in float32": build_wrong_in_float32, "flip": build_with_a_flip,
+        "wrong": build_wrong,
+        "wrong in float32": build_wrong_in_float32,
+        "flip": build_with_a_flip,
         "absent": build_absent,
-    }  # fmt: skip
+    }
     contenders = [JAXMETA, JAXMETA_LOOP, PLAIN, *(Contender(name, build) for name, build in cheats.items())]
     return {row["contender"]: row for row in throughput.compete("small", SMALL["mlp"], contenders, num_rounds=2)}
 

@@ -86,7 +86,7 @@ def learner(loss_fn, **arguments):
         arguments.pop("init_fn", init_fn),
         loss_fn,
         inner_optimizer=adapt.adapt_only(adapt.sgd(INNER_RATE), lambda path: "statistics" not in path),
-        num_steps=K,
+        num_inner_steps=K,
         **arguments,
     )
 

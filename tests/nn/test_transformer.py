@@ -129,7 +129,7 @@ def test_the_exact_strategies_of_maml_agree_on_next_tokens():
             lambda key: random_params(network, TOKENS),
             cross_entropy(network.apply),
             inner_optimizer=adapt.sgd(0.1),
-            num_steps=2,
+            num_inner_steps=2,
             meta_gradient=strategy,
         )
         state, metrics = jax.jit(learner.update)(jax.random.key(1), learner.init(jax.random.key(0)), tasks)

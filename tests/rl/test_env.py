@@ -172,8 +172,16 @@ def test_the_final_observation_is_bootstrapped_from_unless_it_is_terminal():
     value = lambda observation: observation[:, 0]
     arguments = (t.reward, value(t.inputs.observation), value(t.next_observation), t.terminated, t.truncated)
     advantages = rl.returns.gae(*arguments, discount=0.5, lambda_=0.0).advantage
-    expected = [1 + 101 / 2 - 100, 2 + 102 / 2 - 101, 3 + 103 / 2 - 102, 1 - 100,
-                1 + 101 / 2 - 100, 2 + 102 / 2 - 101, 3 - 102, 1 + 101 / 2 - 100]  # fmt: skip
+    expected = [
+        1 + 101 / 2 - 100,
+        2 + 102 / 2 - 101,
+        3 + 103 / 2 - 102,
+        1 - 100,
+        1 + 101 / 2 - 100,
+        2 + 102 / 2 - 101,
+        3 - 102,
+        1 + 101 / 2 - 100,
+    ]
     np.testing.assert_allclose(advantages, expected, rtol=1e-6)
 
 

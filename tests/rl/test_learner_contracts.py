@@ -18,7 +18,7 @@ ADAM = optax.adam(1e-3)
 def learners():
     """Every estimator, outer loop, baseline and constructor."""
     make = lambda constructor, **kwargs: constructor(
-        *POLICY, FAMILY.environment, **{"num_episodes": 2, "num_steps": 2, "outer": jaxmeta.vpg(ADAM), **kwargs}
+        *POLICY, FAMILY.environment, **{"num_episodes": 2, "num_inner_steps": 2, "outer": jaxmeta.vpg(ADAM), **kwargs}
     )
     for estimator in ("biased", "lvc", "dice"):
         yield estimator, make(jaxmeta.maml_rl, estimator=estimator)

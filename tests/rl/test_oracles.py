@@ -188,9 +188,15 @@ def test_published_columns_of_bandits_with_100_pulls(name, num_arms):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_arms", "published"),
-    [("gittins_approximation", 5, 405.8), ("gittins_approximation", 10, 437.8), 
-     ("tuned_ucb1", 5, 405.8), ("tuned_ucb1", 10, 437.1), ("tuned_ucb1", 50, 457.6), ("thompson", 5, 401.2)],
-)  # fmt: skip
+    [
+        ("gittins_approximation", 5, 405.8),
+        ("gittins_approximation", 10, 437.8),
+        ("tuned_ucb1", 5, 405.8),
+        ("tuned_ucb1", 10, 437.1),
+        ("tuned_ucb1", 50, 457.6),
+        ("thompson", 5, 401.2),
+    ],
+)
 def test_published_columns_of_bandits_with_500_pulls(name, num_arms, published):
     agent = getattr(oracles, name)(num_arms, *([500] if "gittins" in name else []))
     mean, error = bandit_total(agent, num_arms, 500)

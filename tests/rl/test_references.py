@@ -79,4 +79,4 @@ def test_a_reference_does_not_learn():
     family = families.gridworld()
     learner = rl.reference_learner(oracles.random_policy(rl.Discrete(5)), family.environment)
     with pytest.raises(ValueError, match="learner must be one that learns"):
-        jaxmeta.fit(jax.random.key(0), learner, family.train, num_steps=1, num_tasks=2, progress=False)
+        jaxmeta.fit(jax.random.key(0), learner, family.train, num_outer_steps=1, num_tasks=2, progress=False)

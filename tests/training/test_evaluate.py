@@ -16,7 +16,7 @@ LEARNER = jaxmeta.maml(
     lambda key: jax.random.normal(key, (2,)),
     jaxmeta.nn.mean_squared_error(lambda theta, x: theta[0] * x + theta[1]),
     inner_optimizer=adapt.sgd(0.3),
-    num_steps=2,
+    num_inner_steps=2,
 )
 NUM_TASKS = 11
 
@@ -98,8 +98,10 @@ def test_the_table_holds_every_number(report):
 def test_a_diverged_task_is_reported_and_the_file_stays_json(tmp_path):
     report = Report({"mse": np.array([[1.0, np.inf], [2.0, 1.0], [3.0, np.nan]])})
     assert report.metrics["mse"] == {
-        "mean": [2.0, None], "median": [2.0, None], "ci95": [pytest.approx(1.96 / np.sqrt(3)), None]
-    }  # fmt: skip
+        "mean": [2.0, None],
+        "median": [2.0, None],
+        "ci95": [pytest.approx(1.96 / np.sqrt(3)), None],
+    }
     assert "2 tasks diverged" in str(report) and str(report).count("diverged") == 1
     report.save(tmp_path / "report.json")
     json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)

@@ -27,7 +27,7 @@ ARGUMENTS = {"num_tasks": 2, "progress": False}
 
 
 def run(key, num_steps, chunk_size=CHUNK, tasks=TASKS, learner=LEARNER, **arguments):
-    return fit(key, learner, tasks, num_steps=num_steps, chunk_size=chunk_size, **ARGUMENTS, **arguments)
+    return fit(key, learner, tasks, num_outer_steps=num_steps, chunk_size=chunk_size, **ARGUMENTS, **arguments)
 
 
 def assert_same_bits(actual, expected):
@@ -142,7 +142,7 @@ def test_callbacks_see_every_chunk(key, whole):
 
 
 def test_the_progress_bar_shows_the_steps_and_a_metric(key, capsys):
-    fit(key, LEARNER, TASKS, num_steps=10, chunk_size=CHUNK, num_tasks=2)
+    fit(key, LEARNER, TASKS, num_outer_steps=10, chunk_size=CHUNK, num_tasks=2)
     shown = capsys.readouterr().err
     assert "10/10" in shown and "mse=" in shown
 
@@ -180,7 +180,7 @@ def test_a_diverging_inner_loop_is_said(key):
         lambda key: jnp.ones(2),
         LOSS_FN,
         inner_optimizer=adapt.sgd(1e20),
-        num_steps=5,
+        num_inner_steps=5,
     )
     with pytest.raises(FloatingPointError, match="inner"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from reference import assert_close
 
-from jaxmeta import adapt
+from jaxmeta import outer
 from jaxmeta.types import MetaParams, MetaState
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
@@ -18,7 +18,7 @@ def mean(microbatch):
         x = task["x"]
         return (jnp.sum(jnp.sin(meta_params * x)), {"square": x**2, "positive": jnp.all(x > 0)}), meta_params
 
-    return lambda meta_params, tasks: adapt.mean_over_tasks(fn, microbatch, meta_params, tasks)
+    return lambda meta_params, tasks: outer.mean_over_tasks(fn, microbatch, meta_params, tasks)
 
 
 @pytest.mark.parametrize("microbatch", [None, 1, 2, 3, 4, 6, 12])
@@ -34,7 +34,7 @@ def test_the_mean_does_not_depend_on_the_microbatch(x64, microbatch):
 def test_one_task_at_a_time_has_no_axis_of_tasks():
     """A product of two axes stays that, whose derivatives XLA does not have to copy into place."""
     fn = lambda w, x: jnp.sum(x @ w)
-    program = lambda microbatch: jax.jit(lambda w, x: adapt.mean_over_tasks(jax.grad(fn), microbatch, w, x))
+    program = lambda microbatch: jax.jit(lambda w, x: outer.mean_over_tasks(jax.grad(fn), microbatch, w, x))
     text = {m: program(m).lower(jnp.ones((2, 3)), jnp.ones((4, 5, 2))).as_text() for m in (1, 2)}
     products = {m: [line for line in text[m].splitlines() if "dot_general" in line] for m in text}
     assert products[1] and not any("x5x" in line for line in products[1])
@@ -49,7 +49,7 @@ def test_memory_is_that_of_a_microbatch():
 
     sizes = {}
     for microbatch in (64, 4, None):
-        program = jax.jit(lambda w, tasks, m=microbatch: adapt.mean_over_tasks(fn, m, w, tasks))
+        program = jax.jit(lambda w, tasks, m=microbatch: outer.mean_over_tasks(fn, m, w, tasks))
         analysis = program.lower(jnp.ones(256), jnp.ones((64, 256))).compile().memory_analysis()
         sizes[microbatch] = analysis.temp_size_in_bytes
     assert sizes[4] < sizes[64] / 8
@@ -70,7 +70,7 @@ def make_state():
     return MetaState(jnp.int32(7), meta_params, OPTIMIZER.init(meta_params), jnp.int32(2))
 
 
-step = jax.jit(lambda state, loss, grads: adapt.outer_step(OPTIMIZER, state, loss, {"mse": loss}, grads))
+step = jax.jit(lambda state, loss, grads: outer.outer_step(OPTIMIZER, state, loss, {"mse": loss}, grads))
 
 
 def test_a_finite_step_is_optax_applied():
