@@ -85,19 +85,14 @@ def fit(
     state, data = replicated((state, tasks.data))
     step = int(np.max(state.step))
     history = []
+    run_chunk = partial(_run_chunk, learner=learner, sample=tasks.sample, num_tasks=num_tasks, chunk_size=chunk_size)
     with tqdm(total=num_outer_steps, initial=step, unit=" steps", disable=not progress) as bar:
+        if step < num_outer_steps:
+            state, _ = run_chunk(run_key, state, data, 0)  # takes no step: it compiles
+            bar.unpause()  # so that the rate and the time left are those of steps
         while step < num_outer_steps:
             length = min(chunk_size, num_outer_steps - step)
-            state, metrics = _run_chunk(
-                run_key,
-                state,
-                data,
-                length,
-                learner=learner,
-                sample=tasks.sample,
-                num_tasks=num_tasks,
-                chunk_size=chunk_size,
-            )
+            state, metrics = run_chunk(run_key, state, data, length)
             metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}
             _check_progress(metrics, step)
             history.append(metrics)

@@ -1,5 +1,7 @@
 """The outer loop: independent of chunks, pauses and other seeds; what it compiles; what it does with NaN."""
 
+import sys
+import time
 import warnings
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tqdm import tqdm
 
 import jaxmeta
 from jaxmeta import TaskDistribution, adapt, fit
@@ -145,6 +148,25 @@ def test_the_progress_bar_shows_the_steps_and_a_metric(key, capsys):
     fit(key, LEARNER, TASKS, num_outer_steps=10, chunk_size=CHUNK, num_tasks=2)
     shown = capsys.readouterr().err
     assert "10/10" in shown and "mse=" in shown
+
+
+def test_the_bars_time_does_not_count_compiling(key, monkeypatch):
+    """Tracing sleeps; ten steps that do nothing take milliseconds."""
+    bars = []
+
+    class Bar(tqdm):
+        def close(self):
+            if not bars:
+                bars.append(self.format_dict["elapsed"])
+            super().close()
+
+    def update(key, state, tasks):
+        time.sleep(0.3)
+        return state._replace(step=state.step + 1), {"loss": jnp.zeros(())}
+
+    monkeypatch.setattr(sys.modules["jaxmeta.training.fit"], "tqdm", Bar)
+    fit(key, LEARNER._replace(update=update), TASKS, num_outer_steps=10, chunk_size=10, num_tasks=2)
+    assert bars[0] < 0.3
 
 
 def with_nan(probability):
