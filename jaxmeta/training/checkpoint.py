@@ -1,6 +1,9 @@
 """States on disk, with orbax: a new checkpoint is complete before the old one goes, so that no kill loses both."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +46,18 @@ def restore_state(directory: str | os.PathLike, like: PyTree) -> PyTree:
         return manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
 
-def _manager(directory: str | os.PathLike) -> Any:
+@contextlib.contextmanager
+def _manager(directory: str | os.PathLike) -> Iterator[Any]:
+    """orbax's, which leaves the root logger as it was: the first line that orbax logs, shown or not, gives a root
+    logger without handlers one, and from there on whatever else is logged comes out of it too."""
     import orbax.checkpoint as ocp
 
+    handlers = logging.root.handlers.copy()
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    try:
+        with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
+            yield manager
+    finally:
+        for handler in logging.root.handlers.copy():
+            if handler not in handlers:
+                logging.root.removeHandler(handler)
