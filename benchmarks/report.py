@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+
+from jaxmeta.devices import num_cores
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ def machine() -> dict[str, Any]:
     kind = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
     if device.platform == "gpu":
         kind |= _nvidia()
-    return {"versions": versions, "device": {**kind, "processor": platform.machine(), "cores": os.cpu_count()}}
+    return {"versions": versions, "device": {**kind, "processor": platform.machine(), "cores": num_cores()}}
 
 
 def _nvidia() -> dict[str, str]:
@@ -70,9 +72,13 @@ def write_report(path: Path, name: str, rows: Sequence[Row], draw: Callable[[Seq
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
     device = where["device"]
-    figure = draw(rows, f"{device['kind']}, {device['cores']} cores" if device["platform"] == "cpu" else device["kind"])
-    figure.savefig(path.with_suffix(".png"))
+    draw(rows, _name_of(device)).savefig(path.with_suffix(".png"))
     print(f"\n{path}\n{path.with_suffix('.png')}")
+
+
+def _name_of(device: dict[str, Any]) -> str:
+    """What a picture says that it was measured on."""
+    return f"{device['kind']}, {counted(device['cores'], 'core')}" if device["platform"] == "cpu" else device["kind"]
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Several devices for one outer step: each takes its share of the tasks, and they average their meta-gradients."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -47,6 +48,11 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     devices = devices[:num_devices]
     mesh = jax.make_mesh((len(devices),), (DEVICES,), (jax.sharding.AxisType.Auto,), devices=devices)
     return jax.set_mesh(mesh)
+
+
+def num_cores() -> int:
+    """A CPU's cores that this process may use: under `taskset`, or in a container, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_sharing() -> int | None:

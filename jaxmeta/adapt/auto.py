@@ -27,6 +27,7 @@ from jaxmeta.checks import check_integer
 from jaxmeta.outer.cost import CACHE_BYTES, default_memory_budget, peak_bytes
 from jaxmeta.outer.tasks import TASKS
 from jaxmeta.types import MetaParams, PyTree
+from jaxmeta.words import counted
 
 _log = logging.getLogger("jaxmeta")
 
@@ -77,7 +78,7 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
             num_steps, num_tasks = num_sources(sources), _num_tasks()
             name, reason = _choose(lambda name: (num_tasks or 1) * peak_of_task(name, args), num_steps, budget)
             if num_tasks:  # else it is traced for an estimate, or for one task alone
-                counts = f"{_count(num_steps, 'inner step')}, {_count(num_tasks, 'task')} at a time"
+                counts = f"{counted(num_steps, 'inner step')}, {counted(num_tasks, 'task')} at a time"
                 _say(f"auto: {name} for {counts}: {reason}")
             return gradients[name](*args)
 
@@ -111,10 +112,6 @@ def _num_tasks() -> int | None:
         return jax.lax.axis_size(TASKS)
     except NameError:
         return None
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number > 1)}"
 
 
 @functools.cache
