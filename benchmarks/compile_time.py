@@ -18,7 +18,7 @@ from benchmarks.contenders import plain_update
 from benchmarks.measure import summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta import Task, adapt, nn
 
@@ -141,23 +141,15 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     for panels_of_case, name in zip(axes, names, strict=True):
         for panel, sweep in zip(panels_of_case, sweeps, strict=True):
             swept = [row for row in rows if row["case"] == name and row["sweep"] == sweep]
-            for i, method in enumerate(methods):
+            for method in methods:
                 chosen = [row for row in swept if row["method"] == method]
                 for part, line in (("compile", "-"), ("trace", "--")):
                     low, middle, high = (
                         np.array([row[part][key] for row in chosen]) for key in ("min", "median", "max")
                     )
-                    panel.errorbar(
-                        [row[sweep] for row in chosen],
-                        middle,
-                        [middle - low, high - middle],
-                        linestyle=line,
-                        color=COLORS[i],
-                        marker=MARKERS[i],
-                        markersize=4,
-                        capsize=2,
-                        label=f"{method}: {part}",
-                    )
+                    look = words(method) | {"linestyle": line, "label": f"{method}: {part}"}
+                    x, whiskers = [row[sweep] for row in chosen], [middle - low, high - middle]
+                    panel.errorbar(x, middle, whiskers, markersize=4, capsize=2, **look)
             fixed = ", ".join(f"{_LABELS[key]} {value}" for key, value in _AT.items() if key != sweep)
             panel.set(xlabel=_LABELS[sweep], ylabel="seconds", xscale="log", ylim=(0, None))
             panel.set_title(f"{name}: {fixed}", fontsize=9)

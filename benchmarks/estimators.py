@@ -28,7 +28,7 @@ from benchmarks.enumerated import (
 from benchmarks.measure import float64
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta.rl import objectives
 
@@ -198,13 +198,13 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     title = "Meta-gradients from sampled inner episodes, relative to the norm of the exact one"
     figure, axes = panels(len(names), 3, title, width=4.2, height=3.4)
     for line, name in zip(axes, names, strict=True):
-        for i, estimator in enumerate(ESTIMATORS):
+        for estimator in ESTIMATORS:
             chosen = [row for row in rows if row["case"] == name and row["estimator"] == estimator]
-            style = {"color": COLORS[i], "marker": MARKERS[i], "markersize": 4, "label": estimator}
             for panel, key in zip(line, ("error", "deviation", "bias"), strict=True):
                 # a bias is shown where it is more than chance
                 shown = [row for row in chosen if key != "bias" or row["bias"] > 2 * row["bias_standard_error"]]
-                panel.plot([row["num_episodes"] for row in shown], [row[key] for row in shown], **style)
+                x, y = ([row[of] for row in shown] for of in ("num_episodes", key))
+                panel.plot(x, y, markersize=4, **words(estimator))
         for panel, label in zip(line, ("root mean square error", "deviation", "bias, if over 2σ"), strict=True):
             panel.set(xscale="log", yscale="log", xlabel="inner episodes", ylabel=label, title=name)
             panel.set_xticks(numbers, map(str, numbers))

@@ -21,7 +21,7 @@ from benchmarks.cases import Case, cast, conv4, omniglot_mlp, sinusoid
 from benchmarks.measure import float64, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from benchmarks.strategies import APPROXIMATE, EXACT
 from jaxmeta import adapt
@@ -170,24 +170,17 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     title = f"The meta-gradient against the exact one in float64, on {device}"
     figure, axes = panels(len(names), 2, title, width=5.0)
     for (error_panel, cosine_panel), name in zip(axes, names, strict=True):
-        for i, method in enumerate(methods):
+        for method in methods:
             chosen = [row for row in rows if row["case"] == name and row["method"] == method]
             x = np.array([row["num_steps"] for row in chosen])
-            style = {
-                "color": COLORS[i],
-                "marker": MARKERS[i],
-                "markersize": 5,
-                "label": method,
-                "linestyle": "--" if chosen[0]["kind"] == "precision" else "-",
-            }
             relative = [[row["relative_error"][key] for row in chosen] for key in ("min", "median", "max")]
             low, middle, high = np.array(relative, float)
             shown = middle > 0  # a logarithm has no 0: truncated(K) is exact
             whiskers = [(middle - low)[shown], (high - middle)[shown]]
-            error_panel.errorbar(x[shown], middle[shown], whiskers, capsize=2, **style)
+            error_panel.errorbar(x[shown], middle[shown], whiskers, capsize=2, markersize=5, **words(method))
             distance = 1 - np.array([row["cosine"]["median"] for row in chosen], float)
             shown = distance > 1e-15
-            cosine_panel.plot(x[shown], distance[shown], **style)
+            cosine_panel.plot(x[shown], distance[shown], markersize=5, **words(method))
         for panel, label in ((error_panel, "relative error"), (cosine_panel, "1 − cosine")):
             panel.set(yscale="log", xlabel="inner steps K", ylabel=label, title=name)
             panel.set_xticks(sorted({row["num_steps"] for row in rows}))

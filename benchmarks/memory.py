@@ -20,7 +20,7 @@ from benchmarks.cases import Case, cast, episodes, regression, sequences, sinuso
 from benchmarks.measure import interleave, jax_program, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from benchmarks.strategies import APPROXIMATE, EXACT, Strategies
 from jaxmeta import adapt, nn
@@ -252,20 +252,17 @@ def _fixed(rows: Sequence[Row], name: str, sweep: str) -> dict[str, int]:
 
 def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -> None:
     unit = 1e3 if quantity == "median" else 2**-20
-    for i, strategy in enumerate(STRATEGIES | LEARNS_RATES):
+    for strategy in STRATEGIES | LEARNS_RATES:
         points = [(row[sweep], unit * row[quantity]) for row in rows if row["strategy"] == strategy and quantity in row]
         if not points:
             continue
         x, y = zip(*points, strict=True)
-        marker = MARKERS[(i + i // 10) % 10]  # another one where colours begin again
-        panel.plot(x, y, color=COLORS[i % 10], marker=marker, markersize=4, label=strategy)
-        measured = [
-            (row[sweep], unit * row["process_bytes"])
-            for row in rows
-            if row["strategy"] == strategy and row.get("process_bytes")
-        ]
-        if measured and quantity != "median":
-            panel.plot(*zip(*measured, strict=True), "o", color=COLORS[i % 10], fillstyle="none", markersize=9)
+        look = words(strategy)
+        panel.plot(x, y, markersize=4, **look)
+        grew = [row for row in rows if row["strategy"] == strategy and row.get("process_bytes")]
+        if grew and quantity != "median":
+            measured = [(row[sweep], unit * row["process_bytes"]) for row in grew]
+            panel.plot(*zip(*measured, strict=True), "o", color=look["color"], fillstyle="none", markersize=9)
     panel.set(xscale="log", yscale="log")
     ticks = sorted({row[sweep] for row in rows})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

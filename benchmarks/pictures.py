@@ -1,17 +1,54 @@
 """The frame of the benchmarks' pictures: panels in rows, in the style of `jaxmeta.plotting`, without pyplot."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxmeta.plotting import METHODS, Style
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999", "#f0e442", "#7b3294")
-MARKERS = "osD^vPX*<>"
+_OF_BENCHMARKS: dict[str, Style] = {
+    # contenders
+    "jaxmeta": METHODS["auto"],
+    "jaxmeta, as fit": Style("#56b4e9", "P"),
+    "jaxmeta, over devices": Style("#009e73", "v"),
+    "plain JAX": Style("#cc79a7", "*"),
+    "torch.func": Style("#d55e00", "s"),
+    "higher": Style("#e69f00", "D"),
+    "TorchOpt": Style("#8c510a", "^"),
+    "learn2learn": Style("#7b3294", "X"),
+    "matrix product": Style("#999999", "<"),
+    # parts of meta-RL's training
+    "training": Style("#0072b2", "o"),
+    "training, 4 seeds together": Style("#56b4e9", "P", "--"),
+    "rollout": Style("#d55e00", "s", "-."),
+    "environment alone": Style("#999999", "<", ":"),
+    # precisions
+    "float32": Style("#000000", "p"),
+    "bfloat16 parameters": Style("#8c510a", "^"),
+    "paper": Style("#56b4e9", "P"),
+}
+
+
+def style(name: str) -> Style:
+    """How a method is drawn, in all pictures alike; `jaxmeta, NAME` as the meta-gradient NAME.
+
+    >>> style("jaxmeta, exact") == style("exact"), style("auto") == style("forward mode")
+    (True, False)
+    """
+    styles = METHODS | _OF_BENCHMARKS
+    return styles[name] if name in styles else styles[name.removeprefix("jaxmeta, ")]
+
+
+def words(name: str) -> dict[str, Any]:
+    """A method's style in matplotlib's words, and its label."""
+    color, marker, line = style(name)
+    return {"color": color, "marker": marker, "linestyle": line, "label": name}
 
 
 def panels(

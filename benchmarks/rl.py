@@ -21,7 +21,7 @@ from benchmarks.flops import count_flops
 from benchmarks.measure import Program, interleave, jax_program, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta import nn, rl
 from jaxmeta.algorithms.pearl import AdaptedBelief
@@ -273,14 +273,14 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
         for panel, (swept, (fixed, label)) in zip(panels_of_name, sweeps.items(), strict=True):
             values = [row[fixed] for row in of_name]
             at = max(set(values), key=values.count)
-            for who, color, marker in zip(CONTENDERS, COLORS, MARKERS, strict=False):
+            for who in CONTENDERS:
                 chosen = sorted(
                     (row for row in of_name if row["contender"] == who and row[fixed] == at), key=lambda row: row[swept]
                 )
                 if not chosen:
                     continue
                 x, y = ([row[key] for row in chosen] for key in (swept, "steps_per_second"))
-                panel.plot(x, y, color=color, marker=marker, label=who)
+                panel.plot(x, y, **words(who))
             ticks = sorted({row[swept] for row in of_name if row[fixed] == at})
             panel.set(xscale="log", yscale="log", xlabel=label, ylabel="steps per second", title=name)
             panel.set_xticks(ticks, [str(tick) for tick in ticks])

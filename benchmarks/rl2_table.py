@@ -18,7 +18,7 @@ import jax
 
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta.recipes.rl2 import MDPRL2, RL2, BanditRL2
 from jaxmeta.rl import Agent, reference_learner
@@ -165,10 +165,10 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     figure, [[panel]] = panels(1, 1, f"RL² and its paper's figures, on {device}", width=1.2 + 0.7 * len(cases))
     best = {case: max(row["total"] for row in rows if row["case"] == case and "seed" not in row) for case in cases}
     contenders = ("RL²", "paper", *_STRATEGIES)
-    for who, color, marker in zip(contenders, COLORS, MARKERS, strict=False):
+    for who in contenders:
         of = [row for row in rows if row["contender"] == who]
         share = [row["total"] / best[row["case"]] for row in of]
-        panel.plot([cases.index(row["case"]) for row in of], share, marker, color=color, label=who, alpha=0.8)
+        panel.plot([cases.index(row["case"]) for row in of], share, alpha=0.8, **words(who) | {"linestyle": ""})
     panel.set_xticks(range(len(cases)), cases, rotation=45, ha="right")
     panel.set(ylabel="total reward, of the best other")
     legend_below(figure, [panel], num_columns=4)

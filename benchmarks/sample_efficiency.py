@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, MARKERS, legend_below, panels
+from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta.recipes.maml_rl import MAML_RL, GradientRL
 from jaxmeta.recipes.pearl import PEARL, Pearl
@@ -147,10 +147,11 @@ def reached(steps: Sequence[int], returns: Sequence[float], level: float) -> int
 def draw(rows: Sequence[Row], device: str) -> "Figure":
     """The return at test against the steps of meta-training."""
     figure, [[panel]] = panels(1, 1, f"2D navigation, 100 test tasks, on {device}", width=6.0, height=3.6)
-    for row, color, marker in zip(rows, COLORS, MARKERS, strict=False):
+    for row in rows:
         x, y, interval = (np.asarray(row[key]) for key in ("steps", "return", "ci95"))
-        panel.plot(x, y, color=color, marker=marker, markersize=4, label=row["case"])
-        panel.fill_between(x, y - interval, y + interval, color=color, alpha=0.15, linewidth=0)
+        look = words(row["case"])
+        panel.plot(x, y, markersize=4, **look)
+        panel.fill_between(x, y - interval, y + interval, color=look["color"], alpha=0.15, linewidth=0)
     level = _level(rows)
     if level is not None:
         panel.axhline(level, color="0.5", linestyle=":", label="where MAML ends")

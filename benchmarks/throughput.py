@@ -4,7 +4,6 @@ All have the same weights, tasks and loss. First each shows in float64 that it c
 does not is not timed. The limit is the rate of a large matrix product, which takes its turns with the rest.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,9 +28,11 @@ from benchmarks.contenders import (
 from benchmarks.measure import float64, interleave, matrix_product, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import COLORS, panels
+from benchmarks.pictures import panels, style
 from benchmarks.report import Row, print_table, text, write_report
+from jaxmeta.devices import num_cores
 from jaxmeta.types import PyTree
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 def prepare() -> None:
     """Makes a device of each core of a CPU; where JAX runs already it stays as it is."""
     with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+        jax.config.update("jax_num_cpu_devices", num_cores())
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:
@@ -222,14 +223,13 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     """A panel of bars for each case: the median of tasks per second, with whiskers from the slowest to the fastest."""
     timed = [row for row in rows if "tasks_per_second" in row]
     names = list(dict.fromkeys(row["case"] for row in timed))
-    contenders = list(dict.fromkeys(row["contender"] for row in timed))
     num_columns = min(2, len(names))
     num_rows = -(-len(names) // num_columns)
     figure, axes = panels(num_rows, num_columns, f"One exact meta-step, float32, on {device}", width=5.6, height=2.4)
     for panel, name in zip(axes.flat, names, strict=False):
         for i, row in enumerate(row for row in timed if row["case"] == name):
             speed, slowest, fastest = (row["num_tasks"] / row[key] for key in ("median", "max", "min"))
-            color = COLORS[contenders.index(row["contender"]) % len(COLORS)]
+            color = style(row["contender"]).color
             panel.barh(i, speed, xerr=[[speed - slowest], [fastest - speed]], color=color, capsize=3)
             percent = 100 * row["fraction_of_matrix_product_rate"]
             label = f" {text(speed)}/s = {row['speed_relative_to_jaxmeta']:.2g}× ({text(percent)}%)"
@@ -249,4 +249,4 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
 
 def _title(row: Row) -> str:
     family = row["case"].rsplit("-t", 1)[0]
-    return f"{family}, {row['num_tasks']} task{'s' * (row['num_tasks'] > 1)}, K = {row['num_steps']}"
+    return f"{family}, {counted(row['num_tasks'], 'task')}, K = {row['num_steps']}"

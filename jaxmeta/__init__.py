@@ -11,7 +11,7 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
     print(jaxmeta.evaluate(jax.random.key(1), learner, tasks, state.meta_params))
 """
 
-from jaxmeta import adapt, nn, outer, rl, tasks, training
+from jaxmeta import adapt, nn, outer, plotting, rl, tasks, training
 from jaxmeta.algorithms import (
     anil,
     cavia,
@@ -71,6 +71,7 @@ __all__ = [
     "over_devices",
     "pearl",
     "pearl_agent",
+    "plotting",
     "ppo",
     "promp",
     "protonet",

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from jaxmeta.checks import check_integer, check_number
+from jaxmeta.rl import Transition
 from jaxmeta.types import MetaLearner, MetaParams, TaskDistribution
 
 if TYPE_CHECKING:
@@ -22,15 +24,16 @@ class Reference(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """What a recipe's dataclass builds. `references` takes a key and gives what is judged beside the learner;
-    `adaptation` is what the learner adapts by, of which there are K."""
+    """What a recipe's dataclass builds. `pictures` takes a key, meta-parameters and the recipe's name, for titles;
+    `references` takes a key and gives what is judged beside the learner; `adaptation` is what the learner adapts by, of
+    which there are K."""
 
     learner: MetaLearner
     train_tasks: TaskDistribution
     test_tasks: TaskDistribution
     metric: str
     protocol: str
-    pictures: Callable[[jax.Array, MetaParams], "dict[str, Figure]"]
+    pictures: Callable[[jax.Array, MetaParams, str], "dict[str, Figure]"]
     batch_norm: str | None = None
     eval_batch_size: int = 100
     adaptation: str = "inner step"
@@ -87,3 +90,12 @@ class Outer:
 
     def build(self) -> Experiment:
         raise NotImplementedError
+
+
+def paths_of(played: Transition) -> tuple[np.ndarray, np.ndarray]:
+    """What was seen at the start and after each step, and which steps were played, for pictures.
+
+    From episodes `[tasks, K + 1, T, ...]` what was seen is `[tasks, K + 1, T + 1, ...]`.
+    """
+    start = played.inputs.observation[:, :, :1]
+    return np.concatenate([start, played.next_observation], axis=2), np.asarray(played.mask)

@@ -14,7 +14,7 @@ from jaxmeta.adapt import InnerOptimizer
 from jaxmeta.algorithms import maml_rl
 from jaxmeta.algorithms.maml_rl import OuterUpdate, ppo, trpo, vpg
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of
 from jaxmeta.rl import Agent, Family, Transition, families, mlp_policy, oracles, reference_learner
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree
 
@@ -85,7 +85,7 @@ class GradientRL(Outer):
         """What is reported beside the return."""
         return {}
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         return {}
 
     def learner(self, num_eval_steps: int | None = None, scale: float = 1.0) -> MetaLearner:
@@ -167,12 +167,15 @@ class GradientRL(Outer):
 
     def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
         """Test tasks, and what was played in them before and after each inner step, `[num_tasks, K + 1, T, E]`."""
-        test = self.family().test
         task_key, play_key = jax.random.split(key)
-        tasks = jax.vmap(test.sample, (0, None))(jax.random.split(task_key, num_tasks), test.data)
+        tasks = self._test_tasks(task_key, num_tasks)
         adapt_to = self.learner(num_eval_steps=self.num_eval_steps + 1).adapt  # the last step's episodes, not its step
         play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
         return tasks, play(jax.random.split(play_key, num_tasks), tasks)
+
+    def _test_tasks(self, key: jax.Array, num_tasks: int) -> PyTree:
+        test = self.family().test
+        return jax.vmap(test.sample, (0, None))(jax.random.split(key, num_tasks), test.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +185,9 @@ class _Plane(GradientRL):
     def oracle(self) -> Oracle:
         return oracles.optimal_navigation
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         tasks, played = self._played(key, meta_params, num_tasks=4)
-        points, mask, goals = map(np.asarray, (played.next_observation, played.mask, tasks.goal))
-        return {"trajectories.png": plotting.trajectories(points, mask, goals, "four test tasks")}
+        return {"trajectories.png": plotting.trajectories(*paths_of(played), tasks.goal, f"{name}, four test tasks")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,10 @@ class Corners(_Plane):
 
     def family(self) -> Family:
         return families.corners()
+
+    def _test_tasks(self, key: jax.Array, num_tasks: int) -> PyTree:
+        """All four, each once."""
+        return self.family().test.data
 
     def metrics(self, transitions: Transition) -> Metrics:
         """Episodes that reach the task's own corner, and how many corners the E episodes visit between them."""
@@ -226,13 +232,13 @@ class Bandit(GradientRL):
     def oracle(self) -> Oracle:
         return oracles.optimal_bandit
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         tasks, played = self._played(key, meta_params, num_tasks=100)
         arms, means = np.asarray(played.action), np.asarray(tasks.means)  # [tasks, K + 1, T, E], [tasks, A]
         paid = np.take_along_axis(means, arms.reshape(len(means), -1), axis=1).reshape(arms.shape)
         regret = np.mean(means.max(axis=1)[:, None, None, None] - paid, axis=(0, 3))
         curves = {plotting.after(k): np.cumsum(row) for k, row in enumerate(regret)}
-        return {"regret.png": plotting.lines(curves, "pull of an episode", "regret", "100 test tasks")}
+        return {"regret.png": plotting.lines(curves, "pull of an episode", "regret", f"{name}, 100 test tasks")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +254,13 @@ class Gridworld(GradientRL):
     def metrics(self, transitions: Transition) -> Metrics:
         return {"reached": _reached(transitions)}
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         tasks, played = self._played(key, meta_params, num_tasks=4)
-        cells = np.argmax(np.asarray(played.next_observation), axis=-1)
+        seen, mask = paths_of(played)
+        cells = np.argmax(seen[..., :25], axis=-1)  # a number for each
         apart = np.random.default_rng(0).uniform(-0.2, 0.2, (*cells.shape[-1:], 2))  # episodes beside each other
-        points, mask, goals = np.stack([cells // 5, cells % 5], -1) + apart, np.asarray(played.mask), tasks.goal
-        return {"trajectories.png": plotting.trajectories(points, mask, np.asarray(goals), "four test tasks")}
+        points = np.stack([cells // 5, cells % 5], axis=-1) + apart
+        return {"trajectories.png": plotting.trajectories(points, mask, tasks.goal, f"{name}, four test tasks")}
 
 
 @dataclass(frozen=True, kw_only=True)

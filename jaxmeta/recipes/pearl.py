@@ -13,10 +13,11 @@ from jaxmeta.algorithms import mlp_actor_critic, mlp_encoder, pearl, sac
 from jaxmeta.algorithms.pearl import experience_of, product_of_gaussians
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.checks import check_integer
-from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of
 from jaxmeta.rl import Environment, Family, Transition, families, indexed_tasks, oracles, reference_learner
 from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,11 +91,11 @@ class Pearl(Outer):
         """Whether a transition says what the task is only with what followed it."""
         return False
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         if self.context != "probabilistic":
             return {}
         _, played = self._played(key, meta_params, num_tasks=20)
-        return {"belief.png": self._belief(meta_params, played)}
+        return {"belief.png": self._belief(meta_params, played, name)}
 
     def learner(self, family: Family | None = None, num_eval_steps: int | None = None) -> MetaLearner:
         """Without context if it is given another family."""
@@ -184,7 +185,7 @@ class Pearl(Outer):
         play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
         return tasks, play(jax.random.split(play_key, num_tasks), tasks)
 
-    def _belief(self, meta_params: MetaParams, played: Transition) -> "Figure":
+    def _belief(self, meta_params: MetaParams, played: Transition, name: str) -> "Figure":
         """How far means are from those after all transitions, and deviations, against their number."""
         encoder = mlp_encoder(
             self.family(),
@@ -203,7 +204,8 @@ class Pearl(Outer):
 
         distance, deviation = jax.tree.map(lambda x: np.asarray(x).mean(axis=0), jax.jit(jax.vmap(beliefs))(played))
         curves = {"mean: how far from the last": distance, "deviation": deviation}
-        return plotting.lines(curves, "transitions of a task", "belief", "the mean over 20 test tasks")
+        title = f"{name}, mean over {counted(len(played.mask), 'test task')}"
+        return plotting.lines(curves, "transitions of a task", "distance and deviation of the belief", title)
 
 
 def told(environment: Environment, describe: Callable[[PyTree], jax.Array]) -> Environment:
@@ -239,11 +241,12 @@ class Navigation(Pearl):
         optimal = reference_learner(oracles.optimal_navigation, self.family().environment)
         return {**super().fixed_references(), "optimal": optimal}
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         tasks, played = self._played(key, meta_params, num_tasks=4)
-        points, mask = (np.asarray(x)[:, :, :, None] for x in (played.next_observation, played.mask))
-        figure = plotting.trajectories(points, mask, np.asarray(tasks.goal), "four test tasks", step="episode")
-        return {**super().pictures(key, meta_params), "trajectories.png": figure}
+        points, mask = (leaf[:, :, :, None] for leaf in paths_of(played))  # one episode, where MAML plays E
+        title = f"{name}, four test tasks"
+        figure = plotting.trajectories(points, mask, tasks.goal, title, step="episode")
+        return {**super().pictures(key, meta_params, name), "trajectories.png": figure}
 
 
 @dataclass(frozen=True, kw_only=True)

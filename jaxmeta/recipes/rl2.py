@@ -25,6 +25,7 @@ from jaxmeta.rl import (
     trial,
 )
 from jaxmeta.types import MetaParams, PyTree
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,13 +168,14 @@ class RL2(Outer):
             f"entropy {self.entropy_weight:g}{to_last}"
         )
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         """Returns by episode, in trials of twice the length that was trained for."""
         num_episodes = 2 * self.num_episodes
         agents = {"RL²": rl2_agent(self.family(), self.actor(), meta_params)} | self._longer_oracles()
         returns = lambda task, transitions: episode_returns(transitions, num_episodes)
         curves = _play(key, self.family(), agents, num_episodes, returns)
-        title = f"trained for {self.num_episodes} episode{'s' * (self.num_episodes > 1)}, {_PICTURE_TASKS:,} test tasks"
+        trained = f"trained for {counted(self.num_episodes, 'episode')}"
+        title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
         return {"longer.png": plotting.lines(curves, "episode", "return", title, highlight="RL²")}
 
     def _longer_oracles(self) -> dict[str, Oracle]:
@@ -234,7 +236,7 @@ class BanditRL2(RL2):
             return found
         return {"Bayes-optimal": oracles.bayes_optimal_bandit(num_arms, num_pulls)[1], **found}
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         """Regret against the best arm, in trials as long as in training and twice as long."""
         pictures = {}
         regret = lambda task, transitions: jnp.cumsum(jnp.max(task.means) - task.means[transitions.action])
@@ -242,7 +244,8 @@ class BanditRL2(RL2):
             family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
             agents = {"RL²": rl2_agent(family, self.actor(), meta_params)} | self.oracles(num_pulls)
             curves = _play(key, family, agents, 1, regret)
-            title = f"{self.num_arms} arms, trained for {self.num_pulls} pulls, {_PICTURE_TASKS:,} test tasks"
+            trained = f"{counted(self.num_arms, 'arm')}, trained for {counted(self.num_pulls, 'pull')}"
+            title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
             pictures[file] = plotting.lines(curves, "pull", "regret", title, highlight="RL²")
         return pictures
 

@@ -14,6 +14,7 @@ from jaxmeta.algorithms.cavia import context_only
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,7 +184,9 @@ class GradientOmniglot(Omniglot, GradientBased):
     def build(self) -> Experiment:
         network = nn.Conv4(self.num_ways, self.num_filters)
         learner = self.learner(_init_fn(network), nn.cross_entropy(network.apply))
-        return _episodes(self, learner, network.apply, self.num_ways, f"after {self.num_eval_steps} inner steps")
+        return _episodes(
+            self, learner, network.apply, self.num_ways, f"after {counted(self.num_eval_steps, 'inner step')}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +233,7 @@ def _regression(
     test_tasks = family(num_shots=num_eval_shots, num_queries=config.num_eval_queries)
     steps = sorted({0, 1, config.num_eval_steps})
 
-    def pictures(key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         x = jnp.linspace(-half_width, half_width, 200)[:, None]
         samples = [test_tasks.sample(k, test_tasks.data) for k in jax.random.split(key, 3)]
         curves = [[apply_fn(meta_params.params, x)] for _ in samples]
@@ -244,7 +247,7 @@ def _regression(
             [jax.tree.map(np.asarray, task.support) for task in samples],
             np.stack([[np.ravel(fit) for fit in fits] for fits in curves]),
             steps,
-            f"{num_eval_shots} shots of three test tasks",
+            f"{name}, {counted(num_eval_shots, 'shot')} of three test tasks",
         )
         return {"adaptation.png": figure}
 
@@ -281,12 +284,12 @@ def _episodes(
     test_tasks = episodes("test", num_eval_ways, config.num_eval_queries)
     what = f"{num_eval_ways}-way {config.num_shots}-shot"
 
-    def pictures(key: jax.Array, meta_params: MetaParams) -> "dict[str, Figure]":
+    def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         task = test_tasks.sample(key, test_tasks.data)
         params = learner.adapt(key, meta_params, task)
         predictions = np.asarray(jnp.argmax(predict(params, task.query[0]), axis=-1))
         support, query = jax.tree.map(np.asarray, (task.support, task.query))
-        return {"episode.png": plotting.episode(support, query, predictions, f"{what}, {adapted}")}
+        return {"episode.png": plotting.episode(support, query, predictions, f"{name}, {what}, {adapted}")}
 
     protocol = (
         f"{what} Omniglot, 28x28, {config.num_filters} filters; trained on 1,100 characters and their rotations with "
