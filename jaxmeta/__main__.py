@@ -10,13 +10,16 @@ from typing import Annotated
 
 import tyro
 
+from jaxmeta import __version__
+
 USAGE = """usage: jaxmeta COMMAND
 
   jaxmeta list                          the recipes
   jaxmeta train RECIPE [--seed INT] [--out DIR] [--resume] [--FIELD VALUE ...]
                                         meta-train, evaluate, draw; jaxmeta train RECIPE --help explains every field
   jaxmeta evaluate DIR [--num-tasks INT] [--data-dir DIR]
-                                        evaluate a run again"""
+                                        evaluate a run again
+  jaxmeta --version"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
+    if argv == ["--version"]:
+        print(f"jaxmeta {__version__}")
+        return 0
     commands = {"list": _list, "train": _train, "evaluate": _evaluate}
     if argv[0] not in commands:
         return _fail(f"there is no command {argv[0]!r}\n{USAGE}")

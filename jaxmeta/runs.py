@@ -5,16 +5,15 @@
 | `config.json`   | the recipe, the seed and every field                                                     |
 | `metrics.jsonl` | a line for each hundredth of the run: step, seconds, the means of the training metrics    |
 | `state/`        | the meta-parameters and the outer optimizer's state, saved at least every half minute     |
-| `result.json`   | the test tasks' metrics before and after each step of adaptation, and what they are      |
-|                 | compared with; written last                                                              |
 | `*.png`         | the learning curve, the adaptation curve, the recipe's own pictures                       |
+| `result.json`   | the test tasks' metrics before and after each step of adaptation, and what they are      |
+|                 | compared with; written last, so that a run that has it is finished                       |
 """
 
 import contextlib
 import dataclasses
 import json
 import logging
-import os
 import platform
 import sys
 import time
@@ -30,12 +29,15 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
+from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Omniglot, Outer
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.training.checkpoint import restore_state, save_state
 from jaxmeta.types import MetaState
+from jaxmeta.words import counted
 
 _SECONDS_BETWEEN_SAVES = 30
+_WITHOUT_EFFECT = {"num_eval_tasks", "microbatch", "data_dir"}  # fields that do not change what is to be reached
 _VERSIONS = {
     "jaxmeta": __version__,
     "python": platform.python_version(),
@@ -51,12 +53,37 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
     """
     experiment = config.build()
     directory = _claim(name, config, seed, out, resume)
-    print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}\nunder {directory}", flush=True)
+    changed = _differences(dataclasses.asdict(RECIPES[name].config()), dataclasses.asdict(config))
+    print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
+    if changed:
+        print(f"not as the recipe: {_listed(changed, 'the recipe has')}")
+    print(f"under {directory}", flush=True)
 
-    train_key, *_ = jax.random.split(jax.random.key(seed), 3)
-    test_key, picture_key = _test_keys()
     log = _Log(directory)
-    state = _restore(directory, experiment) if any(directory.glob("state/[0-9]*")) else None
+    state = _train(experiment, config, seed, log)
+    print(f"evaluating on {counted(config.num_eval_tasks, 'test task')}", flush=True)
+    test_key, picture_key = _test_keys()
+    report, references = _evaluate(experiment, config, test_key, state)
+    _draw(directory, name, experiment, report, references, log, picture_key, state)
+    found = {
+        "recipe": name,
+        "seed": seed,
+        "seconds": round(log.seconds(), 1),
+        **_result(report, references, experiment.metric, state),
+    }
+    _write(directory / "result.json", found)
+    print(_table(report, references, experiment.metric))
+    if changed.keys() <= _WITHOUT_EFFECT:
+        print(f"to reach: {RECIPES[name].figure}")
+    print(f"{log.seconds():.0f} s; written to {directory}")
+    return report
+
+
+def _train(experiment: Experiment, config: Outer, seed: int, log: "_Log") -> MetaState:
+    """From the last checkpoint on, if there is one."""
+    train_key, *_ = jax.random.split(jax.random.key(seed), 3)
+    has_checkpoint = any(log.directory.glob("state/[0-9]*"))
+    state = _restore(log.directory, experiment) if has_checkpoint else None
     log.drop_after(0 if state is None else int(state.step))
     with _choices_on_stdout():
         state, _ = fit(
@@ -70,30 +97,21 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
             callbacks=[log],
         )
     log.save(state)
-    print(f"evaluating on {config.num_eval_tasks} test tasks", flush=True)
-    report, references = _evaluate(experiment, config, test_key, state)
-    _write(
-        directory / "result.json",
-        {
-            "recipe": name,
-            "seed": seed,
-            "seconds": round(log.seconds(), 1),
-            "device": _device(),
-            "versions": _VERSIONS,
-            "num_skipped": int(state.num_skipped),
-            "batch_norm": report.batch_norm,
-            "num_tasks": report.num_tasks,
-            "metrics": report.metrics,
-            "references": {
-                reference: {**found.metrics, "ahead": report.ahead_of(found, experiment.metric)}
-                for reference, found in references.items()
-            },
+    return state
+
+
+def _result(report: Report, references: dict[str, Report], metric: str, state: MetaState) -> dict[str, Any]:
+    return {
+        "device": _device(),
+        "versions": _VERSIONS,
+        "num_skipped": int(state.num_skipped),
+        "batch_norm": report.batch_norm,
+        "num_tasks": report.num_tasks,
+        "metrics": report.metrics,
+        "references": {
+            name: {**found.metrics, "ahead": report.ahead_of(found, metric)} for name, found in references.items()
         },
-    )
-    _draw(directory, name, experiment, report, references, log, picture_key, state)
-    print(f"{_table(report, references, experiment.metric)}\nto reach: {RECIPES[name].figure}")
-    print(f"{log.seconds():.0f} s; written to {directory}")
-    return report
+    }
 
 
 def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | None) -> Report:
@@ -113,7 +131,7 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     test_key, _ = _test_keys()
     state = _restore(directory, experiment)
     report, references = _evaluate(experiment, config, test_key, state)
-    print(f"{name}, seed {seed}, after {int(state.step)} outer steps, on {_device()}\n{experiment.protocol}")
+    print(f"{name}, seed {seed}, after {counted(int(state.step), 'outer step')}, on {_device()}\n{experiment.protocol}")
     print(_table(report, references, experiment.metric))
     return report
 
@@ -122,14 +140,16 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
 def _choices_on_stdout() -> Iterator[None]:
     """Shows what the library chooses by itself, such as `adapt.auto` its schedule."""
     logger, handler = logging.getLogger("jaxmeta"), logging.StreamHandler(sys.stdout)
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library may have left a handler at the root, which would say it again
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _test_keys() -> tuple[jax.Array, jax.Array]:
@@ -206,14 +226,14 @@ def _draw(
 ) -> None:
     lines, metric = log.lines(), experiment.metric
     steps, values = (np.array([line[column] for line in lines], float) for column in ("step", metric))
-    figures = experiment.pictures(key, state.meta_params) | {
+    figures = experiment.pictures(key, state.meta_params, name) | {
         "learning_curve.png": plotting.learning_curve(steps, values, metric, name),
-        "adaptation_curve.png": plotting.adaptation_curve(
-            report.metrics,
-            metric,
-            f"{name}, {report.num_tasks} test tasks",
-            experiment.adaptation,
-            {reference: found.metrics for reference, found in references.items() if metric in found.metrics},
+        "adaptation_curve.png": plotting.report(
+            report,
+            names=[metric],
+            title=f"{name}, {counted(report.num_tasks, 'test task')}",
+            adaptation=experiment.adaptation,
+            references={reference: found for reference, found in references.items() if metric in found.samples},
         ),
     }
     for file, figure in figures.items():
@@ -229,8 +249,8 @@ def _claim(name: str, config: Outer, seed: int, out: Path | None, resume: bool) 
         names = (Path("runs") / f"{name}-seed{seed}{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 10_000))])
         out = next(path for path in names if not path.exists())
     if resume:
-        if _read_json(out / "config.json") != json.loads(json.dumps(content)):
-            raise ValueError(f"--out {out} holds a run with other settings; see {out / 'config.json'}")
+        if differ := _differences(_read_json(out / "config.json"), json.loads(json.dumps(content))):
+            raise ValueError(f"--out {out} holds a run with other settings: {_listed(differ, 'the run has')}")
         if (out / "result.json").exists():
             raise ValueError(f"--out {out} holds a finished run; see it with: jaxmeta evaluate {out}")
         return out
@@ -240,6 +260,28 @@ def _claim(name: str, config: Outer, seed: int, out: Path | None, resume: bool) 
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "config.json", content)
     return out
+
+
+_NONE = "not a field"
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, with both values; those of an option that has fields are named `option.field`."""
+    there, here = dict(_flat(there)), dict(_flat(here))
+    values = {name: (there.get(name, _NONE), here.get(name, _NONE)) for name in there | here}
+    return {name: (one, other) for name, (one, other) in values.items() if one != other}
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _listed(differences: dict[str, tuple[Any, Any]], who: str) -> str:
+    return ", ".join(f"{name} {here} ({who} {there})" for name, (there, here) in differences.items())
 
 
 def _read_config(directory: Path) -> tuple[str, int, Outer]:
@@ -274,7 +316,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _device() -> str:
-    device = jax.devices()[0]
-    return (
-        f"cpu ({os.cpu_count()} cores)" if device.platform == "cpu" else f"{len(jax.devices())} x {device.device_kind}"
-    )
+    """What this process may use."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}"
+    return f"cpu ({counted(num_cores(), 'core')}{f', {len(devices)} devices' if len(devices) > 1 else ''})"

@@ -1,14 +1,22 @@
 """The command, as a stranger uses it: what it writes, what it says of a wrong call, and that a killed run goes on."""
 
+import contextlib
+import io
 import json
+import logging
+import os
 import shutil
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
-from jaxmeta import runs
+from jaxmeta import __version__, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES
+from jaxmeta.training import Report
+from jaxmeta.training.checkpoint import restore_state, save_state
 
 SMALL = ["--num-outer-steps", "40", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
 
@@ -28,9 +36,11 @@ def lines(directory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run, not to be changed."""
+    """A finished run, not to be changed; what it said is beside it."""
     directory = tmp_path_factory.mktemp("runs") / "sinusoid"
-    assert train(directory, "--seed", "3") == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert train(directory, "--seed", "3") == 0
+    (directory.parent / "said.txt").write_text(said.getvalue())
     return directory
 
 
@@ -75,6 +85,12 @@ def test_pictures_are_pictures(finished):
             assert len(image.convert("RGB").getcolors(image.size[0] * image.size[1])) > 10  # not blank
 
 
+def test_a_run_with_settings_of_its_own_names_them_and_not_the_recipes_figure(finished):
+    said = (finished.parent / "said.txt").read_text()
+    assert "not as the recipe: num_steps 40 (the recipe has 50000), num_tasks 3 (the recipe has 25), " in said
+    assert "to reach" not in said and RECIPES["maml-sinusoid"].figure not in said
+
+
 def test_evaluate_finds_the_same_figures_again(finished, capsys):
     assert main(["evaluate", str(finished)]) == 0
     printed = capsys.readouterr().out
@@ -104,6 +120,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
         if int(state.step) == 17:
             raise Killed
 
+    monkeypatch.setattr(runs, "_draw", lambda *_: None)
     monkeypatch.setattr(runs, "_SECONDS_BETWEEN_SAVES", seconds_between_saves)
     monkeypatch.setattr(runs._Log, "__call__", log_and_die)
     with pytest.raises(Killed):
@@ -118,6 +135,65 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
     assert lines(tmp_path / "run") == lines(finished)
     resumed, whole = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", finished))
     assert resumed["metrics"] == whole["metrics"]
+
+
+def test_a_run_killed_before_all_its_pictures_are_drawn_gets_them_on_resume(finished, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for written in ("result.json", "adaptation.png", "learning_curve.png", "adaptation_curve.png"):
+        (run / written).unlink()
+    report = Report({"mse": np.ones((5, 4))})
+    monkeypatch.setattr(runs, "_evaluate", lambda *_: (report, {}))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(runs.plotting, "learning_curve", die)
+        train(run, "--seed", "3", "--resume")
+    assert train(run, "--seed", "3", "--resume") == 0
+    assert {path.name for path in run.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxmeta {__version__}\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_the_device_is_what_the_process_may_use(monkeypatch):
+    cores = os.sched_getaffinity(0)
+    monkeypatch.setattr("jax.devices", lambda devices=jax.devices(): devices[:1])
+    try:
+        os.sched_setaffinity(0, {min(cores)})  # as `taskset` does
+        assert runs._device() == "cpu (1 core)"
+        monkeypatch.setattr("jax.devices", lambda devices=jax.devices(): 4 * devices)
+        assert runs._device() == "cpu (1 core, 4 devices)"
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert runs._device().startswith(f"cpu ({len(cores)} core")
+
+
+def test_a_checkpoint_leaves_the_root_logger_as_it_was(tmp_path, monkeypatch):
+    """orbax's first line gives it a handler, which says again what the command has said, and keeps a user's own
+    `logging.basicConfig` from having any effect."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    save_state(tmp_path / "state", 1, {"w": np.ones(2)})
+    assert logging.root.handlers == []
+    mine = logging.NullHandler()
+    logging.root.addHandler(mine)
+    restore_state(tmp_path / "state", {"w": np.zeros(2)})
+    assert logging.root.handlers == [mine]
+
+
+def test_what_is_chosen_is_said_once_whatever_handler_is_at_the_root(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler()])
+    with runs._choices_on_stdout():
+        logging.getLogger("jaxmeta").info("auto chooses")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("auto chooses\n", "")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +235,21 @@ def test_a_directory_that_holds_a_run_is_left_as_it_is(finished, arguments, caps
     assert contents(finished) == before
 
 
+def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
+    assert train(finished, "--seed", "4", "--num-shots", "7", "--resume") == 2
+    said = capsys.readouterr().err
+    assert "holds a run with other settings: seed 4 (the run has 3), num_shots 7 (the run has 5)\n" in said
+
+
+def test_options_with_fields_differ_field_by_field():
+    there, here = {"outer": {"clip": 0.2, "steps": 1}, "gone": 1}, {"outer": {"clip": 0.3, "steps": 1}, "new": [2]}
+    assert runs._differences(there, here) == {
+        "outer.clip": (0.2, 0.3),
+        "gone": (1, "not a field"),
+        "new": ("not a field", [2]),
+    }
+
+
 def test_a_directory_of_something_else_is_left_as_it_is(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert train(tmp_path) == 2
@@ -166,10 +257,16 @@ def test_a_directory_of_something_else_is_left_as_it_is(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_runs_without_a_name_get_directories_of_their_own(tmp_path, monkeypatch):
+def test_runs_without_a_name_get_directories_of_their_own(tmp_path, monkeypatch, capsys):
+    """And as they are the recipe's own settings, all but how many tasks it is judged on, they say what to reach."""
     monkeypatch.chdir(tmp_path)
+    recipe = RECIPES["maml-linear"]
+    short = replace(recipe.config(), num_steps=2, num_tasks=3, num_eval_tasks=5)
+    monkeypatch.setitem(RECIPES, "maml-linear", recipe._replace(config=lambda: short))
+    monkeypatch.setattr(runs, "_draw", lambda *_: None)
     for _ in range(2):
-        assert main(["train", "maml-linear", *SMALL]) == 0
+        assert main(["train", "maml-linear", "--num-eval-tasks", "4"]) == 0
+    assert f"to reach: {recipe.figure}\n" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["maml-linear-seed0", "maml-linear-seed0-2"]
 
 

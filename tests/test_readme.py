@@ -69,6 +69,14 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
         assert when or len(metric["mean"]) == 1
         index = int(step) - (when == "in episode") if when else 0
         assert (mean, ci95) == tuple(f"{metric[statistic][index]:.4f}" for statistic in ("mean", "ci95"))
+    below = dict(re.findall(r"(?:below|and) ([^(]+) \((-?[0-9.]+)\)", measured))
+    last = lambda found: found["return"]["mean"][-1]
+    references = result.get("references", {})
+    for reference, mean in below.items():
+        assert last(result["metrics"]) < last(references[reference])
+        assert mean == f"{last(references[reference]):.4f}"
+    if "random" in references and last(result["metrics"]) < last(references["random"]):
+        assert "random" in below  # who is worse than chance says so
 
 
 @pytest.mark.parametrize("device", ["cpu", "nvidia-h200"])
