@@ -258,12 +258,13 @@ def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -
             continue
         x, y = zip(*points, strict=True)
         look = words(strategy)
-        panel.plot(x, y, markersize=4, **look)
+        wide = {"linewidth": 4, "alpha": 0.5} if strategy == "auto" else {}  # it lies under what it has chosen
+        panel.plot(x, y, markersize=4, **wide, **look)
         grew = [row for row in rows if row["strategy"] == strategy and row.get("process_bytes")]
         if grew and quantity != "median":
             measured = [(row[sweep], unit * row["process_bytes"]) for row in grew]
             panel.plot(*zip(*measured, strict=True), "o", color=look["color"], fillstyle="none", markersize=9)
     panel.set(xscale="log", yscale="log")
-    ticks = sorted({row[sweep] for row in rows})
+    ticks = sorted({row[sweep] for row in rows if quantity in row})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     panel.minorticks_off()

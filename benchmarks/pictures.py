@@ -22,7 +22,6 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "higher": Style("#e69f00", "D"),
     "TorchOpt": Style("#8c510a", "^"),
     "learn2learn": Style("#7b3294", "X"),
-    "matrix product": Style("#999999", "<"),
     # parts of meta-RL's training
     "training": Style("#0072b2", "o"),
     "training, 4 seeds together": Style("#56b4e9", "P", "--"),

@@ -44,7 +44,7 @@ METHODS: dict[str, Style] = {
     "Bayes-optimal": Style("#000000", "p", _LONG),
     "Gittins": Style("#e69f00", "v", "--"),
     "Thompson": Style("#cc79a7", "^", _DOUBLE),
-    "PSRL": Style("#cc79a7", "^", _DOUBLE),  # Thompson's sampling, of MDPs
+    "PSRL": Style("#8c510a", "h", _DOUBLE),
     "UCB1, tuned": Style("#009e73", "D", "-."),
     "from scratch, rate x1": Style("#56b4e9", "P", "--"),
     "from scratch, rate x10": Style("#7b3294", "X", _DOUBLE),
@@ -185,7 +185,7 @@ def report(
         _draw_adaptation(axes, found.metrics[name], {key: other.metrics[name] for key, other in references.items()})
         axes.set(ylabel=f"{name} on test tasks", xlabel=adaptation if len(found.metrics[name]["mean"]) > 1 else "")
     figure.suptitle(counted(found.num_tasks, "test task") if title is None else title)
-    _legend(figure, panels[0], "outside right center")  # beside, where no curve is
+    _legend_beside(figure, panels[0])
     return figure
 
 
@@ -225,7 +225,7 @@ def regression_adaptation(
         axes.plot(np.ravel(shots_x), np.ravel(shots_y), "^", color=SHOTS, markersize=7, label="shots", zorder=5)
         axes.set(xlabel="x", ylabel="y")
     figure.suptitle(title)
-    _legend(figure, panels[0], "outside lower center")
+    _legend_below(figure, panels[0])
     return figure
 
 
@@ -262,7 +262,7 @@ def trajectories(
         axes.plot(*goal, "*", color=SHOTS, markersize=13, label="goal", zorder=5)
         axes.set(xlabel="x", ylabel="y", aspect="equal", **_limits(np.concatenate([points[is_there], goals])))
     figure.suptitle(f"{title}; a marker where each ends")
-    _legend(figure, panels[0], "outside lower center")
+    _legend_below(figure, panels[0])
     return figure
 
 
@@ -285,7 +285,7 @@ def lines(
         axes.locator_params(axis="x", integer=True)
     else:
         axes.set_xticks([])
-    _legend(figure, axes, "outside right center")
+    _legend_beside(figure, axes)
     return figure
 
 
@@ -400,11 +400,15 @@ def _limits(points: np.ndarray) -> dict[str, tuple[float, float]]:
     return {name: (at - half, at + half) for name, at in zip(("xlim", "ylim"), middle, strict=True)}
 
 
-def _legend(figure: "Figure", axes: "Axes", where: str) -> None:
-    """For the whole figure, from what is labelled in one panel, in the order in which it was drawn."""
+def _legend_beside(figure: "Figure", axes: "Axes") -> None:
+    """Of all panels, from what is labelled in one of them."""
     handles, labels = axes.get_legend_handles_labels()
-    num_columns = len(labels) if where == "outside lower center" else 1
-    figure.legend(handles, labels, loc=where, ncols=num_columns, frameon=False, handlelength=3)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=3)
+
+
+def _legend_below(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, handlelength=3)
 
 
 def _frame(axes: "Axes", color: str) -> None:
@@ -427,4 +431,4 @@ def _figure(num_panels: int, width: float, height: float) -> "tuple[Figure, Sequ
     for panel in axes[:num_panels]:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)
-    return figure, axes[:num_panels]
+    return figure, list(axes[:num_panels])

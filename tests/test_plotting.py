@@ -173,6 +173,7 @@ TOGETHER = {
     "policies": ["random", "told the task", "from scratch, rate x1", "from scratch, rate x10", "no context", "optimal"],
     "strategies": NAMES[NAMES.index("auto") : NAMES.index("log π · G")],
     "estimators": ["first order", *NAMES[NAMES.index("log π · G") :]],
+    "MDPs": ["RL²", "told the MDP", "PSRL", "random"],
     "learners": ["MAML", "PEARL", "RL²"],
 }
 

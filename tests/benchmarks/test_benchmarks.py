@@ -1,15 +1,18 @@
 """Each benchmark runs on its smallest setting, and leaves JSON that says all and a picture."""
 
+import itertools
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import compile_time, gradient_error, memory, report, rl2_table, throughput
+from benchmarks import compile_time, estimators, gradient_error, memory, report, rl, rl2_table, throughput
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import UnknownCase, choose
+from benchmarks.pictures import style
 from benchmarks.report import write_report
 from benchmarks.strategies import EXACT
 
@@ -55,6 +58,35 @@ def test_throughput_keeps_the_cases_before_one_that_fails(tmp_path, monkeypatch)
     with pytest.raises(RuntimeError, match="killed"):
         main(["throughput", "--quick", "--cases", "sinusoid", "--json", str(path)])
     assert json.loads(path.read_text())["rows"] == [{"case": "sinusoid-t25-k1"}]
+
+
+DRAWN_TOGETHER = {
+    "memory": [*(memory.STRATEGIES | memory.LEARNS_RATES)],
+    "estimators": [*estimators.ESTIMATORS],
+    "rl": [*rl.CONTENDERS],
+    "rl2_table": ["RL²", "paper", *rl2_table._STRATEGIES],
+}
+
+
+def names_drawn(path):
+    rows = json.loads(path.read_text())["rows"]
+    key = {"sample_efficiency": "case", "memory": "strategy", "estimators": "estimator"}.get(path.stem)
+    key = key or ("method" if "method" in rows[0] else "contender")
+    return [name for name in dict.fromkeys(row[key] for row in rows) if name != "matrix product"]  # a yardstick
+
+
+@pytest.mark.parametrize("name", [*DRAWN_TOGETHER, *Path(report.__file__).parent.glob("results/*/*.json")])
+def test_what_is_drawn_together_is_told_apart_with_and_without_colours(name):
+    names = DRAWN_TOGETHER[name] if isinstance(name, str) else names_drawn(name)
+    for one, other in itertools.combinations(names, 2):
+        a, b = style(one), style(other)
+        assert (a.marker, a.line) != (b.marker, b.line), (one, other)
+        assert a.color != b.color or other == f"{one}, baseline", (one, other)
+
+
+def test_a_method_has_the_same_colour_in_all_benchmarks():
+    assert style("jaxmeta, auto") == style("auto") == style("jaxmeta") != style("forward mode")
+    assert style("jaxmeta, mixed mode") == style("mixed mode")
 
 
 def test_the_driver_and_clocks_of_a_gpu_are_recorded_where_nvidia_smi_tells_them(tmp_path, monkeypatch):
