@@ -258,7 +258,8 @@ def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -
             continue
         x, y = zip(*points, strict=True)
         look = words(strategy)
-        wide = {"linewidth": 4, "alpha": 0.5} if strategy == "auto" else {}  # it lies under what it has chosen
+        is_auto = strategy == "auto"  # which lies under what it has chosen
+        wide: dict[str, Any] = {"linewidth": 4, "alpha": 0.5} if is_auto else {}
         panel.plot(x, y, markersize=4, **wide, **look)
         grew = [row for row in rows if row["strategy"] == strategy and row.get("process_bytes")]
         if grew and quantity != "median":

@@ -87,7 +87,7 @@ def test_pictures_are_pictures(finished):
 
 def test_a_run_with_settings_of_its_own_names_them_and_not_the_recipes_figure(finished):
     said = (finished.parent / "said.txt").read_text()
-    assert "not as the recipe: num_steps 40 (the recipe has 50000), num_tasks 3 (the recipe has 25), " in said
+    assert "not as the recipe: num_outer_steps 40 (the recipe has 50000), num_tasks 3 (the recipe has 25), " in said
     assert "to reach" not in said and RECIPES["maml-sinusoid"].figure not in said
 
 
@@ -261,7 +261,7 @@ def test_runs_without_a_name_get_directories_of_their_own(tmp_path, monkeypatch,
     """And as they are the recipe's own settings, all but how many tasks it is judged on, they say what to reach."""
     monkeypatch.chdir(tmp_path)
     recipe = RECIPES["maml-linear"]
-    short = replace(recipe.config(), num_steps=2, num_tasks=3, num_eval_tasks=5)
+    short = replace(recipe.config(), num_outer_steps=2, num_tasks=3, num_eval_tasks=5)
     monkeypatch.setitem(RECIPES, "maml-linear", recipe._replace(config=lambda: short))
     monkeypatch.setattr(runs, "_draw", lambda *_: None)
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -215,6 +216,25 @@ def test_fields_are_documented_and_frozen(name):
     config = RECIPES[name].config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_outer_steps = 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_protocol_of_ones_has_no_plurals(name):
+    if name == "pearl-cheetah-vel":
+        pytest.importorskip("brax", reason="needs the extra brax")
+    config = RECIPES[name].config()
+    counts = {field.name for field in dataclasses.fields(config) if type(getattr(config, field.name)) is int}
+    kept = {"num_eval_tasks", "split_seed", "size", "num_exploration_episodes", "capacity"}  # not 1, or no count
+    ones = replace(config, **dict.fromkeys(counts - kept, 1))
+    protocol = ones.protocol() if isinstance(config, Omniglot) else ones.build().protocol
+    assert re.search(r"\b1 (outer |inner |training |gradient )?(step|shot)", protocol)
+    assert not re.findall(r"(?<![+] )\b1 (?:\w+ )?(?:\w+s|queries)\b(?= |,|;|\.|\)|$)", protocol)
+
+
+@pytest.mark.parametrize("name", ["maml-bandit", "rl2-bandit"])
+def test_the_protocol_of_a_bandit_names_its_arms_and_pulls(name):
+    protocol = replace(RECIPES[name].config(), num_arms=7, num_pulls=100).protocol()
+    assert "bandits of 7 arms, 100 pulls" in protocol
 
 
 @pytest.mark.parametrize("name", RECIPES)

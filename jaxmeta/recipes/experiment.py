@@ -11,6 +11,7 @@ import optax
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.rl import Transition
 from jaxmeta.types import MetaLearner, MetaParams, TaskDistribution
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,8 +85,8 @@ class Outer:
 
     def protocol(self) -> str:
         return (
-            f"{self.num_outer_steps:,} outer steps of {self.num_tasks} tasks, {self.optimizer} {self.learning_rate:g} "
-            f"({self.schedule})"
+            f"{counted(self.num_outer_steps, 'outer step')} of {counted(self.num_tasks, 'task')}, "
+            f"{self.optimizer} {self.learning_rate:g} ({self.schedule})"
         )
 
     def build(self) -> Experiment:

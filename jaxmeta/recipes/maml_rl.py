@@ -17,6 +17,7 @@ from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of
 from jaxmeta.rl import Agent, Family, Transition, families, mlp_policy, oracles, reference_learner
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree
+from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,16 +154,18 @@ class GradientRL(Outer):
         )
 
     def protocol(self) -> str:
+        rate = f"{self.optimizer} {self.learning_rate:g} ({self.schedule})"
         outer = {
             "trpo": f"trpo with KL {self.max_kl:g}",
-            "ppo": f"{self.num_updates} steps of ppo, {self.optimizer} {self.learning_rate:g} ({self.schedule})",
-            "vpg": f"the policy gradient, {self.optimizer} {self.learning_rate:g} ({self.schedule})",
+            "ppo": f"{counted(self.num_updates, 'step')} of ppo, {rate}",
+            "vpg": f"the policy gradient, {rate}",
         }[self.outer]
         credit = f", credit for exploration {self.exploration_weight:g}" if self.exploration_weight else ""
         return (
-            f"{self.num_outer_steps:,} outer steps of {self.num_tasks} tasks, {outer}; {self.num_inner_steps} inner "
-            f"steps of {self.inner_optimizer} {self.inner_learning_rate:g} on {self.num_episodes} episodes, estimator "
-            f"{self.estimator}{credit}; {self.num_eval_steps} steps at test"
+            f"{counted(self.num_outer_steps, 'outer step')} of {counted(self.num_tasks, 'task')}, {outer}; "
+            f"{counted(self.num_inner_steps, 'inner step')} of {self.inner_optimizer} {self.inner_learning_rate:g} on "
+            f"{counted(self.num_episodes, 'episode')}, estimator {self.estimator}{credit}; "
+            f"{counted(self.num_eval_steps, 'step')} at test"
         )
 
     def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
@@ -229,6 +232,10 @@ class Bandit(GradientRL):
     def family(self) -> Family:
         return families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=self.num_pulls)
 
+    def protocol(self) -> str:
+        arms, pulls = counted(self.num_arms, "arm"), counted(self.num_pulls, "pull")
+        return f"bandits of {arms}, {pulls} an episode; {super().protocol()}"
+
     def oracle(self) -> Oracle:
         return oracles.optimal_bandit
 
@@ -283,6 +290,9 @@ class KrazyWorld(GradientRL):
 
     def family(self) -> Family:
         return families.krazy_world(size=self.size)
+
+    def protocol(self) -> str:
+        return f"{self.size} by {self.size} tiles; {super().protocol()}"
 
     def metrics(self, transitions: Transition) -> Metrics:
         return {"reached": _reached(transitions)}

@@ -169,10 +169,11 @@ class Pearl(Outer):
         visit = f"{self.num_prior_steps or episode} + {self.num_posterior_steps or episode} steps"
         widths = ", ".join(map(str, self.hidden))
         return (
-            f"{self.num_outer_steps:,} outer steps: visits of {visit} to {self.num_tasks} of {self.num_train_tasks:,} "
-            f"training tasks, {self.num_gradient_steps} gradient steps on {self.num_batch_tasks} tasks, "
-            f"{self.batch_size} transitions each, {self.optimizer} {self.learning_rate:g} ({self.schedule}); "
-            f"layers of {widths}; {self.context} context, {self.latent_size} numbers, KL weight {self.kl_weight:g}; "
+            f"{counted(self.num_outer_steps, 'outer step')}: visits of {visit} to {self.num_tasks} of "
+            f"{counted(self.num_train_tasks, 'training task')}, {counted(self.num_gradient_steps, 'gradient step')} on "
+            f"{counted(self.num_batch_tasks, 'task')}, {counted(self.batch_size, 'transition')} each, "
+            f"{self.optimizer} {self.learning_rate:g} ({self.schedule}); layers of {widths}; "
+            f"{self.context} context, {counted(self.latent_size, 'number')}, KL weight {self.kl_weight:g}; "
             f"discount {self.discount:g}, reward scale {self.reward_scale:g}"
         )
 

@@ -162,10 +162,10 @@ class RL2(Outer):
         to_last = "" if self.final_entropy_weight is None else f" to {self.final_entropy_weight:g}"
         between = f" between layers of {self.num_layer_units}" if self.num_layer_units else ""
         return (
-            f"{super().protocol()}; a trial of {self.num_episodes} episodes each, {self.algorithm}, {self.core} of "
-            f"{self.num_units} units (critic {self.num_critic_units}){between}; {self.num_epochs} epochs of "
-            f"{self.num_minibatches} minibatches, γ {self.discount:g}, λ {self.gae_lambda:g}, "
-            f"entropy {self.entropy_weight:g}{to_last}"
+            f"{super().protocol()}; a trial of {counted(self.num_episodes, 'episode')} each, {self.algorithm}, "
+            f"{self.core} of {counted(self.num_units, 'unit')} (critic {self.num_critic_units}){between}; "
+            f"{counted(self.num_epochs, 'epoch')} of {counted(self.num_minibatches, 'minibatch', 'minibatches')}, "
+            f"γ {self.discount:g}, λ {self.gae_lambda:g}, entropy {self.entropy_weight:g}{to_last}"
         )
 
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
@@ -221,6 +221,10 @@ class BanditRL2(RL2):
 
     def family(self) -> Family:
         return families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=self.num_pulls)
+
+    def protocol(self) -> str:
+        arms, pulls = counted(self.num_arms, "arm"), counted(self.num_pulls, "pull")
+        return f"bandits of {arms}, {pulls} a trial; {super().protocol()}"
 
     def oracles(self, num_pulls: int | None = None) -> dict[str, Oracle]:
         """For a horizon of `num_pulls`. The best there is where it can be computed."""

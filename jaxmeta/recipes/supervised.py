@@ -94,11 +94,12 @@ class GradientBased(Supervised):
     def protocol(self) -> str:
         anneal, strength = self.num_annealing_steps, self.proximal_strength
         return (
-            f"{super().protocol()}; {self.meta_gradient} meta-gradient through {self.num_inner_steps} inner steps of "
-            f"{self.inner_optimizer} {self.inner_learning_rate:g}, {self.num_eval_steps} at test"
+            f"{super().protocol()}; {self.meta_gradient} meta-gradient through "
+            f"{counted(self.num_inner_steps, 'inner step')} of {self.inner_optimizer} {self.inner_learning_rate:g}, "
+            f"{self.num_eval_steps} at test"
             + (f"; drawn back with strength {strength:g}" if strength else "")
             + (f", damping {self.damping:g}" if self.damping else "")
-            + (f"; judged after each step, annealed over {anneal:,} outer steps" if anneal else "")
+            + (f"; judged after each step, annealed over {counted(anneal, 'outer step')}" if anneal else "")
         )
 
 
@@ -251,8 +252,9 @@ def _regression(
         )
         return {"adaptation.png": figure}
 
-    shots = f"{config.num_shots} shots" + f", {num_eval_shots} at test" * (num_eval_shots != config.num_shots)
-    protocol = f"{type(config).__name__.lower()}, {shots}; {config.protocol()}"
+    shots = counted(config.num_shots, "shot") + f", {num_eval_shots} at test" * (num_eval_shots != config.num_shots)
+    noise = f", noise {config.noise:g}" if isinstance(config, Linear) else ""
+    protocol = f"{type(config).__name__.lower()}, {shots}{noise}; {config.protocol()}"
     return Experiment(
         learner, train_tasks, test_tasks, "mse", protocol, pictures, eval_batch_size=config.microbatch or 100
     )
@@ -292,8 +294,9 @@ def _episodes(
         return {"episode.png": plotting.episode(support, query, predictions, f"{name}, {what}, {adapted}")}
 
     protocol = (
-        f"{what} Omniglot, 28x28, {config.num_filters} filters; trained on 1,100 characters and their rotations with "
-        f"{config.num_queries} queries a class, tested on 423 with {config.num_eval_queries}; {config.protocol()}"
+        f"{what} Omniglot, 28x28, {counted(config.num_filters, 'filter')}; trained on 1,100 characters and their "
+        f"rotations with {counted(config.num_queries, 'query', 'queries')} a class, tested on 423 with "
+        f"{config.num_eval_queries}; {config.protocol()}"
     )
     batch_norm = "statistics of the batch, at test those of the query set (transductive)"
     train_tasks = episodes("train", config.num_ways, config.num_queries)
