@@ -81,7 +81,7 @@ STEPS = (
     Style("#0072b2", "D", _LONG),
     Style("#009e73", "^", "-"),
 )
-OWN, MEDIAN = Style("#0072b2", "o"), Style("#009e73", "", "--")
+OWN, MEDIAN = Style("#0072b2", "o"), Style("#0072b2", "", (0, (1, 3)))  # of a report; its references have others
 TRUTH, SHOTS = "black", "#d55e00"
 RIGHT, WRONG = "#009e73", "#d55e00"
 
@@ -178,7 +178,7 @@ def report(
     """
     references = references or {}
     names = _chosen(names, list(found.samples))
-    figure, panels = _figure(len(names), width=4.8, height=3.6)
+    figure, panels = _figure(len(names), width=4.2, height=3.6, beside=2.2)
     for axes, name in zip(panels, names, strict=True):
         for other in references.values():
             _chosen([name], list(other.samples))
@@ -418,13 +418,13 @@ def _frame(axes: "Axes", color: str) -> None:
         spine.set(color=color, linewidth=2, linestyle="--" if color == WRONG else "-")
 
 
-def _figure(num_panels: int, width: float, height: float) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure of panels of this size in inches, four in a row at most."""
+def _figure(num_panels: int, width: float, height: float, beside: float = 0.0) -> "tuple[Figure, Sequence[Axes]]":
+    """A figure of panels of this size in inches, four in a row at most, with room beside them."""
     from matplotlib.figure import Figure
 
     num_columns = min(4, num_panels)
     num_rows = -(-num_panels // num_columns)
-    figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained", dpi=150)
+    figure = Figure(figsize=(width * num_columns + beside, height * num_rows), layout="constrained", dpi=150)
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for unused in axes[num_panels:]:
         unused.remove()

@@ -163,7 +163,7 @@ def test_a_method_looks_the_same_wherever_it_is_drawn():
             if not line.get_label().startswith("_"):
                 style = (line.get_color(), line.get_marker(), line.get_linestyle())
                 assert look.setdefault(line.get_label(), style) == style
-    assert {"random", "mine", "RL²"} <= look.keys()
+    assert {"random", "mine", "RL²", "mean, 95% interval", "median"} <= look.keys()
     assert len({look[name] for name in ("random", "mine", "RL²")}) == 3
 
 
@@ -176,6 +176,13 @@ TOGETHER = {
     "MDPs": ["RL²", "told the MDP", "PSRL", "random"],
     "learners": ["MAML", "PEARL", "RL²"],
 }
+
+
+@pytest.mark.parametrize("group", ["bandit", "policies", "MDPs"])
+def test_what_a_report_is_compared_with_looks_otherwise(group):
+    for name in {*TOGETHER[group]} - {"RL²"}:
+        style = plotting.METHODS[name]
+        assert style.color != plotting.OWN.color and style.line not in (plotting.OWN.line, plotting.MEDIAN.line)
 
 
 @pytest.mark.parametrize("group", TOGETHER)
