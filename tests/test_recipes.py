@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import jaxmeta
+from jaxmeta import plotting
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
@@ -134,8 +135,10 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
     "name", [pytest.param(name, marks=[] if name == "promp-corners" else pytest.mark.slow) for name in MAML_RL]
 )
 def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
-    name, tmp_path, schedule_ends_with_the_run
+    name, tmp_path, schedule_ends_with_the_run, monkeypatch
 ):
+    drawn, draw = [], plotting.trajectories
+    monkeypatch.setattr(plotting, "trajectories", lambda *given: drawn.append(given) or draw(*given))
     found = result(name, tmp_path / name, *SMALL_RL, "--schedule", "cosine")
     config = RECIPES[name].config()
     assert len(found["metrics"]["return"]["mean"]) == config.num_eval_steps + 1
@@ -146,6 +149,10 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
     best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
     assert best > found["references"]["random"]["return"]["mean"][0]
     assert (tmp_path / name / "adaptation_curve.png").exists()
+    for points, mask, goals, title in drawn:
+        assert title == f"{name}, four test tasks" and points.shape[2] == mask.shape[2] + 1
+        assert len(np.unique(goals, axis=0)) == 4 or "corners" not in name
+        assert np.all(np.abs(points[:, :, 0]) <= 0.2)  # where episodes start: a corner of the grid, or about the origin
     schedule_ends_with_the_run(tmp_path / name)
 
 
