@@ -32,6 +32,7 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "bfloat16 parameters": Style("#8c510a", "^"),
     "paper": Style("#56b4e9", "P"),
 }
+_UNKNOWN = Style("#000000", ".", ":")  # what was measured for hours is drawn all the same
 
 
 def style(name: str) -> Style:
@@ -41,7 +42,7 @@ def style(name: str) -> Style:
     (True, False)
     """
     styles = METHODS | _OF_BENCHMARKS
-    return styles[name] if name in styles else styles[name.removeprefix("jaxmeta, ")]
+    return styles[name] if name in styles else styles.get(name.removeprefix("jaxmeta, "), _UNKNOWN)
 
 
 def words(name: str) -> dict[str, Any]:
