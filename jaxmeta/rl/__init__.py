@@ -13,21 +13,13 @@ through the same rollout, and as a `reference_learner` through the same `evaluat
 """
 
 from jaxmeta.rl import distributions, families, objectives, oracles, replay, returns
-from jaxmeta.rl.env import (
-    Continuous,
-    Discrete,
-    Environment,
-    Family,
-    Pinned,
-    family,
-    finite_family,
-    from_gymnax,
-    make_gymnax,
-)
+from jaxmeta.rl.env import Continuous, Discrete, Environment, Family
+from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy
 from jaxmeta.rl.references import reference_learner
 from jaxmeta.rl.replay import IndexedTask, indexed_tasks
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
+from jaxmeta.rl.tasks import family, finite_family
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
 from jaxmeta.rl.trust_region import TrustRegionState, trust_region
 

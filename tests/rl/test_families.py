@@ -252,23 +252,8 @@ def test_the_gridworld_has_21_goals_and_pays_on_the_goal():
     family = families.gridworld()
     stay, up, right, down, left = range(5)
     actions = [down, left, up, right, right, stay, right, right, right, up, up, up, up, left, down]
-    cells = [
-        (0, 0),
-        (0, 0),
-        (0, 1),
-        (1, 1),
-        (2, 1),
-        (2, 1),
-        (3, 1),
-        (4, 1),
-        (4, 1),
-        (4, 2),
-        (4, 3),
-        (4, 4),
-        (4, 4),
-        (3, 4),
-        (3, 3),
-    ]
+    cells = [(0, 0), (0, 0), (0, 1), (1, 1), (2, 1), (2, 1), (3, 1), (4, 1), (4, 1), (4, 2), (4, 3), (4, 4), (4, 4)]
+    cells += [(3, 4), (3, 3)]
     t = steps(family, families.Goal(jnp.array([2, 1])), actions)
     np.testing.assert_array_equal(t.next_observation.argmax(-1), [5 * x + y for x, y in cells])
     np.testing.assert_allclose(t.reward, [1.0 if cell == (2, 1) else -0.1 for cell in cells], rtol=1e-6)
