@@ -250,12 +250,12 @@ TABLE = {
     ),
     "rl.family": (
         rl.family,
-        ENVIRONMENT | {"sample_fn": len},
+        ENVIRONMENT | {"sample_fn": lambda key: rl.families.Bandit(jax.random.uniform(key, (5,)))},
         {"environment": environments, "sample_fn": not_callable, "test_sample_fn": optional(not_callable)},
     ),
     "rl.finite_family": (
         rl.finite_family,
-        ENVIRONMENT | {"train": np.ones(2), "test": np.ones(2)},
+        ENVIRONMENT | dict.fromkeys(("train", "test"), rl.families.Bandit(np.ones((2, 5)))),
         {"environment": environments, "train": unstacked, "test": unstacked},
     ),
     "rl.from_gymnax": (
