@@ -8,12 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from reference import assert_close
 
 import jaxmeta
 from jaxmeta import adapt, rl
-from jaxmeta.rl.distributions import Gaussian, TanhGaussian
+from jaxmeta.rl.distributions import TanhGaussian
 
 pytestmark = pytest.mark.usefixtures("x64_module")  # not strict_shapes: a user's shapes broadcast without a word
 
@@ -56,7 +57,6 @@ class Laplace(NamedTuple):
 mean_of = lambda params, place: params["weight"][:, 0] @ place * jnp.ones(1)
 POLICIES = {
     "tanh": lambda params, place: TanhGaussian(mean_of(params, place), params["log_std"]),
-    "gaussian": lambda params, place: Gaussian(mean_of(params, place), params["log_std"]),
     "own": lambda params, place: Laplace(mean_of(params, place), jnp.array(SCALE)),
 }
 
@@ -106,7 +106,7 @@ def gradient_by_hand(name, transitions):
 
 @pytest.mark.parametrize(
     ("name", "constructor"),
-    [("tanh", "maml_rl"), ("tanh", "promp"), ("tanh", "e_maml"), ("gaussian", "maml_rl"), ("own", "maml_rl")],
+    [("tanh", "maml_rl"), ("own", "promp"), ("tanh", "e_maml")],
 )
 def test_the_inner_gradient_is_that_by_hand(name, constructor):
     learner = learner_of(getattr(jaxmeta, constructor), POLICIES[name])
@@ -117,8 +117,9 @@ def test_the_inner_gradient_is_that_by_hand(name, constructor):
 
 
 def test_an_update_is_that_of_the_fields_written_out():
-    """The replay and its divergence, on the same episodes."""
-    make = lambda apply_fn: learner_of(jaxmeta.maml_rl, apply_fn, inner_kl_weight=0.1, outer=jaxmeta.vpg())
+    """The replay and its divergence, which the second step on the same episodes feels."""
+    outer = jaxmeta.ppo(optax.sgd(0.1), num_updates=2)
+    make = lambda apply_fn: learner_of(jaxmeta.promp, apply_fn, inner_kl_weight=1.0, outer=outer)
     (state, metrics), (full, full_metrics) = (
         jax.jit(learner.update)(jax.random.key(1), learner.init(jax.random.key(0)), jnp.array([1.5, -0.5]))
         for learner in (make(POLICIES["tanh"]), make(full_tanh))
