@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.traced import same_contents, trace, used_inputs
 from jaxmeta.types import Task
 
 
@@ -107,6 +108,38 @@ def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if not is_key or value.ndim > max_ndim:
         raise ValueError(f"{name} must be a typed key, such as jax.random.key(0), got {value!r}")
+
+
+def check_pure(name: str, fn: Callable, *args: Any) -> tuple[Any, Any]:
+    """A function that is the same each time it is traced, as one that uses `np.random` is not.
+
+    Args:
+      name: of the function.
+      fn: the function.
+      args: what it takes, arrays or their shapes (`jax.eval_shape`'s).
+
+    Returns:
+      Its jaxpr, and the shapes of what it returns.
+    """
+    first, second = trace(fn, *args), trace(fn, *args)
+    if not same_contents(first[0], second[0]):
+        raise ValueError(
+            f"{name} must be a pure function of its arguments, but traced twice it is not the same. What it draws with "
+            "np.random is a constant once it is compiled: draw with jax.random and the key that it is given"
+        )
+    return first
+
+
+def check_uses_key(name: str, fn: Callable, *args: Any, remedy: str = "") -> None:
+    """A pure function whose result depends on the key that is its first argument; args as for `check_pure`.
+
+    >>> check_uses_key("sample_fn", jax.random.normal, jax.random.key(0))
+    """
+    if not used_inputs(check_pure(name, fn, *args)[0])[0]:
+        raise ValueError(
+            f"{name} must draw with jax.random and the key that it is given: what it returns does not depend on it and "
+            f"would be the same every time{remedy}"
+        )
 
 
 def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:

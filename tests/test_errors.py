@@ -227,7 +227,7 @@ TABLE = {
             "key": a_key,
             "learner": a_learner,
             "tasks": distribution,
-            "num_inner_steps": count(1),
+            "num_outer_steps": count(1),
             "num_tasks": count(1),
             "chunk_size": count(1),
             "callbacks": st.one_of(
@@ -250,12 +250,12 @@ TABLE = {
     ),
     "rl.family": (
         rl.family,
-        ENVIRONMENT | {"sample_fn": len},
+        ENVIRONMENT | {"sample_fn": lambda key: rl.families.Bandit(jax.random.uniform(key, (5,)))},
         {"environment": environments, "sample_fn": not_callable, "test_sample_fn": optional(not_callable)},
     ),
     "rl.finite_family": (
         rl.finite_family,
-        ENVIRONMENT | {"train": np.ones(2), "test": np.ones(2)},
+        ENVIRONMENT | dict.fromkeys(("train", "test"), rl.families.Bandit(np.ones((2, 5)))),
         {"environment": environments, "train": unstacked, "test": unstacked},
     ),
     "rl.from_gymnax": (
@@ -308,7 +308,7 @@ TABLE = {
             "apply_fn": not_callable,
             "environment": environments,
             "inner_optimizer": inner,
-            "num_outer_steps": count(1),
+            "num_inner_steps": count(1),
             "num_eval_steps": optional(count(1)),
             "num_episodes": count(1),
             "estimator": a_name,

@@ -22,13 +22,14 @@ MODULES = {
 ROOMS = {
     "types": set(),
     "words": set(),
-    "checks": {"types"},
+    "traced": set(),
+    "checks": {"types", "traced"},
     "devices": {"types", "checks"},
     "outer": {"types", "checks", "devices"},
     "adapt": {"types", "words", "checks", "devices", "outer"},
     "tasks": {"types", "checks"},
     "nn": {"types", "checks"},
-    "rl": {"types", "checks", "outer", "nn"},
+    "rl": {"types", "traced", "checks", "outer", "nn"},
     "algorithms": {"types", "checks", "outer", "adapt", "nn", "rl"},
     "training": {"types", "checks", "devices"},
     "plotting": {"words", "checks", "types", "training"},
@@ -78,7 +79,7 @@ def test_no_import_is_part_of_a_cycle():
     list(graphlib.TopologicalSorter({name: within(path) - {name} for name, path in MODULES.items()}).static_order())
 
 
-@pytest.mark.parametrize(("package", "user"), [("gymnax", "jaxmeta.rl.env"), ("brax", "jaxmeta.rl.families.brax")])
+@pytest.mark.parametrize(("package", "user"), [("gymnax", "jaxmeta.rl.gymnax"), ("brax", "jaxmeta.rl.families.brax")])
 def test_environments_of_others_are_imported_in_one_place(package, user):
     users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == package}
     assert users == {user}

@@ -30,6 +30,7 @@ from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_opt
 from jaxmeta.checks import check_callable, check_choice, check_integer, check_number, check_params
 from jaxmeta.outer import mean_over_tasks, outer_step
 from jaxmeta.rl import objectives
+from jaxmeta.rl.distributions import each_step
 from jaxmeta.rl.env import Environment, check_environment, flatten
 from jaxmeta.rl.returns import discounted_returns, fit_linear_baseline, gae, linear_features
 from jaxmeta.rl.rollout import Transition, rollout
@@ -203,7 +204,7 @@ def maml_rl(
     def loss_of(terms_fn: Callable, params: Params, episodes: Episodes) -> jax.Array:
         """The mean over the steps of `episodes` of a policy's loss, and of its value's."""
         distribution, value = actor.on(params, episodes.transitions)
-        old_log_prob, log_prob = (d.log_prob(episodes.transitions.action) for d in (_old(episodes), distribution))
+        old_log_prob, log_prob = (_log_prob(d, episodes.transitions.action) for d in (_old(episodes), distribution))
         terms = terms_fn(log_prob, old_log_prob, episodes.advantage)
         if actor.has_value:
             terms += value_weight * (value - episodes.target) ** 2
@@ -223,8 +224,8 @@ def maml_rl(
         """How much likelier `params` make the episodes, and KL(π_acted ‖ π)."""
         distribution, _ = actor.on(params, episodes.transitions)
         old, mask, action = _old(episodes), episodes.transitions.mask, episodes.transitions.action
-        log_ratio = jnp.sum(jnp.where(mask, distribution.log_prob(action) - old.log_prob(action), 0))
-        return log_ratio, _mean(old.kl(distribution), episodes)
+        log_ratio = jnp.sum(jnp.where(mask, _log_prob(distribution, action) - _log_prob(old, action), 0))
+        return log_ratio, _mean(_kl(old, distribution), episodes)
 
     def inner(meta_params: MetaParams, before: Episodes, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
         """The inner loop again, on what was recorded."""
@@ -279,7 +280,7 @@ def maml_rl(
             return jax.vmap(adapted_to)(*recorded)
 
         def kl_fn(old: Any, new: Any) -> jax.Array:
-            return jnp.mean(jax.vmap(lambda o, n, episodes: _mean(o.kl(n), episodes))(old, new, after))
+            return jnp.mean(jax.vmap(lambda o, n, episodes: _mean(_kl(o, n), episodes))(old, new, after))
 
         def step(stepped: MetaState, _: None) -> tuple[MetaState, Metrics]:
             (loss, _), grads = mean_over_tasks(gradient, microbatch, stepped.meta_params, (keys, *recorded))
@@ -402,6 +403,11 @@ def _credit(after: Episodes, discount: float) -> jax.Array:
     returns = jnp.mean(jnp.einsum("nte,t->ne", reward, weights), axis=1)
     others = (jnp.sum(returns) - returns) / max(len(returns) - 1, 1)
     return (returns - others) * reward.shape[2] / jnp.sum(mask, axis=(1, 2)) / jnp.mean(after.scale)
+
+
+# Of distributions at all steps `[T, E]`, each asked for itself: what a policy returns is one step's.
+_log_prob = each_step(lambda distribution, action: distribution.log_prob(action))
+_kl = each_step(lambda old, new: old.kl(new))
 
 
 def _old(episodes: Episodes) -> Any:

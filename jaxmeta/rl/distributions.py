@@ -1,9 +1,14 @@
 """Distributions over actions: pytrees with `sample`, `log_prob`, `entropy` and `kl`.
 
 The last axis is that of the action (or of the logits); log-probabilities, entropies and divergences are summed over it.
+
+A distribution is that of one step. `vmap` gives each of its fields the axes `[T, E]` in front, a scalar bound too,
+which then no longer broadcasts as it did: what is asked of the distributions of many steps is asked of each one of
+them, by `each_step`, whoever wrote their class.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +18,26 @@ import numpy as np
 _LOG_2, _LOG_2_PI = math.log(2), math.log(2 * math.pi)  # Python's: numpy's would turn float32 into float64
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)  # E f(x) = Σ w f(node), x ~ N(0, 1)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def each_step(fn: Callable, *, num_axes: int = 2) -> Callable:
+    """`fn` of single steps, over their leading axes: the way to ask something of distributions that came out of `vmap`.
+
+    Args:
+      fn: (distribution, ...) -> pytree, of one step.
+      num_axes: leading axes that all arguments have: two for `[T, E]`.
+
+    Returns:
+      A function of the same arguments, whose results have these axes too.
+
+    >>> policy = lambda mean: TanhGaussian(mean, jnp.zeros(1), low=-2.0, high=2.0)  # bounds for all actions
+    >>> distributions = jax.vmap(jax.vmap(policy))(jnp.zeros((3, 3, 1)))
+    >>> each_step(TanhGaussian.log_prob)(distributions, jnp.zeros((3, 3, 1))).shape
+    (3, 3)
+    """
+    for _ in range(num_axes):
+        fn = jax.vmap(fn)
+    return fn
 
 
 class Categorical(NamedTuple):
@@ -51,7 +76,7 @@ class Categorical(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """a ~ N(mean, diag(exp(log_std))²), mean and log_std `[..., A]`.
+    """a ~ N(mean, diag(exp(log_std))²), mean `[..., A]`, log_std likewise, with axes of 1, or a scalar.
 
     >>> policy = Gaussian(jnp.zeros(2), jnp.zeros(2))
     >>> round(float(policy.log_prob(jnp.zeros(2))), 4), round(float(policy.entropy()), 4)
@@ -59,27 +84,35 @@ class Gaussian(NamedTuple):
     """
 
     mean: jax.Array
-    log_std: jax.Array
+    log_std: jax.Array | float
 
     def sample(self, key: jax.Array) -> jax.Array:
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        mean, log_std = self._full()
+        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        standard = (action - self.mean) * jnp.exp(-self.log_std)
-        return jnp.sum(-(standard**2) / 2 - self.log_std - _LOG_2_PI / 2, axis=-1)
+        mean, log_std = self._full()
+        standard = (action - mean) * jnp.exp(-log_std)
+        return jnp.sum(-(standard**2) / 2 - log_std - _LOG_2_PI / 2, axis=-1)
 
     def entropy(self) -> jax.Array:
-        return jnp.sum(self.log_std + (_LOG_2_PI + 1) / 2, axis=-1)
+        return jnp.sum(self._full()[1] + (_LOG_2_PI + 1) / 2, axis=-1)
 
     def kl(self, other: "Gaussian") -> jax.Array:
         """KL(self ‖ other)."""
-        log_ratio = self.log_std - other.log_std
-        distance = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        (mean, log_std), (other_mean, other_log_std) = self._full(), other._full()
+        log_ratio = log_std - other_log_std
+        distance = (mean - other_mean) * jnp.exp(-other_log_std)
         return jnp.sum((jnp.exp(2 * log_ratio) + distance**2 - 1) / 2 - log_ratio, axis=-1)
+
+    def _full(self) -> tuple[jax.Array, jax.Array]:
+        return _real(self.mean), _like_mean("log_std", self.log_std, self.mean)
 
 
 class TanhGaussian(NamedTuple):
     """a = low + (high − low) (tanh(u) + 1) / 2 with u ~ N(mean, diag(exp(log_std))²): a Gaussian inside a box.
+
+    mean is `[..., A]`; log_std, low and high likewise, with axes of 1, or scalars.
 
         log p(a) = log N(u) − Σ log(da/du),   log(1 − tanh² u) = 2 (log 2 − u − softplus(−2u))
 
@@ -95,7 +128,7 @@ class TanhGaussian(NamedTuple):
     """
 
     mean: jax.Array
-    log_std: jax.Array
+    log_std: jax.Array | float
     low: jax.Array | float = -1.0
     high: jax.Array | float = 1.0
 
@@ -104,22 +137,24 @@ class TanhGaussian(NamedTuple):
 
     def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = self._gaussian().sample(key)
-        action = self.low + self._half_width() * (jnp.tanh(u) + 1)
-        return action, self._gaussian().log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
+        return self._action(u), self._log_prob(u)
 
     def mode(self) -> jax.Array:
         """The image of the Gaussian's mean, the action of a policy that no longer explores."""
-        return self.low + self._half_width() * (jnp.tanh(self.mean) + 1)
+        return self._action(_real(self.mean))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        tanh = (action - self.low) / self._half_width() - 1
-        u = jnp.arctanh(jnp.clip(tanh, -1 + jnp.finfo(tanh.dtype).eps, 1 - jnp.finfo(tanh.dtype).eps))
-        return self._gaussian().log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
+        low, half_width = self._box()
+        tanh = (action - low) / half_width - 1
+        return self._log_prob(
+            jnp.arctanh(jnp.clip(tanh, -1 + jnp.finfo(tanh.dtype).eps, 1 - jnp.finfo(tanh.dtype).eps))
+        )
 
     def entropy(self) -> jax.Array:
         """The Gaussian's, and E[log(da/du)] by 64 Gauss-Hermite nodes, for it has no closed form."""
-        nodes, weights = (jnp.asarray(array, self.mean.dtype) for array in (_NODES, _WEIGHTS))
-        slopes = jax.vmap(lambda node: self._log_slope(self.mean + jnp.exp(self.log_std) * node))(nodes)
+        mean, log_std = self._gaussian()
+        nodes, weights = (jnp.asarray(array, mean.dtype) for array in (_NODES, _WEIGHTS))
+        slopes = jax.vmap(lambda node: self._log_slope(mean + jnp.exp(log_std) * node))(nodes)
         return self._gaussian().entropy() + jnp.sum(jnp.tensordot(weights, slopes, 1), axis=-1)
 
     def kl(self, other: "TanhGaussian") -> jax.Array:
@@ -127,10 +162,37 @@ class TanhGaussian(NamedTuple):
         return self._gaussian().kl(other._gaussian())
 
     def _gaussian(self) -> Gaussian:
-        return Gaussian(self.mean, self.log_std)
+        return Gaussian(*Gaussian(self.mean, self.log_std)._full())
 
-    def _half_width(self) -> jax.Array:
-        return jnp.asarray((self.high - self.low) / 2, self.mean.dtype)
+    def _box(self) -> tuple[jax.Array, jax.Array]:
+        """Its lower bound and half its width, for each action."""
+        low, high = (_like_mean(name, getattr(self, name), self.mean) for name in ("low", "high"))
+        return low, (high - low) / 2
+
+    def _action(self, u: jax.Array) -> jax.Array:
+        low, half_width = self._box()
+        return low + half_width * (jnp.tanh(u) + 1)
+
+    def _log_prob(self, u: jax.Array) -> jax.Array:
+        """That of the action which u becomes."""
+        return self._gaussian().log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
 
     def _log_slope(self, u: jax.Array) -> jax.Array:
-        return 2 * (_LOG_2 - u - jax.nn.softplus(-2 * u)) + jnp.log(self._half_width())
+        return 2 * (_LOG_2 - u - jax.nn.softplus(-2 * u)) + jnp.log(self._box()[1])
+
+
+def _real(mean: jax.Array) -> jax.Array:
+    return jnp.asarray(mean, jnp.result_type(mean) if jnp.issubdtype(jnp.result_type(mean), jnp.floating) else float)
+
+
+def _like_mean(name: str, field: jax.Array | float, mean: jax.Array) -> jax.Array:
+    """A field for each action. One with other axes would broadcast into those of other steps without a word."""
+    field, shape = jnp.asarray(field, _real(mean).dtype), jnp.shape(mean)
+    fits = field.ndim in (0, len(shape)) and all(n in (1, m) for n, m in zip(field.shape, shape, strict=False))
+    if not shape or not fits:
+        raise ValueError(
+            f"{name} must be a scalar or an array of the shape of mean, {shape}, or with axes of 1 in it, got "
+            f"{field.shape}. Distributions that came out of vmap are asked one by one: "
+            f"rl.distributions.each_step(lambda distribution, action: distribution.log_prob(action))"
+        )
+    return jnp.broadcast_to(field, shape)

@@ -1,32 +1,45 @@
-"""Environments, families of them, and gymnax's environments made into such.
+"""Environments and families of them: what they are, and what their functions have to return.
 
 An `Environment` is two pure functions with gymnax's semantics, without auto-reset and without a time limit: those are a
 trial's. A task is whatever they take as `params`, a pytree of arrays.
-
-This is the only file that knows gymnax, and it imports it only when an environment is asked for by its name.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_callable, check_fields, check_integer
+from jaxmeta.checks import check_fields, check_integer
 from jaxmeta.types import PyTree, TaskDistribution
 
 
 class Discrete(NamedTuple):
-    """Actions 0 .. num_actions − 1."""
+    """Actions 0 .. num_actions − 1, each a scalar integer.
+
+    Several discrete actions at once are one of their product: `np.unravel_index(action, (3, 2))` in `step` makes three
+    times two of `Discrete(6)`.
+
+    >>> from jaxmeta.rl import oracles
+    >>> agent = oracles.random_policy(Discrete(3))
+    >>> action, _, _ = agent.policy(jax.random.key(0), agent.params, agent.carry, None)
+    >>> action.shape, 0 <= int(action) < 3
+    ((), True)
+    """
 
     num_actions: int
 
 
 class Continuous(NamedTuple):
-    """Actions in a box: `low` and `high` have the shape of an action, `[A]`."""
+    """Actions in a box: `low` and `high` are arrays of an action's shape `[A]`, finite, low < high everywhere.
+
+    A policy may leave the box, as a Gaussian does: `rl.trial` clips what the environment gets.
+
+    >>> space = Continuous(low=np.array([-1.0, 0.0]), high=np.array([1.0, 5.0]))
+    >>> space.low.shape  # A = 2
+    (2,)
+    """
 
     low: np.ndarray
     high: np.ndarray
@@ -36,216 +49,200 @@ class Environment(NamedTuple):
     """Pure functions of one environment; `params` is the task.
 
     reset:        (key, params) -> (observation, state)
-    step:         (key, state, action, params) -> (observation, state, reward, terminated)
-    action_space: `Discrete` or `Continuous`
+    step:         (key, state, action, params) -> (observation, state, reward, terminated), or these and `info`
+    action_space: `Discrete`, or `Continuous` with finite bounds, inside which actions are
     max_steps:    the horizon H, at which a trial truncates an episode
     observe_time: whether a recurrent policy is told the time within the episode
+    draw:         (key, params) -> task, where `reset` would draw a part of the task: `rl.family` draws it once for each
+                  task instead; None where params are the task
+    initial:      names of the fields of its state that `reset` draws and no `step` changes, and that still are no part
+                  of the task: see `rl.family`
 
-    The two observations and the two states have the same shapes and dtypes.
+    Observation and state are any pytrees, of the same shapes and dtypes from `reset` and from `step`; the reward is a
+    real scalar, `terminated` a boolean one, and `info` a dict that a `Transition` shows to `metrics_fn`.
+
+    >>> def reset(key, goal):  # walk along a line, to the goal
+    ...     return jnp.zeros(1), jnp.zeros(())
+    >>> def step(key, position, action, goal):
+    ...     position = position + action[0]
+    ...     is_there = jnp.abs(position - goal) < 0.1
+    ...     return position[None], position, -jnp.abs(position - goal), is_there, {"success": is_there}
+    >>> line = Environment(reset, step, Continuous(-np.ones(1), np.ones(1)), max_steps=20)
+    >>> observation, state = line.reset(jax.random.key(0), jnp.array(0.5))
+    >>> line.step(jax.random.key(1), state, jnp.array([0.25]), jnp.array(0.5))[2].item()
+    -0.25
     """
 
     reset: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
-    step: Callable[[jax.Array, PyTree, jax.Array, PyTree], tuple[PyTree, PyTree, jax.Array, jax.Array]]
+    step: Callable[[jax.Array, PyTree, jax.Array, PyTree], tuple]
     action_space: Discrete | Continuous
     max_steps: int
     observe_time: bool = False
+    draw: Callable[[jax.Array, PyTree], PyTree] | None = None
+    initial: tuple[str, ...] = ()
 
 
 class Family(NamedTuple):
-    """An environment and its tasks. A sampled task is the environment's params; `test` tasks are held out."""
+    """An environment and its tasks, made by `rl.family` or `rl.finite_family`.
+
+    environment: an `Environment`
+    train:       what training tasks are drawn from; a task is the environment's `params`, one pytree of arrays
+    test:        likewise what is held out
+
+    >>> from jaxmeta.rl import families
+    >>> bandit = families.bernoulli_bandit(num_arms=3)
+    >>> task = bandit.train.sample(jax.random.key(0), bandit.train.data)
+    >>> observation, state = bandit.environment.reset(jax.random.key(1), task)
+    >>> task.means.shape, observation.shape
+    ((3,), (1,))
+    """
 
     environment: Environment
     train: TaskDistribution
     test: TaskDistribution
 
 
-def family(environment: Environment, sample_fn: Callable, test_sample_fn: Callable | None = None) -> Family:
-    """A family from `(key) -> params`: the one line that makes meta-learning tasks of an environment.
-
-    Args:
-      environment: an `Environment`, such as `from_gymnax("Pendulum-v1")`.
-      sample_fn: (key) -> params, draws a training task.
-      test_sample_fn: draws a test task; `sample_fn` if None, right where no task is drawn twice.
-
-    Raises:
-      ValueError: `environment` is no environment, or a sampler is no function.
-
-    >>> from jaxmeta.rl import families
-    >>> environment = families.navigation().environment
-    >>> north = family(environment, lambda key: families.Goal(jnp.append(0.0, jax.random.uniform(key))))
-    >>> north.train.sample(jax.random.key(0), north.train.data).goal.shape
-    (2,)
-    """
-    check_environment("environment", environment)
-    check_callable("sample_fn", sample_fn, "(key) -> params")
-    test_sample_fn = sample_fn if test_sample_fn is None else test_sample_fn
-    check_callable("test_sample_fn", test_sample_fn, "(key) -> params")
-    without_data = lambda sample: TaskDistribution(lambda key, data: _strong(sample(key)))
-    return Family(environment, without_data(sample_fn), without_data(test_sample_fn))
-
-
-def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Family:
-    """A family of tasks that are all there, stacked along a leading axis; each is as likely.
-
-    Where they are arrays of numpy, a task has jax's default precision where it is sampled.
-
-    Raises:
-      ValueError: `environment` is no environment, or tasks are not stacked.
-
-    >>> from jaxmeta.rl import families
-    >>> environment = families.navigation().environment
-    >>> goals = families.Goal(jnp.array([[0.0, 0.5], [0.5, 0.0], [0.0, -0.5]]))
-    >>> train, test = jax.tree.map(lambda g: g[:2], goals), jax.tree.map(lambda g: g[2:], goals)
-    >>> finite_family(environment, train, test).test.sample(jax.random.key(0), test).goal.tolist()
-    [0.0, -0.5]
-    """
-    check_environment("environment", environment)
-    _check_stacked("train", train)
-    _check_stacked("test", test)
-
-    def sample(key: jax.Array, tasks: PyTree) -> PyTree:
-        index = jax.random.randint(key, (), 0, len(jax.tree.leaves(tasks)[0]))
-        return _strong(jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks))
-
-    return Family(environment, TaskDistribution(sample, train), TaskDistribution(sample, test))
-
-
-def _check_stacked(name: str, tasks: PyTree) -> None:
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        raise ValueError(f"{name} must be stacked tasks, every array with the same leading axis, got axes {sizes}")
-
-
 def check_environment(name: str, value: Any) -> None:
     """An `Environment`, or something with its fields."""
     check_fields(name, value, ("reset", "step"), "an Environment; from_gymnax(...) makes one of any gymnax environment")
-    if not isinstance(getattr(value, "action_space", None), Discrete | Continuous):
-        raise ValueError(f"{name} must have an action_space, Discrete or Continuous, got {value!r}")
+    check_action_space(f"action_space of {name}", getattr(value, "action_space", None))
     check_integer(f"max_steps of {name}", getattr(value, "max_steps", None), minimum=1)
 
 
-class Pinned(NamedTuple):
-    """A task of a gymnax environment that draws it inside `reset`: `pins` are the fields of its state that define the
-    task, such as {"goal": goal}. They are put back after every reset."""
+def check_action_space(name: str, value: Any) -> None:
+    """`Discrete` with at least one action, or `Continuous` with finite bounds, arrays of one shape `[A]`."""
+    if isinstance(value, Discrete):
+        return check_integer(f"num_actions of {name}", value.num_actions, minimum=1)
+    if not isinstance(value, Continuous):
+        raise ValueError(f"{name} must be Discrete or Continuous, got {value!r}")
+    for field, bound in value._asdict().items():
+        is_real = isinstance(bound, np.ndarray | jax.Array) and not jnp.issubdtype(bound.dtype, jnp.bool_)
+        if not is_real or not jnp.issubdtype(bound.dtype, jnp.number) or bound.ndim != 1 or not bound.size:
+            raise ValueError(
+                f"{field} of {name} must be an array of shape [A], one bound for each action, such as "
+                f"np.full(2, -1.0), got {bound!r}"
+            )
+    low, high = (np.asarray(bound, np.float32) for bound in value)
+    if low.shape != high.shape:
+        raise ValueError(f"low and high of {name} must have the same shape, got {low.shape} and {high.shape}")
+    with np.errstate(all="ignore"):
+        if not np.isfinite(high - low).all():
+            raise ValueError(
+                f"{name} must have finite bounds, which policies are scaled to and actions clipped to, got {value!r}: "
+                "give some, environment._replace(action_space=rl.Continuous(low, high))"
+            )
+    if not (low < high).all():
+        raise ValueError(f"{name} must have low < high for every action, got {value!r}")
 
-    params: PyTree
-    pins: dict[str, jax.Array]
 
+def clip_action(space: Discrete | Continuous, action: jax.Array) -> jax.Array:
+    """The action in the box that is nearest to `action`.
 
-def from_gymnax(environment: Any, *, max_steps: int | None = None) -> Environment:
-    """Any gymnax environment, or one of your own with its API, as an `Environment`.
-
-    Its params are the task; `Pinned(params, pins)` where it draws the task inside `reset_env`. It needs `step_env`,
-    `reset_env` and `action_space`, with pins `observe` too, and without `max_steps` `default_params`. Neither its
-    auto-reset nor its own time limit is used. Observations and rewards become the default float; the state keeps the
-    types that `reset_env` gave it.
-
-    Args:
-      environment: a gymnax environment or its registered name.
-      max_steps: the horizon; `max_steps_in_episode` of the default params if None. It is static: that of a task's
-        params is not looked at.
-
-    Raises:
-      ValueError: `environment` lacks something, or cuts episodes in a way of its own (`is_truncated`).
-
-    >>> class Counter:
-    ...     def reset_env(self, key, params):
-    ...         return jnp.zeros(1), 0
-    ...     def step_env(self, key, state, action, params):
-    ...         return jnp.array([state + 1]), state + 1, params * action, state >= 5, {}
-    ...     def action_space(self, params):
-    ...         return Discrete(2)
-    >>> environment = from_gymnax(Counter(), max_steps=10)
-    >>> observation, state = environment.reset(jax.random.key(0), jnp.float32(0.5))
-    >>> environment.step(jax.random.key(1), state, 1, jnp.float32(0.5))[2].item()
-    0.5
+    >>> clip_action(Continuous(np.zeros(2), np.ones(2)), jnp.array([0.5, 3.0])).tolist()
+    [0.5, 1.0]
     """
-    env: Any = make_gymnax(environment)[0] if isinstance(environment, str) else environment
-    check_fields("environment", env, ("step_env", "reset_env", "action_space"), "a gymnax environment or its name")
-    _check_time_limit(env)
-    default_params = getattr(env, "default_params", None)
-    horizon: Any = getattr(default_params, "max_steps_in_episode", None) if max_steps is None else max_steps
-    check_integer("max_steps", horizon, minimum=1)
-    action_space = _action_space(env.action_space(default_params))
-    action_type = jnp.int32 if isinstance(action_space, Discrete) else float
-
-    def reset(key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        if not isinstance(task, Pinned):
-            observation, state = env.reset_env(key, task)
-            return _as_float(observation), _strong(state)
-        reset_key, observe_key = jax.random.split(key)
-        _, state = env.reset_env(reset_key, task.params)
-        state = _strong(state)
-        state = state.replace(**{name: _like(pin, getattr(state, name)) for name, pin in task.pins.items()})
-        return _as_float(env.observe(observe_key, state, None, task.params)), state
-
-    def step(key: jax.Array, state: PyTree, action: jax.Array, task: PyTree):
-        params = task.params if isinstance(task, Pinned) else task
-        action = jnp.asarray(action, action_type)
-        observation, new_state, reward, terminated, _ = env.step_env(key, state, action, params)
-        new_state = jax.tree.map(_like, new_state, state)
-        return _as_float(observation), new_state, jnp.asarray(reward, float), jnp.asarray(terminated, bool)
-
-    return Environment(reset, step, action_space, int(horizon))
+    if isinstance(space, Discrete):
+        return action
+    return jnp.clip(action, *(jnp.asarray(bound, action.dtype) for bound in space))
 
 
-def make_gymnax(name: str) -> tuple[Any, PyTree]:
-    """A registered gymnax environment and its default params. Imports gymnax, which takes seconds.
-
-    Raises:
-      ValueError: no environment is registered under `name`.
-
-    >>> make_gymnax("Pendulum-v1")[1].max_speed
-    8.0
-    """
-    import gymnax
-
-    if name not in gymnax.registered_envs:
-        raise ValueError(f"name of an environment must be one of {', '.join(gymnax.registered_envs)}, got {name!r}")
-    with in_32_bits():  # MetaMaze takes its own arrays, made here, for int32
-        return gymnax.make(name)
+# What the functions of an environment return, looked at while it is traced.
 
 
-def in_32_bits() -> AbstractContextManager:
-    """Where the environments of others are made: the constants that they hold fit any precision they are used in."""
-    namespace: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
-    return namespace.enable_x64(False)
+def call_reset(environment: Environment, key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
+    """(observation, state) of its `reset`."""
+    return check_reset("reset of environment", environment.reset(key, task))
 
 
-def _check_time_limit(env: Any) -> None:
-    """The trial counts steps up to `max_steps`; another way to truncate would be ignored without a word."""
-    own = next((base for base in type(env).__mro__ if "is_truncated" in vars(base)), None)
-    if own is not None and not own.__module__.startswith("gymnax."):
+def call_step(
+    environment: Environment, key: jax.Array, state: PyTree, action: jax.Array, task: PyTree
+) -> tuple[PyTree, PyTree, Any, Any, dict]:
+    """(observation, state, reward, terminated, info) of its `step`."""
+    returned = check_step("step of environment", environment.step(key, state, action, task))
+    check_unchanged("step of environment", "state", returned[1], state)
+    return returned
+
+
+def check_reset(name: str, returned: Any) -> tuple[PyTree, PyTree]:
+    """(observation, state), as `name` returned them."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(f"{name} must return (observation, state), got {_amount(returned)}")
+    return returned
+
+
+def check_step(name: str, returned: Any, *, needs_info: bool = False) -> tuple[PyTree, PyTree, Any, Any, dict]:
+    """(observation, state, reward, terminated, info), as `name` returned them; without info it is {}."""
+    lengths = (5,) if needs_info else (4, 5)
+    if not isinstance(returned, tuple) or len(returned) not in lengths:
+        optional = "" if needs_info else "; the info may be left out"
         raise ValueError(
-            f"environment must not define is_truncated: a trial truncates at max_steps. End the episode in step_env; "
-            f"got {own.__name__}.is_truncated"
+            f"{name} must return (observation, state, reward, terminated, info){optional}; got {_amount(returned)}"
         )
+    observation, state, reward, terminated, info = (*returned, {})[:5]
+    _check_scalar(f"reward of {name}", reward, (jnp.floating, jnp.integer, jnp.bool_), "a real number: sum several up")
+    _check_scalar(f"terminated of {name}", terminated, (jnp.bool_,), "a boolean: terminated != 0 makes one of a number")
+    if not isinstance(info, dict):
+        raise ValueError(f"info of {name} must be a dict, {{}} if there is none, got {type(info).__name__}")
+    return observation, state, reward, terminated, info
 
 
-def _action_space(space: Any) -> Discrete | Continuous:
-    if isinstance(space, Discrete | Continuous):
-        return space
-    if hasattr(space, "n"):
-        return Discrete(int(space.n))
-    if hasattr(space, "low") and len(space.shape) == 1:
-        low, high = (np.broadcast_to(np.asarray(bound, np.float32), space.shape) for bound in (space.low, space.high))
-        return Continuous(low, high)
-    raise ValueError(f"environment must have discrete actions or a vector of real ones, got {space!r}")
+def _check_scalar(name: str, value: Any, kinds: tuple, what: str) -> None:
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape != () or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise ValueError(f"{name} must be of shape () and {what}; got {dtype} of shape {shape}")
+
+
+def check_unchanged(name: str, what: str, new: PyTree, old: PyTree, *, of_kind: bool = False) -> None:
+    """Observation or state (`what`) of `name` has the structure, shapes and dtypes that a reset gives it.
+
+    With `of_kind` a dtype may also be one that the reset's can hold: of another precision, or an integer for a real.
+    """
+    structure, old_structure = (str(jax.tree.structure(tree)) for tree in (new, old))
+    if structure != old_structure:
+        raise ValueError(
+            f"{what} of {name} must have the structure that it has from the reset, {old_structure}, got {structure}"
+        )
+    for (path, after), before in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(old), strict=True):
+        (shape, dtype), (old_shape, old_dtype) = ((jnp.shape(leaf), _dtype(leaf)) for leaf in (after, before))
+        if shape != old_shape or not (dtype == old_dtype or (of_kind and _holds(old_dtype, dtype))):
+            field = " ".join(filter(None, (what, name_of(path))))
+            raise ValueError(
+                f"{field} of {name} must be as it is from the reset, {old_dtype} of shape {old_shape}; got {dtype} of "
+                f"shape {shape}"
+            )
+
+
+def name_of(path: tuple) -> str:
+    """What a leaf is called in errors: "goal", "robot/position", "" for a tree that is an array."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _dtype(leaf: Any) -> Any:
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf.dtype if is_key else jnp.result_type(leaf)
+
+
+def _holds(dtype: Any, other: Any) -> bool:
+    """Whether numbers of the kind of `other` are in that of `dtype`: an integer is a real one, but not the reverse."""
+    kinds = [(jnp.bool_,), (jnp.bool_, jnp.integer), (jnp.bool_, jnp.integer, jnp.floating)]
+    return any(
+        jnp.issubdtype(dtype, within[-1]) and any(jnp.issubdtype(other, kind) for kind in within) for within in kinds
+    )
+
+
+def _amount(returned: Any) -> str:
+    return f"{len(returned)} values" if isinstance(returned, tuple) else f"one {type(returned).__name__}"
 
 
 def flatten(observation: PyTree) -> jax.Array:
-    """One vector of all that is observed, `[D]`."""
+    """One vector of all that is observed, `[D]`.
+
+    >>> flatten({"position": jnp.zeros((2, 2)), "has_key": jnp.bool_(True)}).tolist()
+    [1.0, 0.0, 0.0, 0.0, 0.0]
+    """
     return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)])
 
 
-def _as_float(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), tree)
-
-
-def _strong(tree: PyTree) -> PyTree:
+def strong(tree: PyTree) -> PyTree:
     """Arrays of definite type: a Python number is weakly typed, and a scan's carry must not change its type."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)
-
-
-def _like(new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.asarray(new, old.dtype).reshape(old.shape)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmeta.checks import check_callable, check_number, check_widths
 from jaxmeta.nn.networks import MLP
 from jaxmeta.rl.distributions import Categorical, Gaussian
-from jaxmeta.rl.env import Continuous, Discrete, Family, check_environment, flatten
+from jaxmeta.rl.env import Continuous, Discrete, Family, check_action_space, check_environment, flatten
 from jaxmeta.types import InitFn, Params, PyTree
 
 
@@ -44,6 +44,7 @@ def action_head(action_space: Discrete | Continuous, *, init_std: float = 1.0, m
     >>> action_head(Discrete(3)).apply({}, jnp.zeros((2, 3))).entropy().shape
     (2,)
     """
+    check_action_space("action_space", action_space)
     check_number("min_std", min_std, minimum=1e-12)
     check_number("init_std", init_std, minimum=min_std)
     if isinstance(action_space, Discrete):
@@ -71,7 +72,7 @@ def mlp_policy(
     """A multi-layer perceptron for any family: logits of discrete actions, or a Gaussian over real ones.
 
     Real actions are in units of the box's half width h around its middle m: a ~ N(m + h μ(o), (h σ)²), with a learned
-    σ ≥ `min_std` for each, the same everywhere. The Gaussian leaves the box, and the environment clips. The last layer
+    σ ≥ `min_std` for each, the same everywhere. The Gaussian leaves the box, and the trial clips. The last layer
     is small at first, so that the policy begins without a preference, wherever it is.
 
     Args:

@@ -1,7 +1,6 @@
 """Rollouts: a policy in a trial, from its first step to its last, by one `lax.scan`."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,40 @@ from jaxmeta.checks import check_callable, check_fields
 from jaxmeta.rl.trials import Inputs, Trial
 from jaxmeta.types import PyTree
 
-# (key, params, carry, inputs) -> (action, carry, extras)
-Policy: TypeAlias = Callable[[jax.Array, PyTree, PyTree, Inputs], tuple[jax.Array, PyTree, PyTree]]
+
+class Policy(Protocol):
+    """How to act: a function of one environment, which `vmap` makes one of many.
+
+    key:    random key of this step
+    params: the policy's parameters, any pytree
+    carry:  what it remembers: a hidden state, () if it has none; that of a trial's beginning at first
+    inputs: `Inputs`, what it sees: the observation, its previous action and reward, whether an episode begins
+
+    It returns (action, carry, extras): an action of the action space, integer `()` or real `[A]`, the carry of the next
+    step, and what is to be kept of this one, such as a log-probability.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxmeta.rl import families, trial
+    >>> bandit = families.bernoulli_bandit(num_arms=3, num_pulls=4)
+    >>> def next_arm(key, params, arm, inputs):  # one arm after the other
+    ...     return arm % 3, arm + 1, ()
+    >>> task = bandit.train.sample(jax.random.key(0), bandit.train.data)
+    >>> _, transitions = rollout(jax.random.key(1), trial(bandit.environment), next_arm, (), jnp.int32(0), task)
+    >>> transitions.action.tolist()
+    [0, 1, 2, 0]
+    """
+
+    def __call__(
+        self, key: jax.Array, params: PyTree, carry: PyTree, inputs: Inputs, /
+    ) -> tuple[jax.Array, PyTree, PyTree]: ...
 
 
 class Agent(NamedTuple):
-    """A policy with its parameters and its carry before a trial: `rollout(key, trial, *agent, task)` runs it."""
+    """A policy with its parameters and its carry before a trial: `rollout(key, trial, *agent, task)` runs it.
+
+    >>> from jaxmeta.rl import Discrete, oracles
+    >>> policy, params, carry = oracles.random_policy(Discrete(3))
+    """
 
     policy: Policy
     params: PyTree = ()
@@ -23,16 +50,26 @@ class Agent(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One step, or with leading axes `[T]` or `[T, E]` many.
+    """One step; with leading axes `[T]` those of a trial, `[T, E]` those of E of them.
 
     inputs:           what the policy saw; its observation among it
-    action:           what it did
-    reward:           0 where `mask` is false
-    terminated:       the task's own end
-    truncated:        the time limit; both can be true
+    action:           what it did, `()` or `[A]`; outside of the box, it is not what the environment got, see `trial`
+    reward:           `()`, 0 where `mask` is false
+    terminated:       `()`, the task's own end
+    truncated:        `()`, the time limit; both can be true
     next_observation: what followed, before any reset: bootstrap with its value · (1 − terminated)
-    mask:             false once the trial's episodes are over
+    mask:             `()`, false once the trial's episodes are over
+    info:             the environment's own dict, such as gymnax's, {} if it has none
     extras:           what the policy wants to keep: log-probability, value, ...
+    state:            the environment's before the step, if the rollout keeps states, else ()
+
+    >>> from jaxmeta.rl import families, oracles, trial
+    >>> family = families.navigation()
+    >>> task = family.train.sample(jax.random.key(0), family.train.data)
+    >>> agent = oracles.random_policy(family.environment.action_space)
+    >>> _, transitions = rollout(jax.random.key(1), trial(family.environment, num_steps=7), *agent, task)
+    >>> transitions.reward.shape, transitions.action.shape, transitions.next_observation.shape
+    ((7,), (7, 2), (7, 2))
     """
 
     inputs: Inputs
@@ -42,11 +79,20 @@ class Transition(NamedTuple):
     truncated: jax.Array
     next_observation: PyTree
     mask: jax.Array
+    info: dict
     extras: PyTree
+    state: PyTree = ()
 
 
 def rollout(
-    key: jax.Array, trial: Trial, policy: Policy, params: PyTree, carry: PyTree, task: PyTree
+    key: jax.Array,
+    trial: Trial,
+    policy: Policy,
+    params: PyTree,
+    carry: PyTree,
+    task: PyTree,
+    *,
+    keep_states: bool = False,
 ) -> tuple[PyTree, Transition]:
     """Runs a policy through one trial of one task: T steps of `lax.scan`.
 
@@ -60,6 +106,7 @@ def rollout(
       params: the policy's parameters.
       carry: the policy's carry before the first step.
       task: the params of the environment.
+      keep_states: whether `Transition.state` is the environment's state before each step, to draw it, say.
 
     Returns:
       The last carry, and the `Transition`s with leading axis T. With E environments, `vmap(..., out_axes=(0, 1))` puts
@@ -89,8 +136,9 @@ def rollout(
         carry, inputs, state = loop
         policy_key, env_key = jax.random.split(key)
         action, carry, extras = policy(policy_key, params, carry, inputs)
-        next_inputs, state, outcome = trial.step(env_key, state, action, task)
-        return (carry, next_inputs, state), Transition(inputs, action, *outcome, extras)
+        next_inputs, next_state, outcome = trial.step(env_key, state, action, task)
+        kept = state.env_state if keep_states else ()
+        return (carry, next_inputs, next_state), Transition(inputs, action, *outcome, extras, kept)
 
     task = jax.tree.map(jnp.asarray, task)  # a numpy array cannot be indexed by an action that is traced
     reset_key, scan_key = jax.random.split(key)

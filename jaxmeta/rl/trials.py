@@ -8,6 +8,7 @@ done before           1     0         ..  |   1     0         1 where an episode
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_integer
-from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
+from jaxmeta.rl.env import (
+    Continuous,
+    Discrete,
+    Environment,
+    call_reset,
+    call_step,
+    check_environment,
+    check_unchanged,
+    clip_action,
+    flatten,
+    strong,
+)
 from jaxmeta.types import PyTree
 
 
@@ -53,6 +65,7 @@ class Outcome(NamedTuple):
     truncated:        the time limit: bootstrap with the value of `next_observation`. Both can be true.
     next_observation: what followed, before any reset
     mask:             false once the trial's episodes are over; reward is 0 there
+    info:             what the environment says beside, {} if nothing; also where `mask` is false
     """
 
     reward: jax.Array
@@ -60,6 +73,7 @@ class Outcome(NamedTuple):
     truncated: jax.Array
     next_observation: PyTree
     mask: jax.Array
+    info: dict
 
 
 class Trial(NamedTuple):
@@ -84,6 +98,10 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
     | `num_episodes=n`  | n × `max_steps`            | exactly n episodes; the steps after them are masked  |
     | `num_steps=T`     | T                          | as many episodes as fit; the last one may be cut off |
 
+    This is where actions are held to the box of `Continuous`, for every learner and environment: the environment gets
+    the action that is nearest in the box, while the policy's own is what is recorded, what its log-probability is of,
+    and what it sees as its previous action.
+
     Args:
       environment: any `Environment`; its params are the task.
       num_episodes: the budget in episodes, 1 if neither is given.
@@ -94,7 +112,8 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
 
     Raises:
       ValueError: `environment` is no environment, a budget is no positive integer, or both are given; while tracing,
-        an action has not the shape of the action space.
+        an action has not the shape of the action space or is no integer where that is discrete, or the environment
+        returns something else than it has to, see `Environment`.
 
     Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning" (2016),
     https://arxiv.org/abs/1611.02779
@@ -108,50 +127,76 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
     (20, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
     """
     check_environment("environment", environment)
-    space, max_steps = environment.action_space, environment.max_steps
     if num_steps is None:
         num_episodes = 1 if num_episodes is None else num_episodes
         check_integer("num_episodes", num_episodes, minimum=1)
-        num_steps = num_episodes * max_steps
+        num_steps = num_episodes * environment.max_steps
     elif num_episodes is not None:
         raise ValueError(f"give num_episodes or num_steps, not both, got {num_episodes} and {num_steps}")
     check_integer("num_steps", num_steps, minimum=1)
+    return Trial(
+        reset=partial(_reset, environment),
+        step=partial(_step, environment, num_episodes),
+        encode=partial(_encode, environment),
+        num_steps=num_steps,
+    )
 
-    def reset(key: jax.Array, task: PyTree) -> tuple[Inputs, TrialState]:
-        observation, env_state = environment.reset(key, task)
-        begins = jnp.bool_(True)
-        inputs = Inputs(observation, _no_action(space), jnp.zeros(()), begins, begins, jnp.int32(0))
-        return inputs, TrialState(env_state, jnp.int32(0), jnp.int32(0))
 
-    def step(key: jax.Array, state: TrialState, action: jax.Array, task: PyTree):
-        none = _no_action(space)
-        if jnp.shape(action) != none.shape:
-            raise ValueError(f"action must have the shape {none.shape} of the action space, got {jnp.shape(action)}")
-        step_key, reset_key = jax.random.split(key)
-        next_observation, env_state, reward, terminated = environment.step(step_key, state.env_state, action, task)
-        time = state.time + 1
-        truncated = time >= max_steps
-        done = terminated | truncated
-        mask = jnp.bool_(True) if num_episodes is None else state.num_episodes < num_episodes
-        reward = jnp.where(mask, jnp.asarray(reward, float), 0)
-        observation, env_state = jax.tree.map(
-            lambda first, next: jnp.where(done, first, next),
-            environment.reset(reset_key, task),
-            (next_observation, env_state),
-        )
-        time = jnp.where(done, 0, time)
-        inputs = Inputs(observation, jnp.asarray(action, none.dtype), reward, jnp.bool_(False), done, time)
-        state = TrialState(env_state, time, state.num_episodes + done)
-        return inputs, state, Outcome(reward, terminated, truncated, next_observation, mask)
+def _reset(environment: Environment, key: jax.Array, task: PyTree) -> tuple[Inputs, TrialState]:
+    observation, env_state = call_reset(environment, key, task)
+    begins = jnp.bool_(True)
+    inputs = Inputs(observation, _no_action(environment.action_space), jnp.zeros(()), begins, begins, jnp.int32(0))
+    return inputs, TrialState(env_state, jnp.int32(0), jnp.int32(0))
 
-    def encode(inputs: Inputs) -> jax.Array:
-        action = inputs.action
-        if isinstance(space, Discrete):
-            action = jax.nn.one_hot(action, space.num_actions)  # −1: all zero
-        time = [inputs.time / max_steps] if environment.observe_time else []
-        return flatten((inputs.observation, action, inputs.no_action, inputs.reward, inputs.done, *time))
 
-    return Trial(reset, step, encode, num_steps)
+def _step(
+    environment: Environment,
+    num_episodes: int | None,
+    key: jax.Array,
+    state: TrialState,
+    action: jax.Array,
+    task: PyTree,
+) -> tuple[Inputs, TrialState, Outcome]:
+    action = _check_action(action, environment.action_space)
+    step_key, reset_key = jax.random.split(key)
+    next_observation, env_state, reward, terminated, info = call_step(
+        environment, step_key, state.env_state, clip_action(environment.action_space, action), task
+    )
+    time = state.time + 1
+    truncated = time >= environment.max_steps
+    done = terminated | truncated
+    mask = jnp.bool_(True) if num_episodes is None else state.num_episodes < num_episodes
+    reward = jnp.where(mask, jnp.asarray(reward, float), 0)
+    outcome = Outcome(reward, terminated, truncated, next_observation, mask, strong(info))
+
+    # where an episode ended, the next one begins, of the same task
+    first_observation, first_state = call_reset(environment, reset_key, task)
+    check_unchanged("step of environment", "observation", next_observation, first_observation)
+    observation, env_state = jax.tree.map(
+        lambda first, next: jnp.where(done, first, next),
+        (first_observation, first_state),
+        (next_observation, env_state),
+    )
+    time = jnp.where(done, 0, time)
+    inputs = Inputs(observation, action, reward, jnp.bool_(False), done, time)
+    return inputs, TrialState(env_state, time, state.num_episodes + done), outcome
+
+
+def _encode(environment: Environment, inputs: Inputs) -> jax.Array:
+    action = inputs.action
+    if isinstance(environment.action_space, Discrete):
+        action = jax.nn.one_hot(action, environment.action_space.num_actions)  # −1: all zero
+    time = [inputs.time / environment.max_steps] if environment.observe_time else []
+    return flatten((inputs.observation, action, inputs.no_action, inputs.reward, inputs.done, *time))
+
+
+def _check_action(action: jax.Array, space: Discrete | Continuous) -> jax.Array:
+    none = _no_action(space)
+    if jnp.shape(action) != none.shape:
+        raise ValueError(f"action must have the shape {none.shape} of the action space, got {jnp.shape(action)}")
+    if isinstance(space, Discrete) and not jnp.issubdtype(jnp.result_type(action), jnp.integer):
+        raise ValueError(f"action must be an integer, as the action space is {space}, got {jnp.result_type(action)}")
+    return jnp.asarray(action, none.dtype)
 
 
 def _no_action(space: Discrete | Continuous) -> jax.Array:

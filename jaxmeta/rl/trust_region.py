@@ -160,13 +160,27 @@ def fisher_product(
     >>> product(jnp.array([1.0, 0.0])).tolist()  # diag(p) − p pᵀ
     [0.25, -0.25]
     """
-    outputs, jacobian = jax.linearize(outputs_fn, params)
+
+    def with_reals(params: Params) -> tuple[list[jax.Array], PyTree]:
+        outputs = outputs_fn(params)
+        return [leaf for leaf in jax.tree.leaves(outputs) if _is_real(leaf)], outputs
+
+    def kl_to(reals: list[jax.Array]) -> jax.Array:
+        leaves, structure = jax.tree.flatten(outputs)
+        new = iter(reals)  # in the place of what can be differentiated: a bound may be an integer
+        return kl_fn(outputs, jax.tree.unflatten(structure, [next(new) if _is_real(leaf) else leaf for leaf in leaves]))
+
+    reals, jacobian, outputs = jax.linearize(with_reals, params, has_aux=True)
     transposed = jax.linear_transpose(jacobian, params)
-    gradient = jax.grad(lambda new: kl_fn(outputs, new))
+    gradient = jax.grad(kl_to)
 
     def product(v: Params) -> Params:
         j_v = jacobian(jax.tree.map(lambda v, p: v.astype(p.dtype), v, params))
-        _, m_j_v = jax.jvp(gradient, (outputs,), (j_v,))
+        _, m_j_v = jax.jvp(gradient, (reals,), (j_v,))
         return jax.tree.map(lambda x, v: (x + damping * v).astype(v.dtype), transposed(m_j_v)[0], v)
 
     return outputs, product
+
+
+def _is_real(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

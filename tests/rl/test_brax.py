@@ -7,27 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmeta import rl
 from jaxmeta.rl import families
 
 
 def play(family, *tasks):
     """The first five steps of each task with the same keys and actions, one out of bounds; the bodies' positions."""
-    environment, actions = family.environment, 0.5 * np.sin(np.arange(5)[:, None] + np.arange(_size(family)))
+    trial, actions = rl.trial(family.environment), 0.5 * np.sin(np.arange(5)[:, None] + np.arange(_size(family)))
     actions[2, 0] = 3.0
 
     def run(task):
-        _, physics = environment.reset(jax.random.key(0), task)
+        _, state = trial.reset(jax.random.key(0), task)
 
-        def step(physics, action):
-            observation, after, reward, terminated = environment.step(jax.random.key(1), physics, action, task)
-            return after, (after.x.pos[0], reward, terminated, observation)
+        def step(state, action):
+            _, after, outcome = trial.step(jax.random.key(1), state, action, task)
+            return after, (after.env_state.x.pos[0], outcome.reward, outcome.terminated, outcome.next_observation)
 
-        position, *rest = jax.lax.scan(step, physics, actions)[1]
-        return jnp.concatenate([physics.x.pos[:1], position]), *rest
+        position, *rest = jax.lax.scan(step, state, actions)[1]
+        return jnp.concatenate([state.env_state.x.pos[:1], position]), *rest
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
     position, reward, terminated, observation = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(stacked))
-    assert not terminated.any() and np.isfinite(observation).all() and environment.max_steps == 200
+    assert not terminated.any() and np.isfinite(observation).all() and family.environment.max_steps == 200
     return position, reward, (np.clip(actions, -1, 1) ** 2).sum(-1)
 
 

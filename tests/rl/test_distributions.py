@@ -1,5 +1,7 @@
 """Distributions against scipy and numerical integrals, in float64."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from jaxmeta.rl.distributions import Categorical, Gaussian, TanhGaussian
+from jaxmeta.rl.distributions import Categorical, Gaussian, TanhGaussian, each_step
 
 pytestmark = pytest.mark.usefixtures("strict_shapes", "x64_module")
 
@@ -121,3 +123,95 @@ def test_saturated_actions_have_finite_log_probs_and_gradients(mean):
 def test_distributions_are_pytrees_that_vmap():
     policy = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
     np.testing.assert_allclose(jax.vmap(lambda p: p.entropy())(policy), policy.entropy(), rtol=1e-12)
+
+
+# Fields that broadcast.
+
+ACTION = np.tanh(RNG.normal(size=(3, 2))) / 2
+FULL = np.ones((3, 2))
+BROADCAST = {
+    "gaussian, one deviation": (Gaussian(MEAN, -0.5), Gaussian(MEAN, -0.5 * FULL)),
+    "gaussian, one for each step": (Gaussian(MEAN, LOG_STD[:, :1]), Gaussian(MEAN, LOG_STD[:, :1] * FULL)),
+    "gaussian, one action": (Gaussian(MEAN[0, :1], np.ones(1)), Gaussian(MEAN[0, :1], 1.0)),
+    "tanh, the default box": (TanhGaussian(MEAN, LOG_STD), TanhGaussian(MEAN, LOG_STD, -FULL, FULL)),
+    "tanh, one deviation": (
+        TanhGaussian(MEAN, -0.5, -1, np.ones((1, 2))),
+        TanhGaussian(MEAN, -0.5 * FULL, -FULL, FULL),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROADCAST)
+def test_fields_that_broadcast_within_a_call_are_one_for_each_action(name):
+    policy, full = (jax.tree.map(jnp.asarray, d) for d in BROADCAST[name])
+    other = type(full)(full.mean + 0.1, full.log_std - 0.2, *full[2:])
+    action, key = jnp.asarray(ACTION)[: full.mean.shape[0], : full.mean.shape[-1]], jax.random.key(0)
+    action = action[0] if full.mean.ndim == 1 else action
+    for method in (
+        lambda d: d.log_prob(action),
+        lambda d: d.entropy(),
+        lambda d: d.kl(other),
+        lambda d: other.kl(d),
+        lambda d: d.sample(key),
+        lambda d: d.mode() if hasattr(d, "mode") else 0.0,
+    ):
+        found, expected = method(policy), method(full)
+        assert np.shape(found) == np.shape(expected)
+        np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert policy.sample(key).shape == full.mean.shape
+
+
+class Laplace(NamedTuple):
+    """A user's own: one scale for all actions, which broadcasts."""
+
+    mean: jax.Array
+    scale: jax.Array
+
+    def log_prob(self, action):
+        return jnp.sum(-jnp.abs(action - self.mean) / self.scale - jnp.log(2 * self.scale), axis=-1)
+
+
+OF_ONE_STEP = {
+    "gaussian": (lambda m: Gaussian(m, -0.3), scipy.stats.norm(scale=np.exp(-0.3)), lambda a: (a, 0.0)),
+    "tanh": (
+        lambda m: TanhGaussian(m, -0.3),
+        scipy.stats.norm(scale=np.exp(-0.3)),
+        lambda a: (np.arctanh(a), np.log(1 - a**2)),
+    ),
+    "a user's own": (lambda m: Laplace(m, jnp.array(0.4)), scipy.stats.laplace(scale=0.4), lambda a: (a, 0.0)),
+}
+
+
+@pytest.mark.parametrize("num_actions", [1, 3])
+@pytest.mark.parametrize("name", OF_ONE_STEP)
+def test_distributions_out_of_vmap_are_asked_step_by_step(name, num_actions):
+    """[T, E] = [3, 3], and one action or three: as many as steps and episodes, where broadcasting is silent."""
+    policy, density, inverse = OF_ONE_STEP[name]
+    mean, other_mean, action = RNG.uniform(-0.9, 0.9, (3, 3, 3, num_actions))
+    of = lambda mean: jax.vmap(jax.vmap(policy))(jnp.asarray(mean))
+    u, log_slope = inverse(action)
+    expected = (density.logpdf(u - mean) - log_slope).sum(-1)
+    found = each_step(lambda d, a: d.log_prob(a))(of(mean), jnp.asarray(action))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    if name != "a user's own":
+        kl = ((mean - other_mean) ** 2).sum(-1) / 2 / np.exp(-0.6)  # of equal deviations, whatever the bijection
+        np.testing.assert_allclose(each_step(lambda d, o: d.kl(o))(of(mean), of(other_mean)), kl, rtol=1e-10)
+        entropy = each_step(lambda d: d.entropy())(of(mean))
+        assert entropy.shape == (3, 3)
+        np.testing.assert_allclose(entropy[2, 1], policy(jnp.asarray(mean[2, 1])).entropy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["log_prob", "kl", "entropy", "sample", "mode"])
+def test_what_would_broadcast_over_steps_is_refused(method):
+    """As it was until all were asked step by step: Σ over [T, E, E], T times too much."""
+    steps = jax.vmap(jax.vmap(lambda mean: TanhGaussian(mean, -0.3)))(jnp.zeros((3, 3, 1)))
+    arguments = {"log_prob": (jnp.zeros((3, 3, 1)),), "kl": (steps,), "sample": (jax.random.key(0),)}.get(method, ())
+    with pytest.raises(ValueError, match=r"must be a scalar or .*\(3, 3, 1\).*got \(3, 3\).*each_step"):
+        getattr(steps, method)(*arguments)
+
+
+def test_a_field_of_more_actions_than_the_mean_is_refused():
+    """`sample` would draw one number for both."""
+    for policy in (Gaussian(jnp.zeros(1), jnp.zeros(2)), Gaussian(jnp.zeros(()), jnp.zeros(2))):
+        with pytest.raises(ValueError, match=r"log_std must be a scalar or .*got \(2,\)"):
+            policy.sample(jax.random.key(0))

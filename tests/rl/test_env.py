@@ -1,11 +1,11 @@
-"""Trials of a scripted environment, and what the adapter makes of gymnax's environments and of a user's own."""
+"""Trials of a scripted environment: episodes, what is seen, which actions it gets, and what it may not return."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmeta
 from jaxmeta import rl
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
@@ -108,120 +108,170 @@ def test_not_both_budgets():
         rl.trial(ladder(), num_episodes=1, num_steps=1)
 
 
-@flax.struct.dataclass
-class OwnState:
-    goal: jax.Array
-    time: int
-
-
-class Own:
-    """A user's environment with gymnax's API, careless about types, that draws its task inside reset."""
-
-    def reset_env(self, key, params):
-        state = OwnState(jax.random.uniform(key, (2,)), 0)
-        return self.observe(key, state, None, params), state
-
-    def step_env(self, key, state, action, params):
-        state = state.replace(time=state.time + 1.0)
-        return self.observe(key, state, action, params), state, 1, state.time >= 2, {}
-
-    def observe(self, key, state, action, params):
-        return {"goal": state.goal, "scale": params}
-
-    def action_space(self, params):
-        return rl.Discrete(2)
-
-
-def test_a_users_environment_with_gymnaxs_api_and_a_task_that_it_draws_in_reset():
-    environment = rl.from_gymnax(Own(), max_steps=5)
-    trial = rl.trial(environment, num_steps=6)
-    policy = lambda key, params, carry, inputs: (jnp.int32(0), carry, ())
-    goal = jnp.array([3.0, 4.0])
-    run = jax.jit(lambda task: rl.rollout(jax.random.key(0), trial, policy, (), (), task)[1])
-
-    pinned = run(rl.Pinned(jnp.float32(7.0), {"goal": goal}))
-    np.testing.assert_array_equal(pinned.terminated, [False, True] * 3)
-    np.testing.assert_array_equal(pinned.inputs.observation["goal"], jnp.stack([goal] * 6))  # observed anew
-    np.testing.assert_array_equal(pinned.next_observation["goal"], jnp.stack([goal] * 6))
-    np.testing.assert_array_equal(pinned.inputs.observation["scale"], np.full(6, 7.0))
-
-    free = run(jnp.float32(7.0))  # the control: without pins, each episode has another task
-    assert len(np.unique(free.next_observation["goal"][:, 0])) == 3
-
-
-def test_one_line_makes_a_family_of_a_users_environment():
-    """Any function of a key; the task stays, also where the environment draws one inside reset."""
-    draw = lambda key: rl.Pinned(jnp.float32(7.0), {"goal": jax.random.normal(key, (2,))})
-    family = rl.family(rl.from_gymnax(Own(), max_steps=5), draw)
-
-    def run(key):
-        task_key, key = jax.random.split(key)
-        task = family.train.sample(task_key, family.train.data)
-        policy = rl.oracles.random_policy(family.environment.action_space)
-        return task, rl.rollout(key, rl.trial(family.environment, num_episodes=3), *policy, task)[1]
-
-    tasks, t = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4))
-    assert len(np.unique(tasks.pins["goal"], axis=0)) == 4
-    for seen in (t.inputs.observation["goal"], t.next_observation["goal"]):
-        np.testing.assert_array_equal(seen, jnp.stack([tasks.pins["goal"]] * 15, axis=1))
-
-
 def test_the_final_observation_is_bootstrapped_from_unless_it_is_terminal():
     """V(o) = o and λ = 0: r + γ V(next) (1 − terminated) − V(o), whatever is seen next."""
     _, t = play(rl.trial(ladder(), num_steps=8))
     value = lambda observation: observation[:, 0]
     arguments = (t.reward, value(t.inputs.observation), value(t.next_observation), t.terminated, t.truncated)
     advantages = rl.returns.gae(*arguments, discount=0.5, lambda_=0.0).advantage
-    expected = [
-        1 + 101 / 2 - 100,
-        2 + 102 / 2 - 101,
-        3 + 103 / 2 - 102,
-        1 - 100,
-        1 + 101 / 2 - 100,
-        2 + 102 / 2 - 101,
-        3 - 102,
-        1 + 101 / 2 - 100,
-    ]
+    first, second = 1 + 101 / 2 - 100, 2 + 102 / 2 - 101
+    expected = [first, second, 3 + 103 / 2 - 102, 1 - 100, first, second, 3 - 102, first]
     np.testing.assert_allclose(advantages, expected, rtol=1e-6)
 
 
-def test_a_time_limit_of_its_own_is_refused():
-    class Impatient(Own):
-        def is_truncated(self, state, params):
-            return state.time > 1
-
-    with pytest.raises(ValueError, match=r"must not define is_truncated.*Impatient\.is_truncated"):
-        rl.from_gymnax(Impatient(), max_steps=5)
+# Actions: one check of what there are, and one place that holds them to the box.
 
 
-def test_action_spaces_that_are_neither_are_refused():
-    class Pixels(Own):
-        def action_space(self, params):
-            return "pixels"
+def slope(low=-0.5, high=2.0):
+    """Pays the action that it is given, as it is."""
 
-    with pytest.raises(ValueError, match="discrete actions or a vector"):
-        rl.from_gymnax(Pixels(), max_steps=5)
+    def step(key, state, action, params):
+        return jnp.zeros(1), state, action[0], jnp.bool_(False), {"given": action}
 
-
-def test_gymnax_environments_behind_the_adapter_are_gymnaxs():
-    """Step by step the same as `step_env`; the horizon is that of the default params."""
-    env, params = rl.make_gymnax("CartPole-v1")
-    environment = rl.from_gymnax("CartPole-v1")
-    assert environment.max_steps == 500 and environment.action_space == rl.Discrete(2)
-    observation, state = environment.reset(jax.random.key(0), params)
-    expected, gymnax_state = env.reset_env(jax.random.key(0), params)
-    np.testing.assert_array_equal(observation, expected)
-    ours, theirs = jax.jit(environment.step), jax.jit(env.step_env)
-    for i in range(20):
-        action = jnp.int32(i % 3 == 0)
-        observation, state, reward, terminated = ours(jax.random.key(i), state, action, params)
-        expected, gymnax_state, gymnax_reward, gymnax_terminated, _ = theirs(
-            jax.random.key(i), gymnax_state, action, params
-        )
-        np.testing.assert_allclose(observation, expected, rtol=1e-6)
-        assert reward == gymnax_reward and terminated == gymnax_terminated
+    box = rl.Continuous(np.array([low], np.float32), np.array([high], np.float32))
+    return rl.Environment(lambda key, params: (jnp.zeros(1), ()), step, box, 3)
 
 
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match=r"environment must be one of .*CartPole-v1.*got 'Pendulum'"):
-        rl.from_gymnax("Pendulum")
+def test_an_environment_that_does_not_clip_gets_the_nearest_action_of_its_box():
+    """The policy's own is recorded, and seen as the previous one."""
+    policy = lambda key, actions, t, inputs: (actions[t][None], t + 1, ())
+    actions = jnp.array([1.0, 7.0, -3.0])
+    _, t = rl.rollout(jax.random.key(0), rl.trial(slope()), policy, actions, jnp.int32(0), ())
+    np.testing.assert_array_equal(t.reward, [1.0, 2.0, -0.5])
+    np.testing.assert_array_equal(t.info["given"][:, 0], [1.0, 2.0, -0.5])
+    np.testing.assert_array_equal(t.action[:, 0], actions)
+    np.testing.assert_array_equal(t.inputs.action[:, 0], [0.0, 1.0, 7.0])
+
+
+BOUND = np.ones(2, np.float32)
+BAD_SPACES = {
+    "unbounded": (rl.Continuous(-np.inf * BOUND, np.inf * BOUND), "must have finite bounds.*_replace"),
+    "half bounded": (rl.Continuous(0 * BOUND, np.inf * BOUND), "must have finite bounds"),
+    "of a width that is not finite": (rl.Continuous(-3e38 * BOUND, 3e38 * BOUND), "must have finite bounds"),
+    "nan": (rl.Continuous(np.nan * BOUND, BOUND), "must have finite bounds"),
+    "upside down": (rl.Continuous(BOUND, -BOUND), "must have low < high"),
+    "without width": (rl.Continuous(BOUND, BOUND), "must have low < high"),
+    "lists": (rl.Continuous([-1.0, -1.0], [1.0, 1.0]), r"low of action_space.* must be an array of shape \[A\]"),
+    "scalars": (rl.Continuous(-1.0, 1.0), r"low of action_space.* must be an array of shape \[A\].*np\.full"),
+    "matrices": (rl.Continuous(-np.ones((2, 2)), np.ones((2, 2))), r"low of action_space.* of shape \[A\]"),
+    "empty": (rl.Continuous(np.ones(0), np.ones(0)), r"low of action_space.* of shape \[A\]"),
+    "booleans": (rl.Continuous(np.zeros(2, bool), np.ones(2, bool)), r"low of action_space.* of shape \[A\]"),
+    "unequal": (rl.Continuous(-BOUND, np.ones(3)), r"low and high .* same shape, got \(2,\) and \(3,\)"),
+    "none": (rl.Discrete(0), "num_actions of action_space.* integer >= 1, got 0"),
+    "a fraction": (rl.Discrete(2.5), "num_actions of action_space.* got 2.5"),
+    "a truth": (rl.Discrete(True), "num_actions of action_space.* got True"),
+    "gymnasium's": ("Box(2,)", "action_space.* must be Discrete or Continuous"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SPACES)
+def test_action_spaces_that_no_policy_can_use_are_refused(name):
+    space, message = BAD_SPACES[name]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        rl.trial(slope()._replace(action_space=space))
+
+
+def test_every_learner_looks_at_the_action_space():
+    family = rl.families.navigation()
+    unbounded = rl.Continuous(-np.inf * BOUND, np.inf * BOUND)
+    family = family._replace(environment=family.environment._replace(action_space=unbounded))
+    policy = rl.mlp_policy(rl.families.navigation())
+    for make in (
+        lambda: jaxmeta.maml_rl(*policy, family.environment),
+        lambda: jaxmeta.promp(*policy, family.environment),
+        lambda: jaxmeta.e_maml(*policy, family.environment),
+        lambda: jaxmeta.rl2(family),
+        lambda: jaxmeta.mlp_actor_critic(family),
+        lambda: jaxmeta.mlp_encoder(family, latent_size=2),
+        lambda: rl.mlp_policy(family),
+        lambda: rl.oracles.random_policy(unbounded),
+        lambda: rl.family(family.environment, lambda key: rl.families.Goal(jax.random.normal(key, (2,)))),
+        lambda: rl.finite_family(family.environment, *[rl.families.Goal(jnp.zeros((1, 2)))] * 2),
+    ):
+        with pytest.raises(ValueError, match="action_space.*must have finite bounds"):
+            make()
+
+
+def test_whole_numbers_and_arrays_of_jax_are_bounds_too():
+    for low, high in ((-np.ones(2, int), np.ones(2, int)), (-jnp.ones(2), jnp.ones(2))):
+        rl.trial(slope()._replace(action_space=rl.Continuous(low, high)))
+    rl.trial(ladder()._replace(action_space=rl.Discrete(np.int64(3))))
+
+
+def test_a_real_action_for_a_discrete_space_is_refused():
+    policy = lambda key, params, carry, inputs: (jnp.float32(0.7), carry, ())
+    with pytest.raises(ValueError, match="action must be an integer.*float32"):
+        rl.rollout(jax.random.key(0), rl.trial(ladder()), policy, (), (), ())
+
+
+# What the environment returns.
+
+
+def returning(step=None, reset=None):
+    """The ladder with another end of its functions."""
+    base, same = ladder(), lambda *returned: returned
+    return base._replace(
+        reset=lambda *args: (reset or same)(*base.reset(*args)),
+        step=lambda *args: (step or same)(*base.step(*args)),
+    )
+
+
+WRONG = {
+    "a reward of shape (1,)": (
+        {"step": lambda o, s, r, end: (o, s, r[None], end)},
+        r"reward of step of environment must be of shape \(\).*got float32 of shape \(1,\)",
+    ),
+    "a complex reward": (
+        {"step": lambda o, s, r, end: (o, s, r * 1j, end)},
+        "reward of step of environment must be .*got complex64",
+    ),
+    "an integer terminated": (
+        {"step": lambda o, s, r, end: (o, s, r, end.astype(int))},
+        "terminated of step of environment must be .*a boolean.*got int32",
+    ),
+    "three values": (
+        {"step": lambda o, s, r, end: (o, s, r)},
+        r"step of environment must return \(observation, state, reward, terminated, info\).*got 3 values",
+    ),
+    "six values": ({"step": lambda o, s, r, end: (o, s, r, end, end, {})}, "step of environment .*got 6 values"),
+    "an info that is no dict": ({"step": lambda *returned: (*returned, 1.0)}, "info of step of environment .* a dict"),
+    "another observation": (
+        {"step": lambda o, s, r, end: (jnp.append(o, 1.0), s, r, end)},
+        r"observation of step of environment must be as it is from the reset, float32 of shape \(1,\); .* \(2,\)",
+    ),
+    "observations of two types": (
+        {"reset": lambda o, s: (o.astype(int), s)},
+        r"observation of step of environment must be as it is from the reset, int32 .*got float32",
+    ),
+    "another structure": (
+        {"step": lambda o, s, r, end: ({"place": o}, s, r, end)},
+        "observation of step of environment must have the structure",
+    ),
+    "a state that changes its type": (
+        {"step": lambda o, s, r, end: (o, s + 0.5, r, end)},
+        r"state of step of environment must be as it is from the reset, int32 .*got float32",
+    ),
+    "a reset without a state": ({"reset": lambda o, s: o}, r"reset of environment must return \(observation, state\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_an_environment_may_not_return_is_named_while_tracing(name):
+    changes, message = WRONG[name]
+    environment = returning(**changes)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        jax.eval_shape(lambda: rl.rollout(jax.random.key(0), rl.trial(environment), script, ACTIONS, jnp.int32(0), ()))
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        rl.finite_family(environment, jnp.zeros(1), jnp.zeros(1))
+
+
+def test_states_and_info_are_kept_for_who_draws_them():
+    """The state is the one that the policy acted in: the number of steps, anew in each episode."""
+    environment = returning(step=lambda o, s, r, end: (o, s, r, end, {"success": s == 3, "steps": s}))
+    trial = rl.trial(environment, num_steps=8)
+    run = lambda **keep: rl.rollout(jax.random.key(0), trial, script, ACTIONS, jnp.int32(0), (), **keep)[1]
+    t = run(keep_states=True)
+    np.testing.assert_array_equal(t.state, [0, 1, 2, 0, 0, 1, 2, 0])
+    np.testing.assert_array_equal(t.info["steps"], [1, 2, 3, 1, 1, 2, 3, 1])
+    np.testing.assert_array_equal(t.info["success"], np.array(t.info["steps"]) == 3)
+    assert run().state == () and play(rl.trial(ladder()))[1].info == {}

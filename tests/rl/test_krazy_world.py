@@ -205,9 +205,8 @@ def test_what_is_picked_up_comes_back_in_the_next_episode():
 @pytest.fixture(scope="module")
 def drawn():
     family = families.krazy_world()
-    return jax.tree.map(
-        np.array, jax.jit(jax.vmap(lambda key: family.train.sample(key, ())))(jax.random.split(jax.random.key(0), 400))
-    )
+    sample = jax.jit(jax.vmap(lambda key: family.train.sample(key, ())))
+    return jax.tree.map(np.array, sample(jax.random.split(jax.random.key(0), 400)))
 
 
 def reachable(grid, start, closed):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("strict_shapes")
 def test_real_actions_are_in_units_of_the_box():
     low, high = np.array([-1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
     environment = rl.families.navigation().environment._replace(action_space=rl.Continuous(low, high))
-    family = rl.family(environment, lambda key: rl.families.Goal(jnp.zeros(2)))
+    family = rl.family(environment, lambda key: rl.families.Goal(jax.random.normal(key, (2,))))
     policy = rl.mlp_policy(family, hidden=(3,), init_std=0.5)
     params = policy.init(jax.random.key(0))
     params["params"]["head"] = {"kernel": jnp.zeros((3, 2)), "bias": jnp.array([0.5, -1.0])}

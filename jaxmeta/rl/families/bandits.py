@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.rl.env import Discrete, Environment, Family, family
+from jaxmeta.rl.env import Discrete, Environment, Family
+from jaxmeta.rl.tasks import family
 
 
 class Bandit(NamedTuple):

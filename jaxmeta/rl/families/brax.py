@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_choice
-from jaxmeta.rl.env import Continuous, Environment, Family, family, finite_family, from_gymnax, in_32_bits
+from jaxmeta.rl.env import Continuous, Environment, Family
 from jaxmeta.rl.families.navigation import Goal
+from jaxmeta.rl.gymnax import from_gymnax, in_32_bits
+from jaxmeta.rl.tasks import family, finite_family
 from jaxmeta.types import PyTree
 
 HORIZON = 200
@@ -105,7 +107,6 @@ class _Body:
         return state.obs, state.pipeline_state
 
     def step_env(self, key: jax.Array, physics: Any, action: jax.Array, params: PyTree):
-        action = jnp.clip(action, -1, 1)
         after = self.body.step(self.state(physics, None, None, None), action)
         position = after.pipeline_state.x.pos[0]
         reward = self.reward_fn(params, (position - physics.x.pos[0]) / self.body.dt, position)

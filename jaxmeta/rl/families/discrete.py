@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_integer
-from jaxmeta.rl.env import Discrete, Environment, Family, family, finite_family
+from jaxmeta.rl.env import Discrete, Environment, Family
 from jaxmeta.rl.families.navigation import Goal
+from jaxmeta.rl.tasks import family, finite_family
 
 
 class TabularMDP(NamedTuple):

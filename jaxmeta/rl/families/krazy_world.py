@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_integer
-from jaxmeta.rl.env import Discrete, Environment, Family, family
+from jaxmeta.rl.env import Discrete, Environment, Family
+from jaxmeta.rl.tasks import family
 
 MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)  # up, right, down, left, in (row, column)
 FIRST_ENERGY, MORE_ENERGY = 12, 8
@@ -154,19 +155,16 @@ def _draw(uniforms: jax.Array, size: int, num_goals: int) -> tuple[jax.Array, ja
     from_lock, from_start = _distance(lock), _distance(start)
     few, everywhere, off_the_lock = size**2 // 10, ~start, from_lock > 2
     grid = jnp.where(lock, jnp.int32(Tile.LOCK), jnp.where(wall, Tile.WALL, Tile.NORMAL))
-    for order, (tile, count, where) in zip(
-        orders[2:],
-        (
-            (Tile.KEY, 1, is_outside),
-            (Tile.GOAL, 1, ~wall & ~is_outside),
-            (Tile.GOAL, num_goals - 1, from_start > 2),
-            (Tile.TELEPORTER, 2, everywhere),
-            (Tile.ENERGY, few, everywhere),
-            (Tile.ICE, few, off_the_lock),
-            (Tile.DEATH, few, off_the_lock),
-        ),
-        strict=True,
-    ):
+    placed = (
+        (Tile.KEY, 1, is_outside),
+        (Tile.GOAL, 1, ~wall & ~is_outside),
+        (Tile.GOAL, num_goals - 1, from_start > 2),
+        (Tile.TELEPORTER, 2, everywhere),
+        (Tile.ENERGY, few, everywhere),
+        (Tile.ICE, few, off_the_lock),
+        (Tile.DEATH, few, off_the_lock),
+    )
+    for order, (tile, count, where) in zip(orders[2:], placed, strict=True):
         grid = jnp.where(_first(order, where & ~start & (grid == Tile.NORMAL), count), tile, grid)
     return grid, _cell(start)
 

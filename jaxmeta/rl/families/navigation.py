@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.rl.env import Continuous, Environment, Family, family, finite_family
+from jaxmeta.rl.env import Continuous, Environment, Family
+from jaxmeta.rl.tasks import family, finite_family
 
 
 class Goal(NamedTuple):
@@ -30,7 +31,7 @@ def navigation() -> Family:
     >>> family = navigation()
     >>> task = family.train.sample(jax.random.key(0), family.train.data)
     >>> observation, state = family.environment.reset(jax.random.key(1), task)
-    >>> family.environment.step(jax.random.key(2), state, jnp.array([3.0, 0.0]), task)[0].tolist()
+    >>> family.environment.step(jax.random.key(2), state, jnp.array([0.1, 0.0]), task)[0].tolist()
     [0.10000000149011612, 0.0]
     """
 
@@ -38,7 +39,7 @@ def navigation() -> Family:
         return jnp.zeros(2), jnp.zeros(2)
 
     def step(key: jax.Array, position: jax.Array, action: jax.Array, params: Goal):
-        position = position + jnp.clip(action, -0.1, 0.1)
+        position = position + action
         offset = position - params.goal
         return position, position, -_norm(offset), jnp.all(jnp.abs(offset) < 0.01)
 
@@ -67,7 +68,7 @@ def point_robot(*, is_sparse: bool = True) -> Family:
         return jnp.zeros(2), jnp.zeros(2)
 
     def step(key: jax.Array, position: jax.Array, action: jax.Array, params: Goal):
-        position = position + jnp.clip(action, -0.1, 0.1)
+        position = position + action
         distance = _norm(position - params.goal)
         reward = jnp.where(distance <= 0.2, 1 - distance, 0) if is_sparse else -distance
         return position, position, reward, jnp.bool_(False)
@@ -101,7 +102,7 @@ def corners() -> Family:
         return position, position
 
     def step(key: jax.Array, position: jax.Array, action: jax.Array, params: Goal):
-        position = jnp.clip(position + jnp.clip(action, -0.2, 0.2), -2, 2)
+        position = jnp.clip(position + action, -2, 2)
         is_there = jnp.all(jnp.abs(position - params.goal) <= 0.5)
         return position, position, jnp.asarray(is_there, float), jnp.bool_(False)
 

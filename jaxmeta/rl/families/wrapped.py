@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.rl.env import Environment, Family, Pinned, family, finite_family, from_gymnax, make_gymnax
+from jaxmeta.rl.env import Environment, Family
+from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
+from jaxmeta.rl.tasks import family, finite_family
 from jaxmeta.types import PyTree
 
 
@@ -89,8 +91,8 @@ def meta_maze() -> Family:
     environment = from_gymnax(maze, max_steps=200)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree):
-        *outcome, terminated = environment.step(key, state, action, params)
-        return *outcome, jnp.zeros_like(terminated)
+        *outcome, terminated, info = environment.step(key, state, action, params)
+        return *outcome, jnp.zeros_like(terminated), info
 
     return _hidden_goal(environment._replace(step=step), default.replace(normalize_time=True), np.asarray(maze.coords))
 

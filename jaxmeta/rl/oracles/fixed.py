@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.rl.env import Continuous, Discrete
+from jaxmeta.rl.env import Continuous, Discrete, check_action_space
 from jaxmeta.rl.families.bandits import Bandit
 from jaxmeta.rl.families.navigation import Goal
 from jaxmeta.rl.rollout import Agent
@@ -16,17 +16,16 @@ def random_policy(action_space: Discrete | Continuous) -> Agent:
     """Every action is as likely, whatever is seen.
 
     Raises:
-      ValueError: `action_space` is not one, or has no bounds.
+      ValueError: `action_space` is not one, or has no finite bounds.
 
     >>> agent = random_policy(Discrete(3))
     """
+    check_action_space("action_space", action_space)
     if isinstance(action_space, Discrete):
         sample = lambda key: jax.random.randint(key, (), 0, action_space.num_actions)
-    elif isinstance(action_space, Continuous) and np.isfinite([action_space.low, action_space.high]).all():
+    else:
         low, high = action_space
         sample = lambda key: jax.random.uniform(key, np.shape(low), minval=low, maxval=high)
-    else:
-        raise ValueError(f"action_space must be Discrete or a Continuous with finite bounds, got {action_space!r}")
 
     def policy(key: jax.Array, params: PyTree, carry: tuple, inputs: Inputs):
         return sample(key), carry, ()
@@ -48,8 +47,8 @@ def optimal_bandit(task: Bandit) -> Agent:
 
 
 def optimal_navigation(task: Goal) -> Agent:
-    """Told the goal, in `navigation`, `point_robot` and `corners`: the whole way at once, of which the environment
-    makes its largest step.
+    """Told the goal, in `navigation`, `point_robot` and `corners`: the whole way at once, of which the trial lets
+    pass the largest step.
 
     As it bounds each coordinate for itself, both are as close to the goal as they can be, at every step.
 
