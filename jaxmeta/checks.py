@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,7 @@ def check_params(params: Any) -> Any:
     """`params` as arrays that can be differentiated, none weakly typed: an update must not change their types."""
     if not jax.tree.leaves(params):
         raise ValueError(f"init_fn must return a pytree with at least one array, got {params!r}")
+    _check_that_all_is_learned(params)
 
     def check(path: tuple, leaf: Any) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "params"
@@ -94,6 +95,38 @@ def check_params(params: Any) -> Any:
         return jnp.asarray(array, array.dtype)
 
     return jax.tree_util.tree_map_with_path(check, params)
+
+
+def _check_that_all_is_learned(params: Any) -> None:
+    """Refuses a library's state among the parameters: it would be trained as one of them, and never be updated."""
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: bool(_state_of(node))):
+        if state := _state_of(node):
+            name = "/".join(filter(None, (jax.tree_util.keystr(path, simple=True, separator="/"), state)))
+            raise ValueError(
+                f"init_fn must return what is learned, and nothing else; {name} is state, which would be trained as a "
+                "parameter and never updated. Normalise with what has none, jaxmeta.nn.BatchNorm or GroupNorm, or keep "
+                "it out: {'params': variables['params']} of flax, nnx.split(model, nnx.Param, ...)[1], the model of "
+                "eqx.nn.make_with_state. What is learned beside a flax network has a name beside the network's: "
+                "{'network': variables, 'loss': ...}"
+            )
+
+
+def _state_of(node: Any) -> str | None:
+    """The name of the state that a node of a pytree is, or has beside "params"; None if there is none."""
+    kinds = {(cls.__module__.split(".")[0], cls.__name__) for cls in type(node).__mro__}
+    if kinds & _STATE and jax.tree.leaves(node):  # what a library has taken the arrays out of is no state any more
+        return type(node).__name__
+    if not isinstance(node, Mapping):
+        return None
+    collections = [name for name, part in node.items() if isinstance(part, Mapping) and part]
+    is_of_flax = "params" in collections
+    return next((name for name in collections if name == "batch_stats" or (is_of_flax and name != "params")), None)
+
+
+_STATE = {
+    *(("flax", name) for name in ("BatchStat", "Cache", "Intermediate", "RngState")),
+    *(("equinox", name) for name in ("State", "StateIndex")),
+}
 
 
 def _as_array(name: str, value: Any, what: str) -> jax.Array:

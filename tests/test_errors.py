@@ -76,6 +76,7 @@ OF_MAML = {
     "num_inner_steps": count(1),
     "num_eval_steps": optional(count(1)),
     "batch_size": optional(count(1)),
+    "condition_fn": optional(not_callable),
     "loss_weights": optional(not_callable),
     "optimizer": transform,
     "microbatch": optional(count(1)),
@@ -96,6 +97,7 @@ OF_CLASSIFIERS = {
     "embed_fn": not_callable,
     "num_ways": count(1),
     "num_eval_ways": optional(count(1)),
+    "condition_fn": optional(not_callable),
     "optimizer": transform,
     "microbatch": optional(count(1)),
 }
@@ -475,12 +477,12 @@ TABLE = {
     "nn.Conv4": (
         lambda **fields: jax.eval_shape(nn.Conv4(**fields).init, jax.random.key(0), jnp.ones((1, 28, 28))),
         {"num_classes": 2},
-        {"num_classes": optional(count(1)), "num_filters": count(1), "statistics": a_name},
+        {"num_classes": optional(count(1)), "num_filters": count(1)},
     ),
     "nn.ResNet12": (
         lambda **fields: jax.eval_shape(nn.ResNet12(**fields).init, jax.random.key(0), jnp.ones((1, 16, 16))),
         {"num_classes": 2},
-        {"num_classes": count(1), "widths": st.one_of(widths, st.just(())), "statistics": a_name},
+        {"num_classes": count(1), "widths": st.one_of(widths, st.just(()))},
     ),
     "nn.Transformer": (
         lambda **fields: jax.eval_shape(nn.Transformer(**fields).init, jax.random.key(0), jnp.zeros((1, 4), int)),
@@ -494,20 +496,10 @@ TABLE = {
             "num_heads": st.one_of(count(1), st.integers(min_value=129)),
         },
     ),
-    "nn.TrackedBatchNorm": (
-        lambda **fields: jax.eval_shape(nn.TrackedBatchNorm(**fields).init, jax.random.key(0), jnp.ones((1, 1))),
-        {"mode": "running"},
-        {"mode": a_name},
-    ),
-    "nn.collect_statistics": (
-        nn.collect_statistics,
-        {"loss": nn.cross_entropy, "apply_fn": len},
-        {"loss": not_callable, "apply_fn": not_callable},
-    ),
-    "nn.track_statistics": (
-        nn.track_statistics,
-        {"optimizer": optax.adam(1e-3)},
-        {"optimizer": transform, "rate": st.one_of(number, st.floats(1.001, 1e300), st.integers(min_value=2))},
+    "nn.support_statistics": (
+        nn.support_statistics,
+        {"apply_fn": nn.BatchNorm().apply},
+        {"apply_fn": st.one_of(not_callable, st.just(lambda params, x: x))},
     ),
 }
 

@@ -56,7 +56,7 @@ class LinearHead(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """What `adapt` returns, adapted to a task: the embedding's parameters, as they were, and the task's head."""
+    """What `adapt` returns: the embedding's parameters, as they were or as `condition_fn` has them, and the head."""
 
     params: Params
     head: Prototypes | LinearHead
@@ -68,6 +68,7 @@ def protonet(
     *,
     num_ways: int,
     num_eval_ways: int | None = None,
+    condition_fn: Callable[[Params, Batch], Params] | None = None,
     optimizer: optax.GradientTransformation = optax.adam(1e-3),
     microbatch: int | None = None,
 ) -> MetaLearner:
@@ -83,6 +84,8 @@ def protonet(
       num_ways: N, classes of a task while meta-training; the paper has more of them than at test. Labels are integers
         from 0 to N − 1; a class without a shot makes the loss NaN.
       num_eval_ways: classes of a task in `adapt` and `evaluate`; `num_ways` if None.
+      condition_fn: (params, support) -> params, what the embedding knows of a task before it embeds anything, such as
+        `nn.support_statistics`; nothing if None. It is differentiated through.
       optimizer: the outer optax transformation.
       microbatch: tasks that are vectorised at a time, all if None; on a CPU, 1 is often faster for convolutions.
 
@@ -106,7 +109,8 @@ def protonet(
     def head_of(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> Prototypes:
         return Prototypes(one_hot.T @ z / jnp.sum(one_hot, axis=0)[:, None])
 
-    return _closed_form(init_fn, embed_fn, lambda params: (), head_of, num_ways, num_eval_ways, optimizer, microbatch)
+    ways = num_ways, num_eval_ways
+    return _closed_form(init_fn, embed_fn, lambda params: (), head_of, *ways, condition_fn, optimizer, microbatch)
 
 
 def ridge(
@@ -115,6 +119,7 @@ def ridge(
     *,
     num_ways: int,
     num_eval_ways: int | None = None,
+    condition_fn: Callable[[Params, Batch], Params] | None = None,
     regularization: float = 1.0,
     scale: float = 10.0,
     optimizer: optax.GradientTransformation = optax.adam(1e-3),
@@ -160,7 +165,8 @@ def ridge(
     def head_of(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> LinearHead:
         return LinearHead(jnp.exp(hyper["log_scale"]) * ridge_weights(z, one_hot, jnp.exp(hyper["log_lambda"])))
 
-    return _closed_form(init_fn, embed_fn, init_hyper, head_of, num_ways, num_eval_ways, optimizer, microbatch)
+    ways = num_ways, num_eval_ways
+    return _closed_form(init_fn, embed_fn, init_hyper, head_of, *ways, condition_fn, optimizer, microbatch)
 
 
 def ridge_weights(z: jax.Array, y: jax.Array, regularization: jax.Array | float) -> jax.Array:
@@ -196,6 +202,7 @@ def _closed_form(
     head_of: Callable[[PyTree, jax.Array, jax.Array], Any],
     num_ways: int,
     num_eval_ways: int | None,
+    condition_fn: Callable[[Params, Batch], Params] | None,
     optimizer: optax.GradientTransformation,
     microbatch: int | None,
 ) -> MetaLearner:
@@ -205,6 +212,8 @@ def _closed_form(
     check_integer("num_ways", num_ways, minimum=1)
     num_eval_ways = num_ways if num_eval_ways is None else num_eval_ways
     check_integer("num_eval_ways", num_eval_ways, minimum=1)
+    if condition_fn is not None:
+        check_callable("condition_fn", condition_fn, "(params, support) -> params")
     check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
@@ -217,10 +226,11 @@ def _closed_form(
 
     def fit(meta_params: MetaParams, support: Batch, num_ways: int) -> Adapted:
         x, labels = _pair(support)
-        z = embed(meta_params.params, x)
+        params = meta_params.params if condition_fn is None else condition_fn(meta_params.params, support)
+        z = embed(params, x)
         _check_labels(labels, z, num_ways)
         head = head_of(meta_params.hyper, z, jax.nn.one_hot(labels, num_ways, dtype=z.dtype))
-        return Adapted(meta_params.params, head)
+        return Adapted(params, head)
 
     loss_fn = nn.cross_entropy(lambda adapted, x: adapted.head(embed(adapted.params, x)))
 

@@ -58,6 +58,7 @@ def maml(
     num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     batch_size: int | None = None,
+    condition_fn: Callable[[Params, Batch], Params] | None = None,
     stochastic: bool = False,
     loss_weights: Callable[[jax.Array], jax.Array] | None = None,
     meta_gradient: adapt.MetaGradient = adapt.auto(),
@@ -79,6 +80,9 @@ def maml(
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
         whole set if None.
+      condition_fn: (params, support) -> params, what else the support set says of a task once it is adapted to, such as
+        `nn.support_statistics`; nothing if None. With it the query set is judged, before and after each step, and
+        `adapt` returns what it returns. It is differentiated through, and has no part in the inner loop.
       stochastic: the loss draws, for dropout: `loss_fn(params, batch, key)`. The key is None where `evaluate` judges.
       loss_weights: (outer step) -> [K], the weights of the query losses after each inner step, whose sum is the outer
         loss; the last one alone if None. See `multi_step_weights`.
@@ -113,6 +117,8 @@ def maml(
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
     if batch_size is not None:
         check_integer("batch_size", batch_size, minimum=1)
+    if condition_fn is not None:
+        check_callable("condition_fn", condition_fn, "(params, support) -> params")
     check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     if loss_weights is not None:
@@ -120,6 +126,11 @@ def maml(
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
     loss_of = checked_loss_fn if stochastic else lambda params, batch, key: checked_loss_fn(params, batch)
+
+    condition = condition_fn or (lambda params, support: params)
+
+    def judge(params: Params, task: Task, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        return loss_of(condition(params, task.support), task.query, key)
 
     def unroll(meta_params: MetaParams, keys: jax.Array, support: Batch, **how) -> tuple[InnerState, adapt.Trace]:
         def draw(key: jax.Array, params: Params) -> tuple[Batch, jax.Array | None]:
@@ -130,13 +141,13 @@ def maml(
         return adapt.unroll(inner_optimizer, loss_fn, draw, meta_params, keys, **how)
 
     def inner(meta_params: MetaParams, keys: jax.Array, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
-        query_loss = lambda params: loss_of(params, judged.task.query, judged.key)[0]
-        observe = {} if judged.weights is None else {"observe": lambda params, drawn: query_loss(params)}
+        query_loss = lambda params, drawn: judge(params, judged.task, judged.key)[0]
+        observe = {} if judged.weights is None else {"observe": query_loss}
         state, trace = unroll(meta_params, keys, judged.task.support, **observe, **how)
         return adapt.Adapted(inner_optimizer.params(meta_params, state.fast), trace.observed), state
 
     def outer(adapted: adapt.Adapted, judged: _Judged) -> tuple[jax.Array, Metrics]:
-        loss, metrics = loss_of(adapted.params, judged.task.query, judged.key)
+        loss, metrics = judge(adapted.params, judged.task, judged.key)
         if judged.weights is None:
             return loss, metrics
         return _weighted(judged.weights, jnp.append(adapted.observed[1:], loss)), metrics
@@ -164,14 +175,14 @@ def maml(
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
         check_task(task)
         state, _ = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support)
-        return inner_optimizer.params(meta_params, state.fast)
+        return condition(inner_optimizer.params(meta_params, state.fast), task.support)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
         check_query(task)
-        judge = lambda params: _metrics(*loss_of(params, task.query, None))
-        keys, observe = jax.random.split(key, num_eval_steps), lambda params, drawn: judge(params)
+        observe = lambda params, drawn=None: _metrics(*judge(params, task, None))
+        keys = jax.random.split(key, num_eval_steps)
         state, trace = unroll(meta_params, keys, task.support, observe=observe)
-        last = judge(inner_optimizer.params(meta_params, state.fast))
+        last = observe(inner_optimizer.params(meta_params, state.fast))
         return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
 
     return MetaLearner(init, update, adapt_to, evaluate)

@@ -1,9 +1,9 @@
 """Layers that stay fast when their weights differ per task, the papers' networks, and losses."""
 
-from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, conv_batch_norm, max_pool
+from jaxmeta.nn.layers import Conv, batch_norm, conv, conv_batch_norm, max_pool
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
-from jaxmeta.nn.norms import TrackedBatchNorm, TrackedConvBatchNorm, collect_statistics, track_statistics
+from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics
 from jaxmeta.nn.recurrent import Recurrent, causal_transformer, gru, lstm, min_gru, with_layers
 from jaxmeta.nn.resnet import ResNet12
 from jaxmeta.nn.transformer import Transformer
@@ -16,12 +16,9 @@ __all__ = [
     "ConvBatchNorm",
     "Recurrent",
     "ResNet12",
-    "TrackedBatchNorm",
-    "TrackedConvBatchNorm",
     "Transformer",
     "batch_norm",
     "causal_transformer",
-    "collect_statistics",
     "conv",
     "conv_batch_norm",
     "cross_entropy",
@@ -31,6 +28,6 @@ __all__ = [
     "mean_squared_error",
     "min_gru",
     "sum_squared_error",
-    "track_statistics",
+    "support_statistics",
     "with_layers",
 ]

@@ -189,58 +189,12 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         check_integer("features", self.features, 1)
-        window = _pair("kernel_size", self.kernel_size)
+        window = pair("kernel_size", self.kernel_size)
         kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding, kernel_dilation=self.kernel_dilation)
         return y if bias is None else y + _last(bias, y)
-
-
-class BatchNorm(nn.Module):
-    """`batch_norm` with parameters "scale" [C] (ones) and "bias" [C] (zeros): batch statistics, at test time too.
-
-    >>> layer = BatchNorm()
-    >>> params = layer.init(jax.random.key(0), jnp.ones((2, 3)))
-    >>> jax.tree.map(jnp.shape, params)
-    {'params': {'bias': (3,), 'scale': (3,)}}
-    """
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return batch_norm(x, scale, bias, self.epsilon)
-
-
-class ConvBatchNorm(nn.Module):
-    """`conv_batch_norm` with parameters "kernel" [kh, kw, C, F], "scale" [F] (ones) and "bias" [F] (zeros).
-
-    >>> layer = ConvBatchNorm(features=2, kernel_size=(3, 3), strides=2)
-    >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
-    >>> jax.tree.map(jnp.shape, params)
-    {'params': {'bias': (2,), 'kernel': (3, 3, 1, 2), 'scale': (2,)}}
-    """
-
-    features: int
-    kernel_size: int | Sequence[int]
-    strides: int | Sequence[int] = 1
-    padding: Padding = "SAME"
-    epsilon: float = 1e-5
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
-        check_integer("features", self.features, 1)
-        window = _pair("kernel_size", self.kernel_size)
-        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return conv_batch_norm(x, kernel, scale, bias, strides=self.strides, padding=self.padding, epsilon=self.epsilon)
 
 
 class _Taps(NamedTuple):
@@ -265,7 +219,7 @@ def _taps(
         raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
     if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
         raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
-    (sh, sw), (kh, kw), (dh, dw) = _pair("strides", strides), kernel.shape[:2], _pair("kernel_dilation", dilation)
+    (sh, sw), (kh, kw), (dh, dw) = pair("strides", strides), kernel.shape[:2], pair("kernel_dilation", dilation)
     reach = (kh - 1) * dh + 1, (kw - 1) * dw + 1
     top, left = _pads(padding, x.shape[1:3], reach, (sh, sw))
     height, width = x.shape[1] + sum(top) - reach[0], x.shape[2] + sum(left) - reach[1]
@@ -375,7 +329,7 @@ def _last(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """An integer for both axes, or one for each."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2:

@@ -4,16 +4,15 @@ Their last dense layer is named "head", so that what adapts only the head (ANIL)
 `params = network.init(key, x)` and pass `network.apply` where an `apply_fn` is asked for.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_choice, check_integer
-from jaxmeta.nn.layers import ConvBatchNorm, max_pool
-from jaxmeta.nn.norms import TrackedConvBatchNorm
+from jaxmeta.checks import check_integer
+from jaxmeta.nn.layers import max_pool
+from jaxmeta.nn.norms import ConvBatchNorm
 
 _glorot = nn.initializers.glorot_uniform()
 
@@ -69,9 +68,8 @@ class Conv4(nn.Module):
     https://arxiv.org/abs/1703.03400, and of their code. Without, stride 1, each block ends in a 2x2 max-pool and the
     head sees all positions: the network of Vinyals et al., "Matching Networks for One Shot Learning", 2016,
     https://arxiv.org/abs/1606.04080, in use for Mini-ImageNet. Batch norm takes the place of the convolutions' biases.
-    Its statistics are those of the batch it is given, at test time too, which is fastest (`statistics="batch"`, see
-    `jaxmeta.nn.layers.batch_norm`), or they are collected while meta-training ("collect") and used at test ("running"):
-    see `jaxmeta.nn.norms`.
+    Its statistics are those of the batch it is given, at test time too, or those of the support set: see
+    `jaxmeta.nn.support_statistics`.
 
     Images are uint8 (divided by 255, so that ink is 1) or floats in [0, 1]; [B, H, W] or [B, H, W, C].
 
@@ -85,7 +83,6 @@ class Conv4(nn.Module):
     num_classes: int | None
     num_filters: int = 64
     strided: bool = True
-    statistics: str = "batch"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -94,10 +91,9 @@ class Conv4(nn.Module):
             check_integer("num_classes", self.num_classes, 1)
         check_integer("num_filters", self.num_filters, 1)
         x = as_images(x)
-        layer = conv_batch_norm_of(self.statistics)
         strides = 2 if self.strided else 1
         for i in range(4):
-            block = layer(
+            block = ConvBatchNorm(
                 self.num_filters, (3, 3), strides=strides, epsilon=1e-3, kernel_init=_glorot, name=f"block{i}"
             )
             x = nn.relu(block(x))
@@ -116,9 +112,3 @@ def as_images(x: jax.Array) -> jax.Array:
     elif not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be uint8 in [0, 255] or floating in [0, 1], got {x.dtype}: convert it")
     return x if x.ndim == 4 else x[..., None]
-
-
-def conv_batch_norm_of(statistics: str) -> Callable[..., nn.Module]:
-    """The constructor of a convolution with batch norm by the statistics of the "batch", or tracked ones."""
-    check_choice("statistics", statistics, ("batch", "collect", "running"))
-    return ConvBatchNorm if statistics == "batch" else functools.partial(TrackedConvBatchNorm, mode=statistics)

@@ -1,95 +1,113 @@
-"""Batch norm with statistics that are collected while meta-training and used at test, which is not transductive.
+"""Batch norm as flax layers, by the statistics of the batch, or by those of a task's support set.
 
-The statistics are leaves of the parameters, under the name "statistics", so no meta-learner has to know of them:
+    y = scale * (x - mean) / sqrt(var + epsilon) + bias,   mean and var (without Bessel's correction) over all axes but
+                                                           the last
 
-- `TrackedBatchNorm(mode="collect")` normalises with the batch, as `BatchNorm` does, and leaves behind how far the
-  stored statistics are from those of the batch;
-- `collect_statistics` adds that to the loss, as a term that is zero and whose gradient is (stored − observed);
-- `track_statistics` steps along it in the outer loop, which is the usual moving average;
-- `mode="running"`, with the same parameters, normalises with what was stored.
+- Given `{"params": ...}`, a network of these layers normalises each batch by itself: the inner loop the support set,
+  and, unless told otherwise, queries by queries (transductive: a prediction depends on the rest of its batch).
+- Given `{"params": ..., "statistics": ...}` it normalises with what is stored there, whatever it is applied to: one
+  image at a time gives what a batch gives. `support_statistics` is how they come there.
 
-Where no statistics of a batch are wanted at all, `flax.linen.LayerNorm` and `flax.linen.GroupNorm` are exact and fast
-with parameters that differ per task; give them `use_fast_variance=False`, or a large mean costs all digits.
+There are no running averages over tasks. Where no statistics of a batch are wanted at all, `flax.linen.LayerNorm` and
+`flax.linen.GroupNorm` are exact and fast with parameters that differ per task; give them `use_fast_variance=False`, or
+a large mean costs all digits.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
-from jaxmeta.checks import check_callable, check_choice, check_fields, check_integer, check_number
-from jaxmeta.nn.layers import Conv, Initializer, Padding
-from jaxmeta.types import Batch, LossFn, Metrics, Params, PyTree
+from jaxmeta.checks import check_callable, check_integer
+from jaxmeta.nn.layers import Initializer, Padding, batch_norm, conv, conv_batch_norm, pair
+from jaxmeta.types import Batch, Params
 
 
-class TrackedBatchNorm(nn.Module):
-    """`BatchNorm` that can also use stored statistics: parameters "scale", "bias", "statistics" {"mean", "var"}, [C].
+def support_statistics(apply_fn: Callable[..., Any]) -> Callable[[Params, Batch], Params]:
+    """The `condition_fn` by which a learner judges, and is used, with the support set's statistics.
 
-        y = scale * (x - mean) / sqrt(var + epsilon) + bias
+        condition_fn(params, (x, y)) = {**params, "statistics": mean and var of each norm's input, applied to x}
 
-    In the mode "collect" mean and var (without Bessel's correction) are those of the batch, over every axis but the
-    last, and go to `collect_statistics`, without which the network refuses to be applied. In the mode "running" they
-    are the stored ones, constants to any gradient: a prediction does not depend on the other inputs of its batch.
+    They are functions of the adapted parameters and are differentiated as such, so the network is trained as it is
+    tested, under every meta-gradient.
+
+    Args:
+      apply_fn: the `apply` of a flax network with `BatchNorm`s or `ConvBatchNorm`s.
+
+    Returns:
+      (params, support) -> params with "statistics". The support set is x, or a tuple that begins with it.
+
+    Raises:
+      ValueError: `apply_fn` is no function; while tracing, the parameters are no flax variables, or the network has no
+        such layer, or applies one several times.
+
+    >>> network = BatchNorm()
+    >>> params = network.init(jax.random.key(0), jnp.ones((1, 1)))
+    >>> adapted = support_statistics(network.apply)(params, (jnp.array([[1.0], [5.0]]), None))
+    >>> adapted["statistics"]["mean"].item(), adapted["statistics"]["var"].item()
+    (3.0, 4.0)
+    >>> round(network.apply(adapted, jnp.array([[7.0]])).item(), 3)  # one at a time
+    2.0
+    """
+    check_callable("apply_fn", apply_fn, "(params, x) -> prediction, the apply of a flax module")
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(apply_fn).parameters.items()}
+    if "mutable" not in kinds and inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        raise ValueError(f"apply_fn must take mutable=, as the apply of a flax module itself does, got {apply_fn!r}")
+
+    def condition_fn(params: Params, support: Batch) -> Params:
+        if not isinstance(params, Mapping) or "params" not in params:
+            raise ValueError(f"params must be flax variables, with a key 'params', got {type(params).__name__}")
+        learned = {name: part for name, part in params.items() if name != "statistics"}
+        _, observed = apply_fn(learned, support[0] if isinstance(support, tuple) else support, mutable=["statistics"])
+        if not observed:
+            raise ValueError("apply_fn must be of a network with nn.BatchNorm or nn.ConvBatchNorm, it has none of them")
+        return {**learned, **observed}
+
+    return condition_fn
+
+
+class BatchNorm(nn.Module):
+    """`batch_norm` with parameters "scale" [C] (ones) and "bias" [C] (zeros), by the batch or by "statistics".
 
     Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift"
     (2015), https://arxiv.org/abs/1502.03167
 
-    >>> layer = TrackedBatchNorm(mode="running")
+    >>> layer = BatchNorm()
     >>> params = layer.init(jax.random.key(0), jnp.ones((2, 3)))
     >>> jax.tree.map(jnp.shape, params)
-    {'params': {'bias': (3,), 'scale': (3,), 'statistics': {'mean': (3,), 'var': (3,)}}}
+    {'params': {'bias': (3,), 'scale': (3,)}}
     """
 
-    mode: str
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] -> [..., C]."""
-        check_choice("mode", self.mode, ("collect", "running"))
-        if x.ndim < 2:
-            raise ValueError(f"x must be [..., C] with at least one axis of examples, got shape {x.shape}")
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        statistics = self.param("statistics", _standard, x.shape[-1:])
-        if self.mode == "running":
-            used = lax.stop_gradient(statistics)
-        else:
-            used = _moments(x)
-            self._collect(statistics, used)
-        along_last = lambda vector: vector.reshape((1,) * (x.ndim - 1) + vector.shape)
-        multiplier = scale * lax.rsqrt(used["var"] + self.epsilon)
-        return (x - along_last(used["mean"])) * along_last(multiplier) + along_last(bias)
-
-    def _collect(self, statistics: PyTree, observed: PyTree) -> None:
-        """Leaves 1/2 |statistics - observed|² in the collection "pull"."""
-        if self.is_initializing():
-            return
-        if not self.is_mutable_collection("pull"):
-            raise ValueError(
-                "mode='collect' gives its statistics to a loss: make it with collect_statistics(loss, network.apply), "
-                "or apply the network with mode='running'"
-            )
-        difference = jax.tree.map(lambda stored, new: stored - lax.stop_gradient(new), statistics, observed)
-        self.sow("pull", "distance", optax.tree.norm(difference, squared=True) / 2)
+        if _is_by_the_batch(self):
+            return batch_norm(x, scale, bias, self.epsilon)
+        return _by_statistics(self, x, scale, bias)
 
 
-class TrackedConvBatchNorm(nn.Module):
-    """`Conv` without bias, then `TrackedBatchNorm`: the parameters of `ConvBatchNorm` and "statistics".
+class ConvBatchNorm(nn.Module):
+    """`conv_batch_norm` with parameters "kernel" [kh, kw, C, F], "scale" [F] (ones) and "bias" [F] (zeros).
 
-    >>> layer = TrackedConvBatchNorm(features=2, kernel_size=(3, 3), mode="running")
+    By the batch or by "statistics", as `BatchNorm`.
+
+    >>> layer = ConvBatchNorm(features=2, kernel_size=(3, 3), strides=2)
     >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
-    >>> sorted(params["params"])
-    ['bias', 'kernel', 'scale', 'statistics']
+    >>> jax.tree.map(jnp.shape, params)
+    {'params': {'bias': (2,), 'kernel': (3, 3, 1, 2), 'scale': (2,)}}
     """
 
     features: int
-    kernel_size: int | tuple[int, int]
-    mode: str
-    strides: int | tuple[int, int] = 1
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] = 1
     padding: Padding = "SAME"
     epsilon: float = 1e-5
     kernel_init: Initializer = nn.initializers.lecun_normal()
@@ -98,129 +116,34 @@ class TrackedConvBatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         check_integer("features", self.features, 1)
-        conv = Conv(
-            self.features, self.kernel_size, self.strides, self.padding, use_bias=False, kernel_init=self.kernel_init
-        )
-        norm = TrackedBatchNorm(self.mode, self.epsilon)
-        nn.share_scope(self, conv)
-        nn.share_scope(self, norm)
-        return norm(conv(x))
+        window = pair("kernel_size", self.kernel_size)
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        how = {"strides": self.strides, "padding": self.padding}
+        if _is_by_the_batch(self):
+            return conv_batch_norm(x, kernel, scale, bias, epsilon=self.epsilon, **how)
+        return _by_statistics(self, conv(x, kernel, **how), scale, bias)
 
 
-def collect_statistics(loss: Callable[[Callable], LossFn], apply_fn: Callable) -> LossFn:
-    """`loss(apply_fn)` with the gradient (stored − observed) for the statistics of every `TrackedBatchNorm`.
-
-        L + p − stop_gradient(p),   p = 1/2 |statistics − stop_gradient(observed)|²
-
-    The loss and the gradients of all other parameters are unchanged. Keep the statistics out of the inner loop with
-    `adapt_only`, so that what is observed is the query set by the adapted network; `track_statistics` outside does then
-
-        statistics ← (1 − rate) statistics + rate · mean over tasks of observed.
-
-    Not for `reptile`, whose outer step takes no gradient and so collects nothing.
-
-    Args:
-      loss: such as `cross_entropy`, or your own (apply_fn) -> loss_fn. It may call `apply_fn` several times (then the
-        mean is observed), but not inside a transformation of its own, such as `vmap`.
-      apply_fn: the `apply` of a flax network with `TrackedBatchNorm`s, of mode "collect".
-
-    Returns:
-      (params, batch) -> (loss, metrics).
-
-    Raises:
-      ValueError: an argument is no function; while tracing, where nothing was collected.
-
-    >>> from jaxmeta import adapt, maml, nn
-    >>> train = nn.Conv4(num_classes=5, num_filters=8, statistics="collect")
-    >>> learner = maml(
-    ...     lambda key: train.init(key, jnp.zeros((1, 28, 28))),
-    ...     nn.collect_statistics(nn.cross_entropy, train.apply),
-    ...     inner_optimizer=adapt.adapt_only(adapt.sgd(0.4), lambda path: "statistics" not in path),
-    ...     optimizer=nn.track_statistics(optax.adam(1e-3)),
-    ... )
-    >>> test = nn.Conv4(num_classes=5, num_filters=8, statistics="running")  # takes the parameters of `train`
-    >>> state = jax.eval_shape(learner.init, jax.random.key(0))
-    >>> jax.eval_shape(test.apply, state.meta_params.params, jnp.zeros((1, 28, 28))).shape
-    (1, 5)
-    """
-    check_callable("loss", loss, "(apply_fn) -> loss_fn, such as cross_entropy")
-    check_callable("apply_fn", apply_fn, "(params, x) -> prediction, the apply of a flax module")
-
-    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        pulls = []
-
-        def collecting(params: Params, x: jax.Array) -> jax.Array:
-            prediction, collected = apply_fn(params, x, mutable="pull")
-            pulls.append(_total(collected))
-            return prediction
-
-        value, metrics = loss(collecting)(params, batch)
-        if not pulls:
-            raise ValueError(f"loss must call its apply_fn, such as cross_entropy does, got {loss!r}")
-        pull = jnp.mean(jnp.stack(pulls))
-        return value + (pull - lax.stop_gradient(pull)), metrics
-
-    return loss_fn
+def _is_by_the_batch(layer: BatchNorm | ConvBatchNorm) -> bool:
+    """Whether statistics are neither stored nor asked for."""
+    is_stored = layer.has_variable("statistics", "mean")
+    return layer.is_initializing() or not (is_stored or layer.is_mutable_collection("statistics"))
 
 
-def track_statistics(optimizer: optax.GradientTransformation, *, rate: float = 0.01) -> optax.GradientTransformation:
-    """An outer optimizer that moves statistics by `rate` towards those observed, and all else by `optimizer`.
-
-        statistics ← statistics − rate · gradient = (1 − rate) statistics + rate · observed
-
-    Statistics are the parameters with "statistics" in their path; their learned hyperparameters, if there are any, are
-    left to `optimizer`. See `collect_statistics`.
-
-    Args:
-      optimizer: the outer optax transformation for all other parameters, which alone it sees.
-      rate: of the moving average, in [0, 1]; one minus what other libraries call momentum or decay.
-
-    Raises:
-      ValueError: `optimizer` is no optax transformation, `rate` is outside [0, 1], or (by its `init`) there are no
-        statistics to track.
-
-    >>> optimizer = track_statistics(optax.adam(1e-3), rate=0.1)
-    >>> params = {"w": jnp.ones(1), "statistics": jnp.ones(1)}
-    >>> grads = {"w": jnp.ones(1), "statistics": jnp.array([1.0 - 3.0])}
-    >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    >>> round(updates["statistics"].item(), 3)
-    0.2
-    """
-    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
-    check_number("rate", rate)
-    if not isinstance(rate, jax.Array) and rate > 1:
-        raise ValueError(f"rate must be at most 1, the weight of what is new in a moving average, got {rate!r}")
-    return optax.partition({"statistics": optax.sgd(rate), "others": optimizer}, _labels)
-
-
-def _labels(params: PyTree) -> PyTree:
-    """Who steps each leaf of the parameters, or of `MetaParams`: "statistics" or "others"."""
-
-    def label(path: tuple, _: jax.Array) -> str:
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return "statistics" if "statistics" in names and names[0] != "hyper" else "others"
-
-    labels = jax.tree_util.tree_map_with_path(label, params)
-    if "statistics" not in jax.tree.leaves(labels):
-        raise ValueError("track_statistics found no parameter with 'statistics' in its path: use TrackedBatchNorm")
-    return labels
-
-
-def _standard(key: jax.Array, shape: tuple[int, ...]) -> PyTree:
-    """Mean zero and variance one."""
-    return {"mean": jnp.zeros(shape, jnp.float32), "var": jnp.ones(shape, jnp.float32)}
-
-
-def _moments(x: jax.Array) -> PyTree:
-    """Mean and variance over every axis but the last, in two passes."""
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes, keepdims=True)
-    return {"mean": mean.reshape(-1), "var": jnp.mean(jnp.square(x - mean), axes)}
-
-
-def _total(collected: PyTree) -> jax.Array:
-    """The sum over layers of what `TrackedBatchNorm`s have left, the mean where a layer was applied several times."""
-    distances = jax.tree.leaves(collected, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    if not distances:
-        raise ValueError("apply_fn must be of a network with TrackedBatchNorm(mode='collect'), it collected nothing")
-    return sum((jnp.mean(jnp.stack(calls)) for calls in distances), start=jnp.zeros(()))
+def _by_statistics(layer: BatchNorm | ConvBatchNorm, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Normalises by what is stored; where "statistics" is mutable, by the batch, and stores it."""
+    if layer.is_mutable_collection("statistics"):
+        if layer.has_variable("statistics", "mean"):
+            raise ValueError(
+                f"{layer.name or 'a batch norm'} is applied several times in one pass, so it has no one mean: make a "
+                "layer for each, or leave support_statistics out"
+            )
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes, keepdims=True)
+        layer.put_variable("statistics", "mean", mean.reshape(-1))
+        layer.put_variable("statistics", "var", jnp.mean(jnp.square(x - mean), axes))
+    mean, var = (layer.get_variable("statistics", name) for name in ("mean", "var"))
+    along_last = lambda vector: vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+    return (x - along_last(mean)) * along_last(scale * lax.rsqrt(var + layer.epsilon)) + along_last(bias)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxmeta.checks import check_integer
 from jaxmeta.nn.layers import max_pool
-from jaxmeta.nn.networks import as_images, conv_batch_norm_of
+from jaxmeta.nn.networks import as_images
+from jaxmeta.nn.norms import ConvBatchNorm
 
 _kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -25,7 +26,7 @@ class ResNet12(nn.Module):
     "Meta-Learning with Differentiable Convex Optimization" (2019), https://arxiv.org/abs/1904.03758, and without their
     DropBlock. With the default widths it has 12.4 million parameters besides the head.
 
-    Images and `statistics` are as for `Conv4`.
+    Images, and the statistics of its norms, are as for `Conv4`.
 
     >>> network = ResNet12(num_classes=5)
     >>> images = jnp.zeros((2, 84, 84, 3), jnp.uint8)
@@ -38,7 +39,6 @@ class ResNet12(nn.Module):
 
     num_classes: int
     widths: Sequence[int] = (64, 160, 320, 640)
-    statistics: str = "batch"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ class ResNet12(nn.Module):
         if min(x.shape[1:3]) < 2 ** len(self.widths):
             raise ValueError(f"x must be images of at least {2 ** len(self.widths)} pixels a side, got shape {x.shape}")
         for i, width in enumerate(self.widths):
-            x = _Block(width, self.statistics, name=f"block{i}")(x)
+            x = _Block(width, name=f"block{i}")(x)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name="head")(x)
 
@@ -61,14 +61,12 @@ class _Block(nn.Module):
     """Three convolutions and a shortcut: [B, H, W, C] -> [B, H // 2, W // 2, width]."""
 
     width: int
-    statistics: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        layer = conv_batch_norm_of(self.statistics)
         activate = lambda x: nn.leaky_relu(x, 0.1)
-        y = activate(layer(self.width, (3, 3), kernel_init=_kaiming, name="conv0")(x))
-        y = activate(layer(self.width, (3, 3), kernel_init=_kaiming, name="conv1")(y))
-        y = layer(self.width, (3, 3), kernel_init=_kaiming, name="conv2")(y)
-        shortcut = layer(self.width, (1, 1), kernel_init=_kaiming, name="shortcut")(x)
+        y = activate(ConvBatchNorm(self.width, (3, 3), kernel_init=_kaiming, name="conv0")(x))
+        y = activate(ConvBatchNorm(self.width, (3, 3), kernel_init=_kaiming, name="conv1")(y))
+        y = ConvBatchNorm(self.width, (3, 3), kernel_init=_kaiming, name="conv2")(y)
+        shortcut = ConvBatchNorm(self.width, (1, 1), kernel_init=_kaiming, name="shortcut")(x)
         return max_pool(activate(y + shortcut))

@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 from jaxmeta.nn import layers
-from jaxmeta.nn.layers import BatchNorm, Conv, ConvBatchNorm, batch_norm, conv, conv_batch_norm, max_pool
+from jaxmeta.nn.layers import Conv, batch_norm, conv, conv_batch_norm, max_pool
+from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm
 
 CASES = [
     # height, width, channels, filters, window, strides, padding

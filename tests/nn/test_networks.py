@@ -82,29 +82,6 @@ def test_conv4_predictions_depend_on_the_batch():
     assert not np.allclose(apply(params, x)[:3], apply(params, x[:3]), atol=1e-3)
 
 
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("strided", [True, False])
-def test_conv4_that_collects_is_the_default_with_statistics(strided):
-    """The same parameters and, with the statistics of the batch, the same predictions."""
-    default, collecting = (Conv4(5, 10, strided=strided, statistics=choice) for choice in ("batch", "collect"))
-    x = images(batch=3, size=16).astype(jnp.float64)[..., None] / 255
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), random_params(collecting, x))
-    both = jax.jit(lambda p, x: (default.apply(p, x), collecting.apply(p, x, mutable="pull")[0]))
-    np.testing.assert_allclose(*both(params, x), rtol=1e-9, atol=1e-12)
-    for block in set(params["params"]) - {"head"}:
-        assert jax.tree.map(jnp.shape, params["params"][block].pop("statistics")) == {"mean": (10,), "var": (10,)}
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, random_params(default, x))
-
-
-def test_conv4_with_running_statistics_predicts_each_image_by_itself():
-    """The inductive setting: the control is `test_conv4_predictions_depend_on_the_batch`."""
-    network, x = Conv4(num_classes=5, num_filters=4, statistics="running"), images(batch=6, size=8)
-    params = jax.tree.map(jnp.abs, random_params(network, x))  # a variance is not negative
-    apply = jax.jit(network.apply)
-    np.testing.assert_allclose(apply(params, x)[:3], apply(params, x[:3]), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(apply(params, x)[0], apply(params, x)[1], atol=1e-3)
-
-
 def test_mlp_equals_its_equation():
     network, x = MLP(hidden=(7, 6), num_outputs=3), jnp.linspace(-1, 1, 10).reshape(5, 2)
     params = random_params(network, x)
@@ -143,7 +120,6 @@ def test_mlp_without_hidden_layers_is_linear():
         (MLP(hidden=(40, 0)), r"hidden\[1\]"),
         (Conv4(num_classes=0), "num_classes"),
         (Conv4(num_classes=5, num_filters=0), "num_filters"),
-        (Conv4(num_classes=5, statistics="moving"), "statistics must be one of batch, collect, running"),
     ],
 )
 def test_networks_refuse_empty_layers(network, message):

@@ -1,5 +1,8 @@
-"""Tracked batch norm against moving averages by hand, in whole meta-training; flax's norms in every mode we need."""
+"""Batch norm by the support set's statistics against hand-written loops; flax's norms in every mode we need, and its
+state, which is no parameter."""
 
+import equinox as eqx
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,17 +10,19 @@ import numpy as np
 import optax
 import pytest
 import reference
+from flax import nnx
 from reference import assert_close
 
-from jaxmeta import MetaParams, Task, adapt, maml
-from jaxmeta.nn.layers import BatchNorm, ConvBatchNorm
+from jaxmeta import Task, adapt, maml, protonet, ridge
+from jaxmeta.nn import Conv4, ResNet12
+from jaxmeta.nn.layers import conv
 from jaxmeta.nn.losses import mean_squared_error
-from jaxmeta.nn.norms import TrackedBatchNorm, TrackedConvBatchNorm, collect_statistics, track_statistics
+from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics
 
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
 
 N, K, B = 3, 2, 5
-INNER_RATE, OUTER_RATE, RATE = 0.1, 0.05, 0.3
+RATE = 0.1
 
 
 def normal(seed, *shape):
@@ -25,16 +30,19 @@ def normal(seed, *shape):
 
 
 class Network(nn.Module):
-    """Two layers with tracked batch norm, or with batch norm where `mode` is "batch"."""
+    """Two layers with batch norm."""
 
-    mode: str
+    num_outputs: int = 1
 
     @nn.compact
     def __call__(self, x):
         for i in range(2):
-            norm = BatchNorm(name=f"norm{i}") if self.mode == "batch" else TrackedBatchNorm(self.mode, name=f"norm{i}")
-            x = jnp.tanh(norm(nn.Dense(4, use_bias=False, name=f"dense{i}")(x)))
-        return nn.Dense(1, name="head")(x)
+            x = jnp.tanh(BatchNorm(name=f"norm{i}")(nn.Dense(4, use_bias=False, name=f"dense{i}")(x)))
+        return nn.Dense(self.num_outputs, name="head")(x)
+
+
+NETWORK = Network()
+CONDITION = support_statistics(NETWORK.apply)
 
 
 def forward(params, x, stored=None):
@@ -53,187 +61,307 @@ def plain_loss(params, batch):
     return jnp.mean((forward(params, batch[0])[0] - batch[1]) ** 2)
 
 
+def conditioned_loss(params, task):
+    """The query loss by the statistics that the support set has with these parameters."""
+    observed = forward(params, task.support[0])[1]
+    return jnp.mean((forward(params, task.query[0], observed)[0] - task.query[1]) ** 2)
+
+
+def adapted_by_hand(params, task, num_inner_steps=K, num_constant=0):
+    return reference.adapt(plain_loss, reference.sgd(RATE), params, (), [task.support] * num_steps, num_constant)
+
+
 def random_params(network, x):
     shapes = jax.eval_shape(network.init, jax.random.key(0), x)
     leaves, structure = jax.tree.flatten(shapes)
     return jax.tree.unflatten(structure, [normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
 
 
-def without_statistics(params):
-    return {
-        "params": {
-            name: {key: leaf for key, leaf in layer.items() if key != "statistics"}
-            for name, layer in params["params"].items()
-        }
-    }
-
-
-def statistics_of(params):
-    return [(layer["mean"], layer["var"]) for layer in (params["params"][f"norm{i}"]["statistics"] for i in range(2))]
-
-
 def init_fn(key):
-    return random_params(Network("collect"), jnp.zeros((B, 2)))
+    return random_params(NETWORK, jnp.zeros((B, 2)))
 
 
-def make_tasks(seed=0):
-    batch = lambda i: (0.5 + 2 * normal(10 * seed + i, N, B, 2), normal(10 * seed + i + 1, N, B, 1))
+def make_tasks():
+    batch = lambda i: (3 + 2 * normal(i, N, B, 2), normal(i + 1, N, B, 1))
     return Task(batch(0), batch(2))
 
 
-def learner(loss_fn, **arguments):
+def one():
+    return jax.tree.map(lambda leaf: leaf[0], make_tasks())
+
+
+def learner(loss=mean_squared_error, **arguments):
     return maml(
-        arguments.pop("init_fn", init_fn),
-        loss_fn,
-        inner_optimizer=adapt.adapt_only(adapt.sgd(INNER_RATE), lambda path: "statistics" not in path),
+        init_fn,
+        loss(NETWORK.apply),
+        inner_optimizer=adapt.sgd(RATE),
         num_inner_steps=K,
-        **arguments,
+        condition_fn=CONDITION,
+        **{"optimizer": optax.sgd(1.0), **arguments},  # the difference of the parameters is the gradient
     )
 
 
-def test_outer_steps_of_maml_are_the_moving_average_of_what_the_adapted_networks_observe():
-    """Brute force: the inner loop, the meta-gradient and the average by hand, for three outer steps."""
-    optimizer = track_statistics(optax.sgd(OUTER_RATE), rate=RATE)
-    method = learner(collect_statistics(mean_squared_error, Network("collect").apply), optimizer=optimizer)
+def mean_over_tasks(loss):
+    """(mean of loss(params, task), its gradient)."""
+    mean = lambda params: jnp.mean(jax.vmap(loss, (None, 0))(params, make_tasks()))
+    return jax.jit(jax.value_and_grad(mean))(init_fn(None))
+
+
+def gradient_and_loss(method):
+    before = method.init(jax.random.key(0))
+    after, metrics = jax.jit(method.update)(jax.random.key(1), before, make_tasks())
+    return jax.tree.map(jnp.subtract, before.meta_params.params, after.meta_params.params), metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "num_constant"), [(adapt.mixed_mode(), 0), (adapt.truncated(1), K - 1)], ids=["mixed", "truncated"]
+)
+def test_the_meta_gradient_goes_through_the_statistics(strategy, num_constant):
+    """Against the inner loop, the statistics and the query loss by hand."""
+
+    def by_hand(params, task):
+        return conditioned_loss(adapted_by_hand(params, task, num_constant=num_constant), task)
+
+    loss, gradient = mean_over_tasks(by_hand)
+    assert_close(gradient_and_loss(learner(meta_gradient=strategy)), (gradient, loss), rtol=1e-10)
+
+
+def test_the_loss_after_each_step_is_by_the_statistics_after_each_step():
+    weights = jnp.array([0.3, 0.7])
+
+    def by_hand(params, task):
+        return sum(weights[k] * conditioned_loss(adapted_by_hand(params, task, k + 1), task) for k in range(K))
+
+    loss, gradient = mean_over_tasks(by_hand)
+    method = learner(loss_weights=lambda step: weights)
+    assert_close(gradient_and_loss(method), (gradient, loss), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        adapt.evolution_strategy(num_pairs=1),
+        adapt.forward_mode(lambda path: path.endswith("head/bias")),
+        adapt.reptile(),
+    ],
+    ids=["evolution_strategy", "forward_mode", "reptile"],
+)
+def test_strategies_without_a_derivative_judge_by_the_same_statistics(strategy):
+    """What is learned stays what it was, and the loss is that by hand: statistics are no parameters."""
+    method = learner(meta_gradient=strategy)
     state = method.init(jax.random.key(0))
-    update = jax.jit(method.update)
+    after, metrics = jax.jit(method.update)(jax.random.key(1), state, jax.tree.map(lambda leaf: leaf[:1], make_tasks()))
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["is_finite"]
+    assert_close(metrics["loss"], conditioned_loss(adapted_by_hand(init_fn(None), one()), one()), rtol=1e-10)
+
+
+def test_adapt_returns_the_support_sets_statistics_and_evaluate_judges_by_them():
+    method, task = learner(num_eval_steps=K + 1), one()
+    arguments = jax.random.key(1), method.init(jax.random.key(0)).meta_params, task
+    adapted, curve = jax.jit(lambda: (method.adapt(*arguments), method.evaluate(*arguments)))()
+    steps = [adapted_by_hand(init_fn(None), task, k) for k in range(K + 2)]
+    assert_close({"params": adapted["params"]}, steps[-1], rtol=1e-10)
+    observed = forward(steps[-1], task.support[0])[1]
+    stored = [(layer["mean"], layer["var"]) for layer in (adapted["statistics"][f"norm{i}"] for i in range(2))]
+    assert_close(stored, observed, rtol=1e-10)
+    assert_close(curve["mse"], jnp.stack([conditioned_loss(step, task) for step in steps]), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(NETWORK, (2,)), (Conv4(5, 4), (16, 16)), (ResNet12(2, (3,)), (4, 4))],
+    ids=["dense", "conv4", "resnet12"],
+)
+def test_one_input_at_a_time_is_predicted_as_in_a_batch(network, shape):
+    """To the last digits; without the statistics it is not."""
+    support, query = 1 + normal(0, 5, *shape), normal(1, 3, *shape)
+    params = random_params(network, support)
 
     @jax.jit
-    def by_hand(params, statistics, tasks):
-        separate = [jax.tree.map(lambda leaf, i=i: leaf[i], tasks) for i in range(N)]
-        sgd, pairs = reference.sgd(INNER_RATE), [([task.support] * K, task.query) for task in separate]
-        _, grads, _ = reference.mean_meta_gradient(plain_loss, sgd, params, (), pairs)
-        observed = []
-        for batches, (x, _) in pairs:
-            adapted = reference.adapt(plain_loss, sgd, params, (), batches)
-            observed.append(forward(adapted, x)[1])
-        mean = jax.tree.map(lambda *leaves: sum(leaves) / N, *observed)
-        moved = jax.tree.map(lambda old, new: (1 - RATE) * old + RATE * new, statistics, mean)
-        return jax.tree.map(lambda p, g: p - OUTER_RATE * g, params, grads), moved
+    def program(params):
+        conditioned = support_statistics(network.apply)(params, (support, None))
+        singly = [jax.lax.map(lambda x, p=p: network.apply(p, x[None])[0], query) for p in (conditioned, params)]
+        together = [network.apply(p, query) for p in (conditioned, params)]
+        return singly, together, [network.apply(p, support) for p in (conditioned, params)]
 
-    params, statistics = without_statistics(state.meta_params.params), statistics_of(state.meta_params.params)
-    for step in range(3):
-        tasks = make_tasks(step)
-        state, _ = update(jax.random.key(step), state, tasks)
-        params, statistics = by_hand(params, statistics, tasks)
-        assert_close(statistics_of(state.meta_params.params), statistics, rtol=1e-12)
-        assert_close(without_statistics(state.meta_params.params), params, rtol=1e-12)
-
-
-@pytest.mark.parametrize("strategy", [adapt.exact(), adapt.mixed_mode(), adapt.first_order(), adapt.truncated(1)])
-def test_collecting_changes_neither_the_loss_nor_the_other_gradients(strategy):
-    """With `optax.sgd(1)` outside, the difference of the parameters is the gradient."""
-    tasks, how = make_tasks(), {"optimizer": optax.sgd(1.0), "meta_gradient": strategy}
-    collecting = learner(collect_statistics(mean_squared_error, Network("collect").apply), **how)
-    plain = learner(
-        mean_squared_error(Network("batch").apply), init_fn=lambda key: without_statistics(init_fn(key)), **how
-    )
-
-    def step(method):
-        before = method.init(jax.random.key(0))
-        after, metrics = jax.jit(method.update)(jax.random.key(1), before, tasks)
-        grads = jax.tree.map(jnp.subtract, before.meta_params.params, after.meta_params.params)
-        return without_statistics(grads), {name: metrics[name] for name in ("loss", "mse")}
-
-    assert_close(step(collecting), step(plain), rtol=1e-12)
-
-
-def test_the_inner_loop_leaves_the_statistics_alone():
-    method = learner(collect_statistics(mean_squared_error, Network("collect").apply))
-    state = method.init(jax.random.key(0))
-    task = jax.tree.map(lambda leaf: leaf[0], make_tasks())
-    adapted = jax.jit(method.adapt)(jax.random.key(1), state.meta_params, task)
-    jax.tree.map(np.testing.assert_array_equal, statistics_of(adapted), statistics_of(state.meta_params.params))
-    assert not np.allclose(adapted["params"]["norm0"]["scale"], state.meta_params.params["params"]["norm0"]["scale"])
-
-
-def test_collecting_normalises_with_the_batch_and_running_with_what_was_stored():
-    params, x = init_fn(None), normal(50, B, 2)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, p: jnp.abs(p) if jax.tree_util.keystr(path[-1:], simple=True) == "var" else p, params
-    )
-    collecting, _ = Network("collect").apply(params, x, mutable="pull")
-    running = Network("running").apply(params, x)
-    assert_close(collecting, forward(params, x)[0])
-    assert_close(running, forward(params, x, statistics_of(params))[0])
-    assert_close(running[:1], Network("running").apply(params, x[:1]))
-
-
-def test_running_statistics_are_constants_to_the_loss():
-    params, x = Network("running").init(jax.random.key(0), jnp.zeros((B, 2))), normal(50, B, 2)
-    grads = jax.grad(lambda params: jnp.sum(Network("running").apply(params, x) ** 2))(params)
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(statistics_of(grads)))
-    assert np.any(grads["params"]["norm0"]["scale"])
-
-
-@pytest.mark.parametrize("calls", ["of the network", "of the layer"])
-def test_several_applications_are_observed_by_their_mean(calls):
-    class Twice(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            layer = TrackedBatchNorm("collect")
-            return layer(x) if calls == "of the network" else layer(x[:2]) + layer(x[2:])
-
-    def loss(apply_fn):
-        halves = lambda params, x: apply_fn(params, x[:2]) + apply_fn(params, x[2:])
-        return mean_squared_error(halves if calls == "of the network" else apply_fn)
-
-    x, y = normal(0, 4, 3), normal(1, 2, 3)
-    params = {"params": {"TrackedBatchNorm_0": random_params(TrackedBatchNorm("collect"), x)["params"]}}
-    grads = jax.grad(lambda params: collect_statistics(loss, Twice().apply)(params, (x, y))[0])(params)
-    stored, gradient = (tree["params"]["TrackedBatchNorm_0"]["statistics"] for tree in (params, grads))
-    observed = {"mean": (x[:2].mean(0) + x[2:].mean(0)) / 2, "var": (x[:2].var(0) + x[2:].var(0)) / 2}
-    assert_close(gradient, jax.tree.map(jnp.subtract, stored, observed), rtol=1e-12)
+    singly, together, of_the_support_set = program(params)
+    assert_close(singly[0], together[0], rtol=1e-12)
+    assert not np.allclose(singly[1], together[1], rtol=1e-2)
+    assert_close(*of_the_support_set, rtol=1e-9)  # there they are the batch's own
 
 
 @pytest.mark.parametrize(("channels", "filters"), [(1, 12), (3, 4)])
-def test_tracked_conv_batch_norm_is_conv_batch_norm_with_statistics(channels, filters):
-    arguments = {"features": filters, "kernel_size": (3, 3), "strides": 2, "padding": "VALID", "epsilon": 1e-3}
-    x = normal(0, 2, 7, 6, channels)
-    layer = TrackedConvBatchNorm(mode="collect", **arguments)
+def test_conv_batch_norm_stores_the_moments_of_its_convolution(channels, filters):
+    arguments = {"strides": 2, "padding": "VALID"}
+    layer = ConvBatchNorm(filters, (3, 3), epsilon=1e-3, **arguments)
+    x, other = normal(0, 2, 7, 6, channels), normal(1, 1, 7, 6, channels)
     params = random_params(layer, x)
-    others = {"params": {key: leaf for key, leaf in params["params"].items() if key != "statistics"}}
-    plain = ConvBatchNorm(**arguments)
-    shapes = jax.eval_shape(plain.init, jax.random.key(0), x)
-    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(jnp.shape, others)
-    assert_close(layer.apply(params, x, mutable="pull")[0], plain.apply(others, x))
+    conditioned = support_statistics(layer.apply)(params, x)
+    kernel, scale, bias = (params["params"][name] for name in ("kernel", "scale", "bias"))
+    y, z = (conv(images, kernel, **arguments) for images in (x, other))
+    mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
+    assert_close(conditioned["statistics"], {"mean": mean, "var": var}, rtol=1e-10)
+    over = lambda vector: vector[None, None, None]
+    expected = over(scale) * (z - over(mean)) / jnp.sqrt(over(var) + 1e-3) + over(bias)
+    assert_close(layer.apply(conditioned, other), expected, rtol=1e-10)
 
 
-def test_learned_rates_of_statistics_are_left_to_the_users_optimizer():
-    optimizer = track_statistics(optax.sgd(1.0), rate=0.1)
-    meta_params = MetaParams(*({"w": jnp.ones(1), "statistics": {"mean": jnp.ones(1)}} for _ in range(2)))
-    updates, _ = optimizer.update(meta_params, optimizer.init(meta_params), meta_params)
-    moves = {"w": -1.0, "statistics": {"mean": -0.1}}, {"w": -1.0, "statistics": {"mean": -1.0}}
-    assert_close(updates, MetaParams(*jax.tree.map(lambda move: jnp.array([move]), moves)))
+@pytest.mark.parametrize("method", [protonet, ridge])
+def test_heads_in_closed_form_embed_by_the_support_sets_statistics(method):
+    """The gradient is that of a loss by hand whose embedding is normalised by the shots."""
+    network = Network(num_outputs=3)
+    support, query = ((normal(i, 4, 2) + 3, jnp.array([0, 1, 0, 1])) for i in (0, 1))
+    make = lambda embed_fn, condition_fn: method(
+        lambda key: random_params(network, support[0]),
+        embed_fn,
+        num_ways=2,
+        condition_fn=condition_fn,
+        optimizer=optax.sgd(1.0),
+    )
+    learner = make(network.apply, support_statistics(network.apply))
+
+    def embed_by_hand(params_and_shots, x):
+        params, shots = params_and_shots
+        return forward(params, x, forward(params, shots)[1])[0]
+
+    by_hand = make(embed_by_hand, lambda params, support: (params, support[0]))
+
+    @jax.jit
+    def step(state):
+        tasks = jax.tree.map(lambda leaf: leaf[None], Task(support, query))
+        both = [method.update(jax.random.key(1), state, tasks)[0].meta_params for method in (learner, by_hand)]
+        return both, learner.adapt(jax.random.key(1), state.meta_params, Task(support))
+
+    (ours, expected), (params, head) = step(learner.init(jax.random.key(0)))
+    assert_close(ours, expected, rtol=1e-9)
+    predict = lambda x: head(network.apply(params, x))
+    assert_close(predict(query[0])[:1], predict(query[0][:1]), rtol=1e-12)
 
 
-def test_adam_and_clipping_see_nothing_of_the_statistics():
-    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
-    params, grads = {"w": normal(0, 3)}, {"w": normal(1, 3)}
-    tracked = {"w": params["w"], "statistics": jnp.ones(2)}, {"w": grads["w"], "statistics": 1e6 * jnp.ones(2)}
-    optimizer = track_statistics(clipped)
-    expected, _ = clipped.update(grads, clipped.init(params), params)
-    updates, _ = optimizer.update(tracked[1], optimizer.init(tracked[0]), tracked[0])
-    assert_close(updates["w"], expected["w"])
+class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = BatchNorm(name="norm")
+        return layer(layer(x))
 
 
 def test_wrong_uses_are_refused():
     x, key = jnp.ones((2, 3)), jax.random.key(0)
-    with pytest.raises(ValueError, match="mode must be one of collect, running"):
-        TrackedBatchNorm("batch").init(key, x)
-    with pytest.raises(ValueError, match="x must be"):
-        TrackedBatchNorm("running").init(key, x[0])
-    collecting = TrackedBatchNorm("collect")
-    params = collecting.init(key, x)
-    assert list(params) == ["params"]
-    with pytest.raises(ValueError, match="mode='collect' gives its statistics to a loss"):
-        collecting.apply(params, x)
-    with pytest.raises(ValueError, match="collected nothing"):
-        collect_statistics(mean_squared_error, TrackedBatchNorm("running").apply)(params, (x, x))
-    with pytest.raises(ValueError, match="loss must call its apply_fn"):
-        collect_statistics(lambda apply_fn: lambda params, batch: (0.0, {}), collecting.apply)(params, (x, x))
-    with pytest.raises(ValueError, match="track_statistics found no parameter"):
-        track_statistics(optax.sgd(0.1)).init({"w": x})
+    params = Twice().init(key, x)
+    Twice().apply(params, x)
+    with pytest.raises(ValueError, match="norm is applied several times"):
+        support_statistics(Twice().apply)(params, x)
+    with pytest.raises(ValueError, match="apply_fn must be of a network with"):
+        support_statistics(nn.Dense(1).apply)(nn.Dense(1).init(key, x), x)
+    with pytest.raises(ValueError, match="params must be flax variables"):
+        CONDITION([x], x)
+    with pytest.raises(ValueError, match="apply_fn must take mutable"):
+        support_statistics(lambda params, x: NETWORK.apply(params, x))
+
+
+class Norms(nn.Module):
+    """Flax's batch norm, and two other collections."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)(x)
+        self.sow("intermediates", "x", x)
+        self.variable("of its own", "mean", jnp.zeros, (3,), jnp.float32)
+        return nn.Dense(1)(x)
+
+
+class NNX(nnx.Module):
+    """With batch norm and dropout, whose keys are of the stream "dropout"."""
+
+    def __init__(self, rngs):
+        self.body, self.head = (nnx.Linear(*size, rngs=rngs) for size in ((2, 3), (3, 1)))
+        self.norm, self.dropout = nnx.BatchNorm(3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(self.norm(self.body(x))))
+
+
+def make_nnx(key):
+    return NNX(nnx.Rngs(params=key, dropout=0))
+
+
+def variables_with(*collections):
+    variables = Norms().init(jax.random.key(0), jnp.ones((2, 3), jnp.float32), mutable=True)
+    return {name: variables[name] for name in ("params", *collections)}
+
+
+def eqx_norm(constructor):
+    return eqx.filter(constructor(3, axis_name="batch", mode="batch"), eqx.is_inexact_array)
+
+
+STATES = {
+    "running statistics": (lambda: variables_with("batch_stats"), "batch_stats"),
+    "frozen": (lambda: flax.core.freeze(variables_with("batch_stats")), "batch_stats"),
+    "of a part": (lambda: {"encoder": variables_with("batch_stats")}, "encoder/batch_stats"),
+    "without parameters": (lambda: {"net": {"batch_stats": {"mean": jnp.ones(3)}}}, "net/batch_stats"),
+    "what is sown": (lambda: variables_with("intermediates"), "intermediates"),
+    "a collection of one's own": (lambda: variables_with("of its own"), "of its own"),
+    "nnx": (lambda: nnx.state(make_nnx(jax.random.key(0)), (nnx.Param, nnx.BatchStat)), "norm/mean/BatchStat"),
+    "nnx, a module": (lambda: make_nnx(jax.random.key(0)), "dropout/rngs/count/RngCount"),
+    "equinox": (lambda: eqx_norm(eqx.nn.BatchNorm), "batch_state_index/StateIndex"),
+    "equinox, beside": (lambda: eqx_norm(eqx.nn.make_with_state(eqx.nn.BatchNorm)), "1/State"),
+}
+
+
+@pytest.mark.parametrize(("make", "name"), STATES.values(), ids=STATES)
+def test_the_state_of_a_library_is_no_parameter(make, name):
+    with pytest.raises(ValueError, match=f"init_fn must return what is learned, and nothing else; {name} is state"):
+        jax.eval_shape(maml(lambda key: make(), mean_squared_error(NETWORK.apply)).init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        variables_with,
+        lambda: {"network": variables_with(), "loss": {"weight": jnp.ones(1)}},
+        lambda: {**variables_with(), "weight": jnp.ones(1)},
+        lambda: nnx.split(make_nnx(jax.random.key(0)), nnx.Param, ...)[1],
+        lambda: eqx_norm(eqx.nn.make_with_state(eqx.nn.BatchNorm))[0],
+    ],
+    ids=["flax", "learned beside", "a number beside", "nnx", "equinox"],
+)
+def test_what_the_message_advises_is_taken(make):
+    jax.eval_shape(maml(lambda key: make(), mean_squared_error(NETWORK.apply)).init, jax.random.key(0))
+
+
+def test_nnx_with_batch_norm_and_dropout_by_the_recipe_of_the_module():
+    """Without a key the statistics of the batch, by hand; with one, dropout that differs from key to key."""
+    graphdef, _, rest = nnx.split(make_nnx(jax.random.key(0)), nnx.Param, ...)
+
+    def apply_fn(params, x, key=None):
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        model.set_attributes(use_running_average=False, deterministic=key is None)
+        if key is not None:
+            nnx.reseed(model, dropout=key)
+        return model(x)
+
+    tasks = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), make_tasks())
+    x = tasks.query[0][0]
+    learner = maml(
+        lambda key: nnx.split(make_nnx(key), nnx.Param, ...)[1],
+        lambda params, batch, key: (jnp.mean((apply_fn(params, batch[0], key) - batch[1]) ** 2), {}),
+        stochastic=True,
+        optimizer=optax.sgd(0.1),
+    )
+
+    @jax.jit
+    def program():
+        state = learner.init(jax.random.key(0))
+        losses = [learner.update(jax.random.key(i), state, tasks)[1]["loss"] for i in (1, 1, 2)]
+        params = state.meta_params.params
+        body, head, norm = (nnx.to_pure_dict(params)[name] for name in ("body", "head", "norm"))
+        h = x @ body["kernel"] + body["bias"][None]
+        h = (h - h.mean(0)[None]) / jnp.sqrt(h.var(0) + 1e-5)[None] * norm["scale"][None] + norm["bias"][None]
+        return losses, apply_fn(params, x), h @ head["kernel"] + head["bias"][None]
+
+    losses, prediction, by_hand = program()
+    assert losses[0] == losses[1] != losses[2] and np.isfinite(losses).all()
+    assert_close(prediction, by_hand, rtol=1e-4)
 
 
 def by_definition(x, scale, bias, groups, over):

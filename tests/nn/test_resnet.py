@@ -7,7 +7,6 @@ import pytest
 from jax import lax
 from reference import assert_close
 
-from jaxmeta.nn.norms import collect_statistics
 from jaxmeta.nn.resnet import ResNet12
 
 SMALL = ResNet12(num_classes=3, widths=(4, 5, 3))
@@ -73,32 +72,12 @@ def test_kernels_start_with_the_variance_of_kaiming():
     np.testing.assert_allclose(np.var(kernel), 2 / (9 * 64), rtol=5 * np.sqrt(2 / kernel.size))  # 5 standard errors
 
 
-def test_statistics_are_tracked_in_every_norm():
-    collecting, running = (ResNet12(2, (2, 2), statistics=mode) for mode in ("collect", "running"))
-    x = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 5, 5, 1)), jnp.uint8)
-    params = jax.jit(running.init)(jax.random.key(0), x)
-    loss_fn = collect_statistics(
-        lambda apply_fn: lambda params, x: (0 * jnp.sum(apply_fn(params, x)), {}), collecting.apply
-    )
-    grads = jax.jit(jax.grad(lambda params: loss_fn(params, x)[0]))(params)
-    moved = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
-        if np.all(leaf != 0)
-    }
-    layers = [f"params/block{i}/{layer}" for i in range(2) for layer in ("conv0", "conv1", "conv2", "shortcut")]
-    assert moved == {f"{layer}/statistics/{moment}" for layer in layers for moment in ("mean", "var")}
-    apply = jax.jit(running.apply)
-    np.testing.assert_allclose(apply(params, x)[:1], apply(params, x[:1]), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("fields", "shape", "message"),
     [
         ({"num_classes": 0}, (1, 16, 16, 3), "num_classes"),
         ({"widths": ()}, (1, 16, 16, 3), "widths must be"),
         ({"widths": (4, 0)}, (1, 16, 16, 3), r"widths\[1\]"),
-        ({"statistics": "moving"}, (1, 16, 16, 3), "statistics"),
         ({}, (1, 16, 15, 3), "x must be images of at least 16"),
         ({}, (16, 16), "x must be images"),
     ],
