@@ -105,9 +105,9 @@ def _check_that_all_is_learned(params: Any) -> None:
             raise ValueError(
                 f"init_fn must return what is learned, and nothing else; {name} is state, which would be trained as a "
                 "parameter and never updated. Normalise with what has none, jaxmeta.nn.BatchNorm or GroupNorm, or keep "
-                "it out: {'params': variables['params']} of flax, nnx.split(model, nnx.Param, ...)[1], the model of "
-                "eqx.nn.make_with_state. What is learned beside a flax network has a name beside the network's: "
-                "{'network': variables, 'loss': ...}"
+                "it out: {'params': variables['params']} of flax, nnx.split(model, nnx.Param, ...)[1] (merged again "
+                "with copy=True, see help(jaxmeta.nn.norms)), the model of eqx.nn.make_with_state. What is learned "
+                "beside a flax network has a name beside the network's: {'network': variables, 'loss': ...}"
             )
 
 

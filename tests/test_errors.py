@@ -533,7 +533,7 @@ def test_the_good_arguments_of_the_table_are_good(name):
     fill = {"learning_rate": 0.1, "transform": optax.sgd(0.1), "optimizer": adapt.sgd(0.1), "num_exact": 0}
     required = {key: fill[key] for key in bad if key in fill and name.startswith("adapt.")}
     required |= {"apply_fn": len} if "apply_fn" in bad else {}
-    function(**{**good, **required})
+    function(**{**required, **good})
 
 
 X = np.zeros((3, 4, 1), np.float32)

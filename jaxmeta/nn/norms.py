@@ -62,7 +62,8 @@ def support_statistics(apply_fn: Callable[..., Any]) -> Callable[[Params, Batch]
         if not isinstance(params, Mapping) or "params" not in params:
             raise ValueError(f"params must be flax variables, with a key 'params', got {type(params).__name__}")
         learned = {name: part for name, part in params.items() if name != "statistics"}
-        _, observed = apply_fn(learned, support[0] if isinstance(support, tuple) else support, mutable=["statistics"])
+        x = support[0] if isinstance(support, tuple | list) else support
+        _, observed = apply_fn(learned, x, mutable=["statistics"])
         if not observed:
             raise ValueError("apply_fn must be of a network with nn.BatchNorm or nn.ConvBatchNorm, it has none of them")
         return {**learned, **observed}
@@ -120,10 +121,10 @@ class ConvBatchNorm(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        how = {"strides": self.strides, "padding": self.padding}
+        strides, padding = self.strides, self.padding
         if _is_by_the_batch(self):
-            return conv_batch_norm(x, kernel, scale, bias, epsilon=self.epsilon, **how)
-        return _by_statistics(self, conv(x, kernel, **how), scale, bias)
+            return conv_batch_norm(x, kernel, scale, bias, strides=strides, padding=padding, epsilon=self.epsilon)
+        return _by_statistics(self, conv(x, kernel, strides=strides, padding=padding), scale, bias)
 
 
 def _is_by_the_batch(layer: BatchNorm | ConvBatchNorm) -> bool:
@@ -135,15 +136,22 @@ def _is_by_the_batch(layer: BatchNorm | ConvBatchNorm) -> bool:
 def _by_statistics(layer: BatchNorm | ConvBatchNorm, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Normalises by what is stored; where "statistics" is mutable, by the batch, and stores it."""
     if layer.is_mutable_collection("statistics"):
-        if layer.has_variable("statistics", "mean"):
-            raise ValueError(
-                f"{layer.name or 'a batch norm'} is applied several times in one pass, so it has no one mean: make a "
-                "layer for each, or leave support_statistics out"
-            )
-        axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axes, keepdims=True)
-        layer.put_variable("statistics", "mean", mean.reshape(-1))
-        layer.put_variable("statistics", "var", jnp.mean(jnp.square(x - mean), axes))
-    mean, var = (layer.get_variable("statistics", name) for name in ("mean", "var"))
+        _store_moments(layer, x)
+    mean: Any = layer.get_variable("statistics", "mean")
+    var: Any = layer.get_variable("statistics", "var")
     along_last = lambda vector: vector.reshape((1,) * (x.ndim - 1) + vector.shape)
     return (x - along_last(mean)) * along_last(scale * lax.rsqrt(var + layer.epsilon)) + along_last(bias)
+
+
+def _store_moments(layer: BatchNorm | ConvBatchNorm, x: jax.Array) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"x must be [..., C] with at least one axis of examples, got shape {x.shape}")
+    if layer.has_variable("statistics", "mean"):
+        raise ValueError(
+            f"{layer.name or 'a batch norm'} is applied several times in one pass, so it has no one mean: make a layer "
+            "for each, or leave support_statistics out"
+        )
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes, keepdims=True)
+    layer.put_variable("statistics", "mean", mean.reshape(-1))
+    layer.put_variable("statistics", "var", jnp.mean(jnp.square(x - mean), axes))

@@ -13,7 +13,7 @@ from jaxmeta.algorithms import maml, multi_step_weights, protonet, ridge
 from jaxmeta.algorithms.cavia import context_only
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe
-from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams, TaskDistribution
+from jaxmeta.types import Batch, InitFn, LossFn, MetaLearner, MetaParams, Params, TaskDistribution
 from jaxmeta.words import counted
 
 if TYPE_CHECKING:
@@ -171,8 +171,14 @@ class Omniglot(Supervised):
     """Filters of each convolution."""
     num_eval_queries: int = 15
     """Queries of each class at test."""
+    statistics: Literal["query", "support"] = "query"
+    """Whose statistics normalise the queries: their own (transductive), or the support set's, so that a prediction does
+    not depend on the other queries."""
     split_seed: int = 0
     """Chooses the 1,200 training and the 423 test characters."""
+
+    def condition_fn(self, network: nn.Conv4) -> Callable[[Params, Batch], Params] | None:
+        return nn.support_statistics(network.apply) if self.statistics == "support" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +190,8 @@ class GradientOmniglot(Omniglot, GradientBased):
 
     def build(self) -> Experiment:
         network = nn.Conv4(self.num_ways, self.num_filters)
-        learner = self.learner(_init_fn(network), nn.cross_entropy(network.apply))
+        condition_fn = self.condition_fn(network)
+        learner = self.learner(_init_fn(network), nn.cross_entropy(network.apply), condition_fn=condition_fn)
         return _episodes(
             self, learner, network.apply, self.num_ways, f"after {counted(self.num_eval_steps, 'inner step')}"
         )
@@ -208,6 +215,7 @@ class ClosedFormOmniglot(Omniglot):
             network.apply,
             num_ways=self.num_ways,
             num_eval_ways=self.num_eval_ways,
+            condition_fn=self.condition_fn(network),
             optimizer=self.outer_optimizer(),
             microbatch=self.microbatch,
         )
@@ -298,7 +306,10 @@ def _episodes(
         f"rotations with {counted(config.num_queries, 'query', 'queries')} a class, tested on 423 with "
         f"{config.num_eval_queries}; {config.protocol()}"
     )
-    batch_norm = "statistics of the batch, at test those of the query set (transductive)"
+    batch_norm = {
+        "query": "statistics of the batch, at test those of the query set (transductive)",
+        "support": "statistics of the batch, for queries those of the support set",
+    }[config.statistics]
     train_tasks = episodes("train", config.num_ways, config.num_queries)
     return Experiment(
         learner,

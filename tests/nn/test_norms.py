@@ -67,7 +67,7 @@ def conditioned_loss(params, task):
     return jnp.mean((forward(params, task.query[0], observed)[0] - task.query[1]) ** 2)
 
 
-def adapted_by_hand(params, task, num_inner_steps=K, num_constant=0):
+def adapted_by_hand(params, task, num_steps=K, num_constant=0):
     return reference.adapt(plain_loss, reference.sgd(RATE), params, (), [task.support] * num_steps, num_constant)
 
 
@@ -251,6 +251,8 @@ def test_wrong_uses_are_refused():
     Twice().apply(params, x)
     with pytest.raises(ValueError, match="norm is applied several times"):
         support_statistics(Twice().apply)(params, x)
+    with pytest.raises(ValueError, match="x must be .* at least one axis of examples"):
+        support_statistics(BatchNorm().apply)(BatchNorm().init(key, x), x[0])
     with pytest.raises(ValueError, match="apply_fn must be of a network with"):
         support_statistics(nn.Dense(1).apply)(nn.Dense(1).init(key, x), x)
     with pytest.raises(ValueError, match="params must be flax variables"):
