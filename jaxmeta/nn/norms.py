@@ -6,11 +6,46 @@
 - Given `{"params": ...}`, a network of these layers normalises each batch by itself: the inner loop the support set,
   and, unless told otherwise, queries by queries (transductive: a prediction depends on the rest of its batch).
 - Given `{"params": ..., "statistics": ...}` it normalises with what is stored there, whatever it is applied to: one
-  image at a time gives what a batch gives. `support_statistics` is how they come there.
+  image at a time gives what a batch gives. `support_statistics` puts it there: the support set's, after adaptation.
 
-There are no running averages over tasks. Where no statistics of a batch are wanted at all, `flax.linen.LayerNorm` and
-`flax.linen.GroupNorm` are exact and fast with parameters that differ per task; give them `use_fast_variance=False`, or
-a large mean costs all digits.
+Accuracy on Omniglot 5-way 1-shot of MAML with `Conv4` after three inner steps (seed 0, 8 tasks a step; 600 test tasks,
+200 of them one image at a time):
+
+| statistics of queries, in training and at test | 64 filters, 2,000 steps | one at a time | 16 filters, 600 steps |
+|------------------------------------------------|-------------------------|---------------|-----------------------|
+| their own                                      | .940 ± .004             | .24           | .853 (200 tasks)      |
+| the support set's                              | .922 ± .005             | .924          | .828 ± .007           |
+
+With 16 filters and 600 steps of one task `protonet` (60-way in training) has .926 by the queries' own and .910 by the
+support set's, `ridge` (20-way) .882 and .827; one at a time .912 and .827, and by their own .20 and .24.
+
+There are no running averages over tasks, for they fail. In the network of .853 queries are at .64 by averages over the
+adapted networks of training tasks, and, with these averages in the inner loop too, at .42 after one inner step and at
+.21, chance, after three: a step through constants is not the step that was trained. And what the last norm sees is the
+task's own: its mean differs from task to task by .4 of the standard deviation, and the inner step moves it by .5 of
+that, so that the support set's statistics of before the step are no better (.64). Those of after it have .83 there, in
+a network that was not trained for them. Blended with an image's own (TaskNorm, the support set's share 5/6) they had
+.826, and GroupNorm of 4 groups, with the same rates, .63.
+
+Bronskill, Gordon, Requeima, Nowozin, Turner, "TaskNorm: Rethinking Batch Normalization for Meta-Learning" (2020),
+https://arxiv.org/abs/2003.03284, where statistics of the support set are called MetaBN.
+
+Where no statistics of a batch are wanted at all, `flax.linen.LayerNorm` and `flax.linen.GroupNorm` are exact and fast
+with parameters that differ per task; give them `use_fast_variance=False`, or a large mean costs all digits. A network
+of `flax.nnx` keeps its own batch norm and dropout where each call works on a copy, with the statistics of the batch and
+with the key that `stochastic=True` gives (none where it is judged). Its dropout needs a stream of its own, which
+`nnx.reseed` takes by name, and passes over in silence where there is none of it:
+
+    make = lambda key: Network(nnx.Rngs(params=key, dropout=0))
+    graphdef, _, rest = nnx.split(make(jax.random.key(0)), nnx.Param, ...)
+    init_fn = lambda key: nnx.split(make(key), nnx.Param, ...)[1]
+
+    def apply_fn(params, x, key=None):
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        model.set_attributes(use_running_average=False, deterministic=key is None)
+        if key is not None:
+            nnx.reseed(model, dropout=key)
+        return model(x)
 """
 
 import inspect
@@ -33,7 +68,8 @@ def support_statistics(apply_fn: Callable[..., Any]) -> Callable[[Params, Batch]
         condition_fn(params, (x, y)) = {**params, "statistics": mean and var of each norm's input, applied to x}
 
     They are functions of the adapted parameters and are differentiated as such, so the network is trained as it is
-    tested, under every meta-gradient.
+    tested, under every meta-gradient; figures are at the head of this file. A network that was trained without them can
+    be given them too: `params = condition_fn(learner.adapt(...), task.support)`.
 
     Args:
       apply_fn: the `apply` of a flax network with `BatchNorm`s or `ConvBatchNorm`s.
