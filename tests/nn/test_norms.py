@@ -1,6 +1,8 @@
 """Batch norm by the support set's statistics against hand-written loops; flax's norms in every mode we need, and its
 state, which is no parameter."""
 
+import textwrap
+
 import equinox as eqx
 import flax.core
 import flax.linen as nn
@@ -14,7 +16,7 @@ from flax import nnx
 from reference import assert_close
 
 from jaxmeta import Task, adapt, maml, protonet, ridge
-from jaxmeta.nn import Conv4, ResNet12
+from jaxmeta.nn import Conv4, ResNet12, norms
 from jaxmeta.nn.layers import conv
 from jaxmeta.nn.losses import mean_squared_error
 from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics
@@ -321,19 +323,13 @@ def test_what_the_message_advises_is_taken(make):
 
 def test_nnx_with_batch_norm_and_dropout_by_the_recipe_of_the_module():
     """Without a key the statistics of the batch, by hand; with one, dropout that differs from key to key."""
-    graphdef, _, rest = nnx.split(make_nnx(jax.random.key(0)), nnx.Param, ...)
-
-    def apply_fn(params, x, key=None):
-        model = nnx.merge(graphdef, params, rest, copy=True)
-        model.set_attributes(use_running_average=False, deterministic=key is None)
-        if key is not None:
-            nnx.reseed(model, dropout=key)
-        return model(x)
-
+    recipe = {"jax": jax, "nnx": nnx, "Network": NNX}
+    exec(textwrap.dedent(norms.__doc__[norms.__doc__.index("    make = ") :]), recipe)
+    init_fn, apply_fn = recipe["init_fn"], recipe["apply_fn"]
     tasks = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), make_tasks())
     x = tasks.query[0][0]
     learner = maml(
-        lambda key: nnx.split(make_nnx(key), nnx.Param, ...)[1],
+        init_fn,
         lambda params, batch, key: (jnp.mean((apply_fn(params, batch[0], key) - batch[1]) ** 2), {}),
         stochastic=True,
         optimizer=optax.sgd(0.1),
