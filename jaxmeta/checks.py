@@ -1,5 +1,6 @@
 """Checks of arguments: a `ValueError` that names the argument, its value and the remedy, before anything compiles."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.traced import same_contents, trace, used_inputs
-from jaxmeta.types import Task
+from jaxmeta.types import MetaParams, MetaState, Task
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
@@ -60,22 +61,87 @@ def check_learner(name: str, value: Any) -> None:
     check_fields(name, value, functions, "a jaxmeta.MetaLearner, such as jaxmeta.maml(...)")
 
 
-def check_loss_fn(loss_fn: Any) -> Callable:
-    """`loss_fn`, which says while it is traced if it returns anything but (scalar loss, dict of scalars)."""
-    check_callable("loss_fn", loss_fn, "(params, batch) -> (loss, metrics)")
+def check_init_fn(init_fn: Any) -> Callable:
+    """`init_fn`, which says so when it is called if it wants more than a key."""
+    check_callable("init_fn", init_fn, "(key) -> params")
 
-    def checked(*args: Any) -> Any:
-        result = loss_fn(*args)
+    def checked(key: jax.Array) -> Any:
+        try:
+            return init_fn(key)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise ValueError(
+                "init_fn must be a function of a key alone, (key) -> params: give a network its input, as in "
+                f"lambda key: network.init(key, x); called with a key it raised {type(error).__name__}: {error}"
+            ) from error
+
+    return checked
+
+
+def check_loss_fn(name: str, loss_fn: Any, stochastic: bool = False) -> Callable:
+    """`loss_fn` as (params, batch, key) -> (loss, metrics), which says while it is traced if it returns anything but
+    a scalar and a dict of scalars. The key is handed on where the loss is `stochastic`."""
+    check_callable(name, loss_fn, "(params, batch) -> (loss, metrics)")
+    check_takes_key(name, loss_fn, ("params", "batch"), stochastic)
+
+    def checked(params: Any, batch: Any, key: Any) -> Any:
+        result = loss_fn(params, batch, key) if stochastic else loss_fn(params, batch)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            raise ValueError(f"loss_fn must return (loss, metrics), metrics a dict, {{}} if none; got {result!r}")
-        for name, value in (("loss", result[0]), *result[1].items()):
-            if _as_array(name, value, "loss_fn must return scalars").shape != ():
-                raise ValueError(f"loss_fn must return scalars; {name} has shape {jnp.shape(value)}: take its mean")
+            raise ValueError(f"{name} must return (loss, metrics), metrics a dict, {{}} if none; got {result!r}")
+        for metric, value in (("loss", result[0]), *result[1].items()):
+            if _as_array(metric, value, f"{name} must return scalars").shape != ():
+                raise ValueError(f"{name} must return scalars; {metric} has shape {jnp.shape(value)}: take its mean")
         if not jnp.issubdtype(jnp.asarray(result[0]).dtype, jnp.floating):
-            raise ValueError(f"loss_fn must return a real loss, got dtype {jnp.asarray(result[0]).dtype}")
+            raise ValueError(f"{name} must return a real loss, got dtype {jnp.asarray(result[0]).dtype}")
         return result
 
     return checked
+
+
+def check_takes_key(name: str, fn: Callable, arguments: Sequence[str], stochastic: bool) -> None:
+    """A function of `arguments`, and of a key after them if `stochastic`, as far as its signature tells."""
+    wanted = (*arguments, "key") if stochastic else arguments
+    if _takes(fn, len(wanted)):
+        return
+    if stochastic:
+        raise ValueError(
+            f"{name} must take a key with stochastic=True, {_signature(wanted)}, got one of "
+            f"{_signature(inspect.signature(fn))}: leave stochastic=False if it draws nothing"
+        )
+    remedy = ": say stochastic=True if the last is a key" if _takes(fn, len(wanted) + 1) else ""
+    raise ValueError(
+        f"{name} must be a function of {_signature(wanted)}, got one of {_signature(inspect.signature(fn))}{remedy}"
+    )
+
+
+def _takes(fn: Callable, num_arguments: int) -> bool:
+    try:
+        inspect.signature(fn).bind(*range(num_arguments))
+    except TypeError:
+        return False
+    except ValueError:  # a builtin has no signature: its call will tell
+        return True
+    return True
+
+
+def _signature(arguments: Sequence[str] | inspect.Signature) -> str:
+    names = arguments.parameters if isinstance(arguments, inspect.Signature) else arguments
+    return f"({', '.join(names)})"
+
+
+def check_meta_params(value: Any) -> None:
+    """What the outer loop has learned, and not the state or the parameters around or within it."""
+    if not isinstance(value, MetaParams):
+        raise ValueError(
+            f"meta_params must be a jaxmeta.MetaParams, such as state.meta_params, got {type(value).__name__}"
+        )
+
+
+def check_state(value: Any) -> None:
+    """The state that the outer loop carries."""
+    if not isinstance(value, MetaState):
+        raise ValueError(f"state must be a jaxmeta.MetaState, such as learner.init(key), got {type(value).__name__}")
 
 
 def check_params(params: Any) -> Any:

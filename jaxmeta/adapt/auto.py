@@ -1,17 +1,6 @@
 """The default strategy: the exact meta-gradient, differentiated the way that these shapes ask for.
 
-A few schedules give the same gradient at different prices. While tracing, `auto` estimates the memory that each would
-need (`cost.peak_bytes`) and takes the first rule that holds:
-
-1. All that plain reverse mode keeps fits half of a processor's cache, or is less than what recomputed steps keep, K
-   copies of the fast weights, of the inner optimizer's state and, if its derivative asks for them (Adam's does, that
-   of plain gradient descent not), of the inner gradients: plain reverse mode, with the fewest operations.
-2. Recomputed steps do not fit either, and √K segments need half of their memory at most: segments.
-3. Otherwise recomputed steps: writing everything to memory and reading it back costs more. Where products take the
-   time, as in wide layers (512 units, 1,000 examples), plain reverse mode is a tenth faster in thrice the memory.
-
-Where the schedule so chosen does not fit the memory budget, the first of the others that does is taken. The limits were
-measured on a CPU (`python -m benchmarks memory`).
+The rules are in the docstring of `auto`.
 """
 
 import functools
@@ -46,7 +35,19 @@ _NEAR = CACHE_BYTES // 2
 def auto(*, memory_budget: int | None = None) -> MetaGradient:
     """The exact meta-gradient by the schedule, of `exact` and `mixed_mode`, that suits the shapes. Never approximate.
 
-    The choice, and why, is logged once by the logger "jaxmeta", at level INFO. The module's docstring has the rules.
+    A few schedules give the same gradient at different prices. While tracing, the memory that each would need is
+    estimated (`outer.cost.peak_bytes`), and the first rule that holds is taken:
+
+    1. All that plain reverse mode keeps fits half of a processor's cache, or is less than what recomputed steps keep, K
+       copies of the fast weights, of the inner optimizer's state and, if its derivative asks for them (Adam's does,
+       that of plain gradient descent not), of the inner gradients: plain reverse mode, with the fewest operations.
+    2. Recomputed steps do not fit either, and √K segments need half of their memory at most: segments.
+    3. Otherwise recomputed steps: writing everything to memory and reading it back costs more. Where products take the
+       time, as in wide layers (512 units, 1,000 examples), plain reverse mode is a tenth faster in thrice the memory.
+
+    Where the schedule so chosen does not fit the memory budget, the first of the others that does is taken. The limits
+    were measured on a CPU (`python -m benchmarks memory`). The choice, and why, is logged once by the logger "jaxmeta",
+    at level INFO.
 
     Args:
       memory_budget: bytes for the inner loops of all tasks that are vectorised together; if None, half of the device's

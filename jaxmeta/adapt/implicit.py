@@ -9,6 +9,7 @@ For gradient descent on L(φ) + λ/2 |φ − θ|², which is `proximal(sgd(α), 
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import optax
@@ -17,7 +18,22 @@ from jaxmeta.adapt.meta_gradients import MetaGradient
 from jaxmeta.checks import check_callable, check_integer, check_number
 from jaxmeta.types import MetaParams, PyTree
 
-Solver = Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]
+
+class Solver(Protocol):
+    """Solves A x ≈ b from products with A alone: what `solver` of `implicit` may be.
+
+    matrix: x -> A x, linear, of a pytree with the structure and the shapes of the fast weights, into the same
+    b:      such a pytree
+
+    Returns x, another. Any of `jax.scipy.sparse.linalg` becomes one by leaving out what it says of its iterations.
+
+    >>> import jax.numpy as jnp
+    >>> bicgstab = lambda matrix, b: jax.scipy.sparse.linalg.bicgstab(matrix, b)[0]
+    >>> bicgstab(lambda x: {"w": 2.0 * x["w"]}, {"w": jnp.array([4.0])})["w"].tolist()
+    [2.0]
+    """
+
+    def __call__(self, matrix: Callable[[PyTree], PyTree], b: PyTree, /) -> PyTree: ...
 
 
 def conjugate_gradient(num_steps: int = 5) -> Solver:
@@ -61,7 +77,7 @@ def neumann_series(num_terms: int = 5) -> Solver:
     return solve
 
 
-def implicit(*, solver: Solver = conjugate_gradient(5), damping: float = 0.0) -> MetaGradient:
+def implicit(*, solver: Solver | None = None, damping: float = 0.0) -> MetaGradient:
     """The meta-gradient of the inner problem's solution, whatever way the inner loop took: memory independent of K.
 
     It is as exact as the inner loop has converged and the solver has solved. The inner optimizer is gradient descent,
@@ -71,8 +87,8 @@ def implicit(*, solver: Solver = conjugate_gradient(5), damping: float = 0.0) ->
     Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients" (2019), https://arxiv.org/abs/1909.04630
 
     Args:
-      solver: (matrix, b) -> x with matrix(x) ≈ b, both pytrees: `conjugate_gradient`, `neumann_series`, or one of
-        `jax.scipy.sparse.linalg`.
+      solver: (matrix, b) -> x with matrix(x) ≈ b, see `Solver`: `conjugate_gradient`, `neumann_series`, or another;
+        `conjugate_gradient(5)` if None.
       damping: δ, added to the matrix as δ I, for inner problems that are not convex enough. With `proximal(sgd(α), λ)`
         it makes the curvature that counts λ + δ / α: the authors' code has 24 where λ is 2.
 
@@ -82,7 +98,8 @@ def implicit(*, solver: Solver = conjugate_gradient(5), damping: float = 0.0) ->
 
     >>> strategy = implicit(solver=conjugate_gradient(10))
     """
-    check_callable("solver", solver, "(matrix, b) -> x, such as conjugate_gradient(5)")
+    solve = conjugate_gradient(5) if solver is None else solver
+    check_callable("solver", solve, "(matrix, b) -> x, such as conjugate_gradient(5)")
     check_number("damping", damping)
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
@@ -102,7 +119,7 @@ def implicit(*, solver: Solver = conjugate_gradient(5), damping: float = 0.0) ->
             _, through_fast = jax.vjp(lambda fast: step(meta_params, fast), state.fast)
             _, through_meta = jax.vjp(lambda meta_params: step(meta_params, state.fast), meta_params)
             matrix = lambda v: jax.tree.map(lambda v, phi: (1 + damping) * v - phi, v, through_fast(v)[0])
-            return value, optax.tree.add(direct, through_meta(solver(matrix, fast_bar))[0])
+            return value, optax.tree.add(direct, through_meta(solve(matrix, fast_bar))[0])
 
         return task_gradient
 

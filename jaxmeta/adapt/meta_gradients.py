@@ -17,18 +17,13 @@ With θ' = θ − α ∇L(θ) the exact meta-gradient is (I − α ∇²L(θ)) �
 `exact` and `mixed_mode` cut a long loop into `num_segments` S pieces: memory for K / S steps and S states, in place of
 K steps.
 
-A strategy takes two functions of one task,
-
-    adapt(meta_params, sources, task, *, state, value_and_grad, num_segments, remat) -> (Adapted, state)
-    outer(adapted, task) -> (loss, metrics)
-
-and returns `(key, meta_params, sources, task) -> ((loss, metrics), grads)`, where `grads` has the structure of
-`meta_params`. It carries no flags: it injects the gradient primitive, and what is kept of a step, into the inner loop.
+A strategy is a `MetaGradient`. It carries no flags: it injects the gradient primitive, and what is kept of a step, into
+the inner loop.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +35,51 @@ from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_callable, check_integer
 from jaxmeta.types import MetaParams, Params, PyTree
 
-MetaGradient: TypeAlias = Callable[[Callable, Callable], Callable]
+
+class MetaGradient(Protocol):
+    """How the outer loss is differentiated through the inner loop: what `meta_gradient` of a learner may be.
+
+    It is given two functions of one task, the inner loop and the outer loss,
+
+        adapt(meta_params, sources, task, *, state=None, value_and_grad, num_segments, remat) -> (Adapted, InnerState)
+        outer(adapted, task) -> (loss, metrics)
+
+    and returns their gradient,
+
+        (key, meta_params, sources, task) -> ((loss, metrics), grads)
+
+    `sources` has a leading axis K, an entry for each inner step; `task` is whatever the two functions read; the
+    keywords of `adapt` are those of `adapt.unroll`. `loss` is a scalar, `metrics` a dictionary of scalars, and `grads`
+    has the structure and the shapes of `meta_params`.
+
+    >>> def of_outer_loss_alone() -> MetaGradient:  # as if the inner loop had come from nowhere: FOMAML by hand
+    ...     def strategy(adapt, outer):
+    ...         def task_gradient(key, meta_params, sources, task):
+    ...             adapted, _ = adapt(meta_params, sources, task)
+    ...             loss = lambda params: outer(adapted._replace(params=params), task)
+    ...             value, grads = jax.value_and_grad(loss, has_aux=True)(adapted.params)
+    ...             return value, MetaParams(grads, jax.tree.map(jnp.zeros_like, meta_params.hyper))
+    ...         return task_gradient
+    ...     return strategy
+    >>> inner = lambda meta_params, sources, task, **how: (Adapted(meta_params.params - 0.5), None)
+    >>> outer = lambda adapted, task: ((adapted.params - task) ** 2, {})
+    >>> _, grads = of_outer_loss_alone()(inner, outer)(None, MetaParams(jnp.array(2.0)), None, 1.0)
+    >>> grads.params.item()
+    1.0
+    """
+
+    def __call__(self, adapt: Callable, outer: Callable, /) -> Callable: ...
 
 
 class Adapted(NamedTuple):
-    """What the outer loss is made of: the adapted parameters, and what was observed on the way to them."""
+    """What the outer loss of one task is made of.
+
+    params:   θ_K, the adapted parameters that are learned, in the shapes of `meta_params.params`
+    observed: what `adapt.unroll` was told to observe at θ_0 .. θ_{K-1}, with a leading axis K; `()` if nothing
+
+    >>> Adapted({"w": 1.0})
+    Adapted(params={'w': 1.0}, observed=())
+    """
 
     params: Params
     observed: PyTree = ()
@@ -99,7 +134,7 @@ def mixed_mode(*, num_segments: int | Literal["sqrt"] = 1, save_gradients: bool 
     return _through(_mixed_value_and_grad, num_segments, remat)
 
 
-def forward_mode(where: Where = lambda path: path.startswith("hyper/")) -> MetaGradient:
+def forward_mode(where: Where | None = None) -> MetaGradient:
     """The exact gradient in a few meta-parameters, carried forward along with the inner loop: memory free of K.
 
     For n numbers it costs (3 + 6n) forward passes a step, and n copies of one step's memory: for learned rates or
@@ -110,17 +145,18 @@ def forward_mode(where: Where = lambda path: path.startswith("hyper/")) -> MetaG
 
     Args:
       where: which leaves of the `MetaParams` are learned, as in `adapt_only`; their paths begin with "params/" or
-        "hyper/". By default all of the inner optimizer's hyperparameters. The others get a gradient of zero.
+        "hyper/". All of the inner optimizer's hyperparameters if None. The others get a gradient of zero.
 
     Raises:
       ValueError: while tracing, `where` chooses nothing or does not fit the meta-parameters.
 
     >>> strategy = forward_mode("loss_weights")
     """
+    chosen = (lambda path: path.startswith("hyper/")) if where is None else where
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
-            flat, unravel = ravel_pytree(select(meta_params, where))
+            flat, unravel = ravel_pytree(select(meta_params, chosen))
 
             def loss(flat: jax.Array):
                 merged = merge(unravel(flat), meta_params)

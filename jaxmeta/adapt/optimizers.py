@@ -27,17 +27,34 @@ from jaxmeta.types import MetaParams, Params, PyTree
 
 
 class InnerState(NamedTuple):
-    """What the inner loop carries: the fast weights and the optimizer's state."""
+    """What the inner loop carries: the fast weights, which adapt, and the optimizer's state."""
 
     fast: Params
     opt_state: PyTree
 
 
 class InnerOptimizer(NamedTuple):
-    """init:   (params) -> hyper, the hyperparameters that are meta-learned, `()` if none
-    start:  (meta_params) -> InnerState, before the first step
-    step:   (meta_params, state, grads) -> InnerState
-    params: (meta_params, fast) -> all of the model's parameters
+    """How to step inside, as four pure functions of one task: what `inner_optimizer` of a learner is.
+
+    init:   (params) -> hyper, the hyperparameters that are meta-learned, `()` if none
+    start:  (meta_params) -> InnerState, the fast weights before the first step
+    step:   (meta_params, state, grads) -> InnerState, where `grads` has the shapes of `state.fast`
+    params: (meta_params, fast) -> all parameters that are learned, in the shapes of `meta_params.params`
+
+    The fast weights may be any pytree, of some parameters or of others in their place, as long as `params` makes the
+    model's of them. Whatever `step` and `params` read of `meta_params` gets a gradient of the outer loss.
+
+    >>> sign_descent = InnerOptimizer(  # with one learned rate for all
+    ...     init=lambda params: jnp.array(0.5),
+    ...     start=lambda meta_params: InnerState(meta_params.params, ()),
+    ...     step=lambda meta_params, state, grads: InnerState(
+    ...         jax.tree.map(lambda p, g: p - meta_params.hyper * jnp.sign(g), state.fast, grads), ()),
+    ...     params=lambda meta_params, fast: fast,
+    ... )
+    >>> params = jnp.array([1.0, 2.0])
+    >>> meta_params = MetaParams(params, sign_descent.init(params))
+    >>> sign_descent.step(meta_params, sign_descent.start(meta_params), jnp.array([5.0, -5.0])).fast.tolist()
+    [0.5, 2.5]
     """
 
     init: Callable[[Params], PyTree]
@@ -245,8 +262,9 @@ def adapt_only(optimizer: InnerOptimizer, where: Where) -> InnerOptimizer:
 
     Args:
       optimizer: the inner optimizer; it sees the chosen parameters only.
-      where: which leaves adapt. A string is the name of a part of the leaf's path; a function takes the whole path,
-        such as `"params/head/kernel"`; anything else is a pytree of bools that is a prefix of the parameters.
+      where: which leaves adapt. A string is a part of the leaf's path, such as "head", or several that follow one
+        another, such as "layers/2"; a function takes the whole path, such as `"params/head/kernel"`; anything else is a
+        pytree of bools that is a prefix of the parameters.
 
     Raises:
       ValueError: `optimizer` is no inner optimizer, or `where` chooses nothing or does not fit the parameters.

@@ -18,7 +18,20 @@ _FEW = 5  # steps of a loop that a GPU runs without one; the sinusoid's take .24
 
 
 class Trace(NamedTuple):
-    """What each of the K steps saw, before it was taken; every leaf has a leading axis K."""
+    """What each of the K inner steps saw, before it was taken; every leaf has a leading axis K.
+
+    loss:     [K], the inner loss at θ_0 .. θ_{K-1}, each on the batch of its step
+    metrics:  what the inner loss reports beside it, [K] each
+    batch:    what each step learned from
+    observed: what `observe` of `unroll` returned
+
+    >>> from jaxmeta.adapt.optimizers import sgd
+    >>> loss_fn = lambda params, batch: (params**2, {"size": jnp.abs(params)})
+    >>> draw = lambda source, params: source
+    >>> _, trace = unroll(sgd(0.25), loss_fn, draw, MetaParams(jnp.array(4.0)), jnp.arange(3))
+    >>> trace.loss.tolist(), trace.metrics["size"].tolist(), trace.batch.tolist()
+    ([16.0, 4.0, 1.0], [4.0, 2.0, 1.0], [0, 1, 2])
+    """
 
     loss: jax.Array
     metrics: PyTree
@@ -34,8 +47,8 @@ def unroll(
     sources: PyTree,
     *,
     state: InnerState | None = None,
-    value_and_grad: Callable = jax.value_and_grad,
-    observe: Callable[[Params, Batch], PyTree] = lambda params, batch: (),
+    value_and_grad: Callable | None = None,
+    observe: Callable[[Params, Batch], PyTree] | None = None,
     num_segments: int = 1,
     remat: Callable | None = None,
 ) -> tuple[InnerState, Trace]:
@@ -48,8 +61,8 @@ def unroll(
       meta_params: the initialisation θ_0 and the learned hyperparameters.
       sources: pytree with a leading axis K: keys to draw live, or recorded batches to replay.
       state: where to go on from; the beginning if None.
-      value_and_grad: takes the place of `jax.value_and_grad`; here a strategy decides how to differentiate.
-      observe: (params, batch) -> anything, called on θ_0 .. θ_{K-1} and recorded.
+      value_and_grad: how the inner loss is differentiated, here a strategy decides; `jax.value_and_grad` if None.
+      observe: (params, batch) -> anything, called on θ_0 .. θ_{K-1} and recorded; `()` is if None.
       num_segments: S. Where the loop is differentiated in reverse, only the states between S segments are kept, and
         each segment is run again when the sweep reaches it: with S = √K, memory for 2√K steps, not K.
       remat: a policy of `jax.checkpoint_policies`: what is kept of a step where the loop is differentiated in reverse,
@@ -70,14 +83,15 @@ def unroll(
     def inner_loss(fast: Params, meta_params: MetaParams, batch: Batch):  # nothing differentiable is closed over
         return loss_fn(optimizer.params(meta_params, fast), batch)
 
-    inner_grad = value_and_grad(inner_loss, has_aux=True)
+    inner_grad = (value_and_grad or jax.value_and_grad)(inner_loss, has_aux=True)
 
     def body(state: InnerState, source: Any) -> tuple[InnerState, Trace]:
         params = optimizer.params(meta_params, state.fast)
         batch = draw(source, params)
         (loss, metrics), grads = inner_grad(state.fast, meta_params, batch)
         grads = jax.tree.map(lambda g: checkpoint_name(g, "inner_gradient"), grads)
-        trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observe(params, batch))
+        observed = observe(params, batch) if observe else ()
+        trace = Trace(loss, jax.lax.stop_gradient(metrics), batch, observed)
         return optimizer.step(meta_params, state, grads), trace
 
     if remat is not None:

@@ -6,16 +6,29 @@
 It is `maml` with an inner optimizer: φ is a part of the parameters that alone adapts, and starts at 0 for every task.
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.algorithms.maml import maml
+from jaxmeta.adapt.select import Where
+from jaxmeta.algorithms.maml import Options, maml
+from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams
 
 
-def cavia(init_fn: InitFn, loss_fn: LossFn, *, context="context", learning_rate: float = 1.0, **kwargs) -> MetaLearner:
+@names_options_of(maml)
+def cavia(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    context: Where = "context",
+    learning_rate: float = 1.0,
+    meta_gradient: adapt.MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
     """Fast context adaptation: `maml` in which only `context` adapts, from 0. Other arguments and errors as there.
 
     `context` says which of the parameters are φ, as `where` of `adapt.adapt_only` does: by default those named
@@ -36,10 +49,11 @@ def cavia(init_fn: InitFn, loss_fn: LossFn, *, context="context", learning_rate:
     >>> round(params["context"].item(), 3), params["slope"].item()
     (7.0, 1.0)
     """
-    return maml(init_fn, loss_fn, inner_optimizer=context_only(adapt.sgd(learning_rate), context), **kwargs)
+    inner_optimizer = context_only(adapt.sgd(learning_rate), context)
+    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 
 
-def context_only(optimizer: InnerOptimizer, context="context") -> InnerOptimizer:
+def context_only(optimizer: InnerOptimizer, context: Where = "context") -> InnerOptimizer:
     """`adapt.adapt_only(optimizer, context)`, but the context starts at 0 and not at its meta-learned value.
 
     Raises:

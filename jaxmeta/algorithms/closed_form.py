@@ -12,6 +12,7 @@ What `adapt` returns predicts: `params, head = learner.adapt(key, meta_params, t
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -19,18 +20,21 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import nn
+from jaxmeta.adapt.select import Where, freeze, unfreeze
 from jaxmeta.checks import (
     check_callable,
-    check_fields,
+    check_init_fn,
     check_integer,
+    check_meta_params,
     check_number,
-    check_params,
     check_query,
+    check_state,
+    check_takes_key,
     check_task,
     check_tasks,
 )
-from jaxmeta.outer import mean_over_tasks, outer_step
-from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task
+from jaxmeta.outer import check_optimizer, initial_state, mean_over_tasks, outer_step
+from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task, learned
 
 EmbedFn: TypeAlias = Callable[..., Any]  # (params, x) -> features [B, D]; a flax module's `apply` has further arguments
 
@@ -56,7 +60,7 @@ class LinearHead(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """What `adapt` returns: the embedding's parameters, as they were or as `condition_fn` has them, and the head."""
+    """What `adapt` returns, adapted to a task: the embedding's parameters, as they were, and the task's head."""
 
     params: Params
     head: Prototypes | LinearHead
@@ -68,8 +72,9 @@ def protonet(
     *,
     num_ways: int,
     num_eval_ways: int | None = None,
-    condition_fn: Callable[[Params, Batch], Params] | None = None,
-    optimizer: optax.GradientTransformation = optax.adam(1e-3),
+    stochastic: bool = False,
+    frozen: Where | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     microbatch: int | None = None,
 ) -> MetaLearner:
     """Prototypical networks: a class is the mean of its shots in an embedding, and the nearest mean is the answer.
@@ -82,11 +87,11 @@ def protonet(
       init_fn: (key) -> params of the embedding, any pytree of real arrays.
       embed_fn: (params, x [B, ...]) -> features [B, D], such as the `apply` of `nn.Conv4(num_classes=None)`.
       num_ways: N, classes of a task while meta-training; the paper has more of them than at test. Labels are integers
-        from 0 to N − 1; a class without a shot makes the loss NaN.
+        from 0 to N − 1; another, or a class without a shot, makes the loss NaN.
       num_eval_ways: classes of a task in `adapt` and `evaluate`; `num_ways` if None.
-      condition_fn: (params, support) -> params, what the embedding knows of a task before it embeds anything, such as
-        `nn.support_statistics`; nothing if None. It is differentiated through.
-      optimizer: the outer optax transformation.
+      stochastic: the embedding draws, for dropout: (params, x, key). The key is None in `adapt` and `evaluate`.
+      frozen: which parameters are not meta-learned, as in `maml`; none if None.
+      optimizer: the outer optax transformation, which is told the loss as `value`; `optax.adam(1e-3)` if None.
       microbatch: tasks that are vectorised at a time, all if None; on a CPU, 1 is often faster for convolutions.
 
     Returns:
@@ -105,12 +110,27 @@ def protonet(
     >>> head.means.tolist(), head(params * jnp.array([[3.0]])).tolist()
     ([[1.0], [9.0]], [[-4.0, -36.0]])
     """
+    return _closed_form(
+        _no_hyper,
+        _prototypes,
+        init_fn=init_fn,
+        embed_fn=embed_fn,
+        num_ways=num_ways,
+        num_eval_ways=num_eval_ways,
+        stochastic=stochastic,
+        frozen=frozen,
+        optimizer=optimizer,
+        microbatch=microbatch,
+    )
 
-    def head_of(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> Prototypes:
-        return Prototypes(one_hot.T @ z / jnp.sum(one_hot, axis=0)[:, None])
 
-    ways = num_ways, num_eval_ways
-    return _closed_form(init_fn, embed_fn, lambda params: (), head_of, *ways, condition_fn, optimizer, microbatch)
+def _no_hyper(params: Params) -> PyTree:
+    return ()
+
+
+def _prototypes(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> Prototypes:
+    """c_n, of features [B, D] and labels [B, N]."""
+    return Prototypes(one_hot.T @ z / jnp.sum(one_hot, axis=0)[:, None])
 
 
 def ridge(
@@ -119,10 +139,11 @@ def ridge(
     *,
     num_ways: int,
     num_eval_ways: int | None = None,
-    condition_fn: Callable[[Params, Batch], Params] | None = None,
     regularization: float = 1.0,
     scale: float = 10.0,
-    optimizer: optax.GradientTransformation = optax.adam(1e-3),
+    stochastic: bool = False,
+    frozen: Where | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     microbatch: int | None = None,
 ) -> MetaLearner:
     """R2-D2: ridge regression onto one-hot labels in an embedding; the loss is differentiated through its solution.
@@ -139,7 +160,7 @@ def ridge(
       regularization: λ, where it starts.
       scale: α, where it starts.
 
-      The others as in `protonet`. A class without a shot has the logit 0.
+      The others as in `protonet`. A class without a shot has the logit 0; a label out of range makes the loss NaN.
 
     Returns:
       A `MetaLearner` as that of `protonet`.
@@ -156,17 +177,30 @@ def ridge(
     """
     check_number("regularization", regularization, minimum=1e-12)
     check_number("scale", scale, minimum=1e-12)
+    return _closed_form(
+        partial(_ridge_hyper, regularization, scale),
+        _ridge_head,
+        init_fn=init_fn,
+        embed_fn=embed_fn,
+        num_ways=num_ways,
+        num_eval_ways=num_eval_ways,
+        stochastic=stochastic,
+        frozen=frozen,
+        optimizer=optimizer,
+        microbatch=microbatch,
+    )
 
-    def init_hyper(params: Params) -> PyTree:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        log = lambda value: jnp.log(jnp.asarray(value, dtype))
-        return {"log_lambda": log(regularization), "log_scale": log(scale)}
 
-    def head_of(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> LinearHead:
-        return LinearHead(jnp.exp(hyper["log_scale"]) * ridge_weights(z, one_hot, jnp.exp(hyper["log_lambda"])))
+def _ridge_hyper(regularization: float, scale: float, params: Params) -> PyTree:
+    """log λ and log α, in the type of the parameters."""
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    log = lambda value: jnp.log(jnp.asarray(value, dtype))
+    return {"log_lambda": log(regularization), "log_scale": log(scale)}
 
-    ways = num_ways, num_eval_ways
-    return _closed_form(init_fn, embed_fn, init_hyper, head_of, *ways, condition_fn, optimizer, microbatch)
+
+def _ridge_head(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> LinearHead:
+    """α W, of features [B, D] and labels [B, N]."""
+    return LinearHead(jnp.exp(hyper["log_scale"]) * ridge_weights(z, one_hot, jnp.exp(hyper["log_lambda"])))
 
 
 def ridge_weights(z: jax.Array, y: jax.Array, regularization: jax.Array | float) -> jax.Array:
@@ -195,70 +229,132 @@ def ridge_weights(z: jax.Array, y: jax.Array, regularization: jax.Array | float)
         return z.T @ solve(z @ z.T, y) if num_examples < num_features else solve(z.T @ z, z.T @ y)
 
 
+class _ClosedForm(NamedTuple):
+    """The choices of a learner, checked, for the functions below; `embed_fn` is (params, x, key) -> z, and
+
+    init_hyper: (params) -> η
+    head_of:    (η, z [B, D], one-hot labels [B, N]) -> head, a function z -> logits
+    """
+
+    init_hyper: Callable
+    head_of: Callable
+    init_fn: Callable
+    embed_fn: Callable
+    num_ways: int
+    num_eval_ways: int
+    stochastic: bool
+    frozen: Where | None
+    optimizer: optax.GradientTransformation
+    microbatch: int | None
+
+
 def _closed_form(
-    init_fn: InitFn,
-    embed_fn: EmbedFn,
     init_hyper: Callable[[Params], PyTree],
     head_of: Callable[[PyTree, jax.Array, jax.Array], Any],
+    *,
+    init_fn: InitFn,
+    embed_fn: EmbedFn,
     num_ways: int,
     num_eval_ways: int | None,
-    condition_fn: Callable[[Params, Batch], Params] | None,
-    optimizer: optax.GradientTransformation,
+    stochastic: bool,
+    frozen: Where | None,
+    optimizer: optax.GradientTransformation | None,
     microbatch: int | None,
 ) -> MetaLearner:
-    """The learner that all heads share: `head_of(hyper, features, one-hot labels)` is a function features -> logits."""
-    check_callable("init_fn", init_fn, "(key) -> params")
+    """The learner that all heads share."""
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
+    check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_ways", num_ways, minimum=1)
-    num_eval_ways = num_ways if num_eval_ways is None else num_eval_ways
-    check_integer("num_eval_ways", num_eval_ways, minimum=1)
-    if condition_fn is not None:
-        check_callable("condition_fn", condition_fn, "(params, support) -> params")
-    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
-    if microbatch is not None:
-        check_integer("microbatch", microbatch, minimum=1)
+    for name, count in (("num_eval_ways", num_eval_ways), ("microbatch", microbatch)):
+        if count is not None:
+            check_integer(name, count, minimum=1)
+    spec = _ClosedForm(
+        init_hyper=init_hyper,
+        head_of=head_of,
+        init_fn=check_init_fn(init_fn),
+        embed_fn=partial(_embed, embed_fn, stochastic),
+        num_ways=num_ways,
+        num_eval_ways=num_ways if num_eval_ways is None else num_eval_ways,
+        stochastic=stochastic,
+        frozen=frozen,
+        optimizer=optax.adam(1e-3) if optimizer is None else optimizer,
+        microbatch=microbatch,
+    )
+    check_optimizer("optimizer", spec.optimizer)
+    return MetaLearner(
+        init=partial(_init, spec),
+        update=partial(_update, spec),
+        adapt=partial(_adapt, spec),
+        evaluate=partial(_evaluate, spec),
+    )
 
-    def embed(params: Params, x: jax.Array) -> jax.Array:
-        z = embed_fn(params, x)
-        if jnp.ndim(z) != 2:
-            raise ValueError(f"embed_fn must return features [B, D], got shape {jnp.shape(z)}: flatten them")
-        return z
 
-    def fit(meta_params: MetaParams, support: Batch, num_ways: int) -> Adapted:
-        x, labels = _pair(support)
-        params = meta_params.params if condition_fn is None else condition_fn(meta_params.params, support)
-        z = embed(params, x)
-        _check_labels(labels, z, num_ways)
-        head = head_of(meta_params.hyper, z, jax.nn.one_hot(labels, num_ways, dtype=z.dtype))
-        return Adapted(params, head)
+def _init(spec: _ClosedForm, key: jax.Array) -> MetaState:
+    """θ and η."""
+    params, constants = freeze(spec.init_fn(key), spec.frozen)
+    return initial_state(spec.optimizer, MetaParams(params, spec.init_hyper(params), constants))
 
-    loss_fn = nn.cross_entropy(lambda adapted, x: adapted.head(embed(adapted.params, x)))
 
-    def task_loss(meta_params: MetaParams, task: Task) -> tuple[jax.Array, Metrics]:
-        return loss_fn(fit(meta_params, task.support, num_ways), task.query)
+def _embed(embed_fn: EmbedFn, stochastic: bool, params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    """z = f_θ(x), [B, D]."""
+    z = embed_fn(params, x, key) if stochastic else embed_fn(params, x)
+    if jnp.ndim(z) != 2:
+        raise ValueError(f"embed_fn must return features [B, D], got shape {jnp.shape(z)}: flatten them")
+    return z
 
-    def init(key: jax.Array) -> MetaState:
-        params = check_params(init_fn(key))
-        meta_params = MetaParams(params, init_hyper(params))
-        return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0))
 
-    def update(key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
-        check_tasks(tasks)
-        gradient = jax.value_and_grad(task_loss, has_aux=True)
-        (loss, metrics), grads = mean_over_tasks(gradient, microbatch, state.meta_params, tasks)
-        return outer_step(optimizer, state, loss, metrics, grads)
+def _fit(
+    spec: _ClosedForm, meta_params: MetaParams, support: Batch, num_ways: int, key: jax.Array | None = None
+) -> Adapted:
+    """head_i = h(f_θ(support_i); η)."""
+    x, labels = _pair(support)
+    params = unfreeze(meta_params.params, meta_params.constants)
+    z = spec.embed_fn(params, x, key)
+    _check_labels(labels, z, num_ways)
+    one_hot = jax.nn.one_hot(labels, num_ways, dtype=z.dtype)
+    is_class = (labels >= 0) & (labels < num_ways)  # any other would be a row of zeros, and vanish
+    head = spec.head_of(meta_params.hyper, z, jnp.where(is_class[:, None], one_hot, jnp.nan))
+    return Adapted(params, head)
 
-    def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Adapted:
-        check_task(task)
-        return fit(meta_params, task.support, num_eval_ways)
 
-    def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
-        check_query(task)
-        _, metrics = loss_fn(fit(meta_params, task.support, num_eval_ways), task.query)
-        guess = {"loss": jnp.log(float(num_eval_ways)), "accuracy": 1 / num_eval_ways}
-        return {name: jnp.stack([jnp.asarray(guess[name], after.dtype), after]) for name, after in metrics.items()}
+def _judge(
+    spec: _ClosedForm, adapted: Adapted, query: Batch, key: jax.Array | None = None
+) -> tuple[jax.Array, Metrics]:
+    """L(head_i ∘ f_θ; query_i), the cross entropy."""
+    return nn.cross_entropy(lambda adapted, x: adapted.head(spec.embed_fn(adapted.params, x, key)))(adapted, query)
 
-    return MetaLearner(init, update, adapt_to, evaluate)
+
+def _update(spec: _ClosedForm, key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
+    """θ, η ← θ, η − β ∇_{θ,η} mean_i L(head_i ∘ f_θ; query_i)."""
+    check_state(state)
+
+    def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Task]):
+        (support_key, query_key), task = per_task
+
+        def loss(moving: MetaParams) -> tuple[jax.Array, Metrics]:
+            whole = moving._replace(constants=meta_params.constants)
+            return _judge(spec, _fit(spec, whole, task.support, spec.num_ways, support_key), task.query, query_key)
+
+        return jax.value_and_grad(loss, has_aux=True)(learned(meta_params))
+
+    keys = jax.random.split(key, (check_tasks(tasks), 2))
+    (loss, metrics), grads = mean_over_tasks(gradient, spec.microbatch, state.meta_params, (keys, tasks))
+    return outer_step(spec.optimizer, state, loss, metrics, grads)
+
+
+def _adapt(spec: _ClosedForm, key: jax.Array, meta_params: MetaParams, task: Task) -> Adapted:
+    check_meta_params(meta_params)
+    check_task(task)
+    return _fit(spec, meta_params, task.support, spec.num_eval_ways)
+
+
+def _evaluate(spec: _ClosedForm, key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
+    """Of the uniform guess, and with the head."""
+    check_meta_params(meta_params)
+    check_query(task)
+    _, metrics = _judge(spec, _fit(spec, meta_params, task.support, spec.num_eval_ways), task.query)
+    guess = {"loss": jnp.log(float(spec.num_eval_ways)), "accuracy": 1 / spec.num_eval_ways}
+    return {name: jnp.stack([jnp.asarray(guess[name], after.dtype), after]) for name, after in metrics.items()}
 
 
 def _pair(support: Batch) -> tuple[jax.Array, jax.Array]:

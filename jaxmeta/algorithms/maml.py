@@ -17,7 +17,8 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,21 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
+from jaxmeta.adapt.select import Where, freeze, unfreeze
+from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
-    check_fields,
+    check_init_fn,
     check_integer,
     check_loss_fn,
+    check_meta_params,
     check_number,
-    check_params,
     check_query,
+    check_state,
     check_task,
     check_tasks,
 )
-from jaxmeta.outer import mean_over_tasks, outer_step
+from jaxmeta.outer import check_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import (
     Batch,
     InitFn,
@@ -46,7 +50,9 @@ from jaxmeta.types import (
     MetaState,
     Metrics,
     Params,
+    PyTree,
     Task,
+    learned,
 )
 
 
@@ -54,15 +60,16 @@ def maml(
     init_fn: InitFn,
     loss_fn: LossFn,
     *,
-    inner_optimizer: InnerOptimizer = adapt.sgd(0.01),
+    outer_loss_fn: LossFn | None = None,
+    inner_optimizer: InnerOptimizer | None = None,
     num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     batch_size: int | None = None,
-    condition_fn: Callable[[Params, Batch], Params] | None = None,
     stochastic: bool = False,
+    frozen: Where | None = None,
     loss_weights: Callable[[jax.Array], jax.Array] | None = None,
-    meta_gradient: adapt.MetaGradient = adapt.auto(),
-    optimizer: optax.GradientTransformation = optax.adam(1e-3),
+    meta_gradient: adapt.MetaGradient | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     microbatch: int | None = None,
 ) -> MetaLearner:
     """Model-agnostic meta-learning: an initialisation from which few gradient steps learn a task.
@@ -74,25 +81,27 @@ def maml(
 
     Args:
       init_fn: (key) -> params, any pytree of real arrays: of flax, of equinox, or a plain dictionary.
-      loss_fn: (params, batch) -> (scalar loss, {name: scalar}), for the support as for the query set.
-      inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`).
+      loss_fn: L, (params, batch) -> (scalar loss, {name: scalar}), of the support set.
+      outer_loss_fn: L', of the query set, in the same form; `loss_fn` if None. Parameters that only L reads, such as
+        the weight of an auxiliary loss or a learned loss, are meta-learned through the inner loop: keep them from
+        adapting, with `adapt.adapt_only`.
+      inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`); `adapt.sgd(0.01)` if None.
       num_inner_steps: K, inner steps while meta-training.
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
         whole set if None.
-      condition_fn: (params, support) -> params, what else the support set says of a task once it is adapted to, such as
-        `nn.support_statistics`; nothing if None. With it the query set is judged, before and after each step, and
-        `adapt` returns what it returns. It is differentiated through, and has no part in the inner loop.
-      stochastic: the loss draws, for dropout: `loss_fn(params, batch, key)`. The key is None where `evaluate` judges.
+      stochastic: the losses draw, for dropout: (params, batch, key). The key is None where `evaluate` judges.
+      frozen: which parameters neither adapt nor are meta-learned, such as a backbone, in the form of `where` of
+        `adapt.adapt_only`; none if None. They are kept in `meta_params.constants`, and count in no norm.
       loss_weights: (outer step) -> [K], the weights of the query losses after each inner step, whose sum is the outer
         loss; the last one alone if None. See `multi_step_weights`.
-      meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `auto()` is exact.
-      optimizer: the outer optax transformation.
+      meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `adapt.auto()`, which is exact, if None.
+      optimizer: the outer optax transformation, which is told the outer loss as `value`; `optax.adam(1e-3)` if None.
       microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `outer.mean_over_tasks`.
 
     Returns:
       A `MetaLearner` for `Task`s. Its `update` takes N stacked tasks and reports the query set's `loss` and metrics
-      after adaptation, averaged over tasks, with `grad_norm` and `is_finite`.
+      after adaptation, averaged over tasks, with `grad_norm` and `is_finite`. `evaluate` judges by the outer loss.
 
     Raises:
       ValueError: an argument is wrong; while tracing, what a function of the user returned or a task has a wrong shape.
@@ -109,91 +118,158 @@ def maml(
     >>> metrics["loss"].item()
     0.0
     """
-    check_callable("init_fn", init_fn, "(key) -> params")
-    checked_loss_fn = check_loss_fn(loss_fn)
-    check_inner_optimizer("inner_optimizer", inner_optimizer)
+    for name, count in (("num_eval_steps", num_eval_steps), ("batch_size", batch_size), ("microbatch", microbatch)):
+        if count is not None:
+            check_integer(name, count, minimum=1)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
-    num_eval_steps = num_inner_steps if num_eval_steps is None else num_eval_steps
-    check_integer("num_eval_steps", num_eval_steps, minimum=1)
-    if batch_size is not None:
-        check_integer("batch_size", batch_size, minimum=1)
-    if condition_fn is not None:
-        check_callable("condition_fn", condition_fn, "(params, support) -> params")
-    check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
-    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     if loss_weights is not None:
         check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_inner_steps]")
-    if microbatch is not None:
-        check_integer("microbatch", microbatch, minimum=1)
-    loss_of = checked_loss_fn if stochastic else lambda params, batch, key: checked_loss_fn(params, batch)
-
-    condition = condition_fn or (lambda params, support: params)
-
-    def judge(params: Params, task: Task, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        return loss_of(condition(params, task.support), task.query, key)
-
-    def unroll(meta_params: MetaParams, keys: jax.Array, support: Batch, **how) -> tuple[InnerState, adapt.Trace]:
-        def draw(key: jax.Array, params: Params) -> tuple[Batch, jax.Array | None]:
-            batch_key, loss_key = jax.random.split(key) if stochastic else (key, None)
-            return _minibatch(batch_key, support, batch_size), loss_key
-
-        loss_fn = lambda params, drawn: loss_of(params, *drawn)
-        return adapt.unroll(inner_optimizer, loss_fn, draw, meta_params, keys, **how)
-
-    def inner(meta_params: MetaParams, keys: jax.Array, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
-        query_loss = lambda params, drawn: judge(params, judged.task, judged.key)[0]
-        observe = {} if judged.weights is None else {"observe": query_loss}
-        state, trace = unroll(meta_params, keys, judged.task.support, **observe, **how)
-        return adapt.Adapted(inner_optimizer.params(meta_params, state.fast), trace.observed), state
-
-    def outer(adapted: adapt.Adapted, judged: _Judged) -> tuple[jax.Array, Metrics]:
-        loss, metrics = judge(adapted.params, judged.task, judged.key)
-        if judged.weights is None:
-            return loss, metrics
-        return _weighted(judged.weights, jnp.append(adapted.observed[1:], loss)), metrics
-
-    task_gradient = meta_gradient(inner, outer)
-
-    def init(key: jax.Array) -> MetaState:
-        params = check_params(init_fn(key))
-        meta_params = MetaParams(params, inner_optimizer.init(params))
-        return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0))
-
-    def update(key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
-        weights = None if loss_weights is None else loss_weights(state.step)
-
-        def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Task]):
-            key, task = per_task
-            gradient_key, query_key, inner_key = jax.random.split(key, 3)
-            keys = jax.random.split(inner_key, num_inner_steps)
-            return task_gradient(gradient_key, meta_params, keys, _Judged(task, query_key, weights))
-
-        keys = jax.random.split(key, check_tasks(tasks))
-        (loss, metrics), grads = mean_over_tasks(gradient, microbatch, state.meta_params, (keys, tasks))
-        return outer_step(optimizer, state, loss, metrics, grads)
-
-    def adapt_to(key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
-        check_task(task)
-        state, _ = unroll(meta_params, jax.random.split(key, num_eval_steps), task.support)
-        return condition(inner_optimizer.params(meta_params, state.fast), task.support)
-
-    def evaluate(key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
-        check_query(task)
-        observe = lambda params, drawn=None: _metrics(*judge(params, task, None))
-        keys = jax.random.split(key, num_eval_steps)
-        state, trace = unroll(meta_params, keys, task.support, observe=observe)
-        last = observe(inner_optimizer.params(meta_params, state.fast))
-        return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
-
-    return MetaLearner(init, update, adapt_to, evaluate)
+    inner_loss_fn = judge_fn = check_loss_fn("loss_fn", loss_fn, stochastic)
+    if outer_loss_fn is not None:
+        judge_fn = check_loss_fn("outer_loss_fn", outer_loss_fn, stochastic)
+    spec = _Maml(
+        init_fn=check_init_fn(init_fn),
+        loss_fn=inner_loss_fn,
+        outer_loss_fn=judge_fn,
+        inner_optimizer=adapt.sgd(0.01) if inner_optimizer is None else inner_optimizer,
+        num_inner_steps=num_inner_steps,
+        num_eval_steps=num_inner_steps if num_eval_steps is None else num_eval_steps,
+        batch_size=batch_size,
+        stochastic=stochastic,
+        frozen=frozen,
+        loss_weights=loss_weights,
+        optimizer=optax.adam(1e-3) if optimizer is None else optimizer,
+        microbatch=microbatch,
+    )
+    check_inner_optimizer("inner_optimizer", spec.inner_optimizer)
+    check_optimizer("optimizer", spec.optimizer)
+    strategy = adapt.auto() if meta_gradient is None else meta_gradient
+    check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
+    task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
+    return MetaLearner(
+        init=partial(_init, spec),
+        update=partial(_update, spec, task_gradient),
+        adapt=partial(_adapt, spec),
+        evaluate=partial(_evaluate, spec),
+    )
 
 
-class _Judged(NamedTuple):
-    """A task, the key of its query loss, and the weights of that loss after each inner step."""
+class _Maml(NamedTuple):
+    """The choices of `maml`, checked, for the functions below; losses are (params, batch, key) -> (loss, metrics)."""
+
+    init_fn: Callable
+    loss_fn: Callable
+    outer_loss_fn: Callable
+    inner_optimizer: InnerOptimizer
+    num_inner_steps: int
+    num_eval_steps: int
+    batch_size: int | None
+    stochastic: bool
+    frozen: Where | None
+    loss_weights: Callable | None
+    optimizer: optax.GradientTransformation
+    microbatch: int | None
+
+
+class _Given(NamedTuple):
+    """What the losses of a task read beside what is learned: strategies hand it on, and never look into it.
+
+    task:      whose support set is adapted to, and on whose query set the outcome is judged
+    constants: the frozen parameters
+    key:       of the query loss; None for none
+    weights:   [K], of the query losses after each inner step; None for the last alone
+    """
 
     task: Task
-    key: jax.Array
-    weights: jax.Array | None
+    constants: PyTree
+    key: jax.Array | None = None
+    weights: jax.Array | None = None
+
+
+def _init(spec: _Maml, key: jax.Array) -> MetaState:
+    """θ, and the inner optimizer's η."""
+    params, constants = freeze(spec.init_fn(key), spec.frozen)
+    return initial_state(spec.optimizer, MetaParams(params, spec.inner_optimizer.init(params), constants))
+
+
+def _unroll(
+    spec: _Maml, meta_params: MetaParams, keys: jax.Array, given: _Given, **how: Any
+) -> tuple[InnerState, adapt.Trace]:
+    """θ_{k+1} = θ_k − α ∇L(θ_k; support), a step for each of the keys."""
+
+    def draw(key: jax.Array, params: Params) -> tuple[Batch, jax.Array | None]:
+        batch_key, loss_key = jax.random.split(key) if spec.stochastic else (key, None)
+        return _minibatch(batch_key, given.task.support, spec.batch_size), loss_key
+
+    def loss(params: Params, drawn: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, Metrics]:
+        return spec.loss_fn(unfreeze(params, given.constants), *drawn)
+
+    return adapt.unroll(spec.inner_optimizer, loss, draw, meta_params, keys, **how)
+
+
+def _model(params: Params, given: _Given) -> Params:
+    """All parameters of the model that has adapted to a task, as it is judged and as `adapt` returns it."""
+    return unfreeze(params, given.constants)
+
+
+def _judge(spec: _Maml, params: Params, given: _Given) -> tuple[jax.Array, Metrics]:
+    """L'(θ'; query)."""
+    return spec.outer_loss_fn(_model(params, given), given.task.query, given.key)
+
+
+def _inner(
+    spec: _Maml, meta_params: MetaParams, keys: jax.Array, given: _Given, **how: Any
+) -> tuple[adapt.Adapted, InnerState]:
+    """θ'_i, with the query losses on the way to it where they are weighed."""
+    on_the_way = None if given.weights is None else lambda params, drawn: _judge(spec, params, given)[0]
+    state, trace = _unroll(spec, meta_params, keys, given, observe=on_the_way, **how)
+    return adapt.Adapted(spec.inner_optimizer.params(meta_params, state.fast), trace.observed), state
+
+
+def _outer(spec: _Maml, adapted: adapt.Adapted, given: _Given) -> tuple[jax.Array, Metrics]:
+    """L'(θ'_i; query_i), or MAML++'s weighted sum of those after each inner step."""
+    loss, metrics = _judge(spec, adapted.params, given)
+    if given.weights is None:
+        return loss, metrics
+    return _weighted(given.weights, jnp.append(adapted.observed[1:], loss)), metrics
+
+
+def _update(
+    spec: _Maml, task_gradient: Callable, key: jax.Array, state: MetaState, tasks: Task
+) -> tuple[MetaState, Metrics]:
+    """θ ← θ − β ∇_θ mean_i L'(θ'_i; query_i)."""
+    check_state(state)
+    weights = None if spec.loss_weights is None else spec.loss_weights(state.step)
+
+    def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Task]):
+        key, task = per_task
+        gradient_key, query_key, inner_key = jax.random.split(key, 3)
+        keys = jax.random.split(inner_key, spec.num_inner_steps)
+        given = _Given(task, meta_params.constants, query_key, weights)
+        return task_gradient(gradient_key, learned(meta_params), keys, given)
+
+    keys = jax.random.split(key, check_tasks(tasks))
+    (loss, metrics), grads = mean_over_tasks(gradient, spec.microbatch, state.meta_params, (keys, tasks))
+    return outer_step(spec.optimizer, state, loss, metrics, grads)
+
+
+def _adapt(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
+    check_meta_params(meta_params)
+    check_task(task)
+    given, start = _Given(task, meta_params.constants), learned(meta_params)
+    state, _ = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given)
+    return _model(spec.inner_optimizer.params(start, state.fast), given)
+
+
+def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
+    """What the outer loss reports after 0 .. K steps."""
+    check_meta_params(meta_params)
+    check_query(task)
+    given, start = _Given(task, meta_params.constants), learned(meta_params)
+    judge = lambda params, drawn=None: _metrics(*_judge(spec, params, given))
+    state, trace = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given, observe=judge)
+    last = judge(spec.inner_optimizer.params(start, state.fast))
+    return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
 
 
 def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
@@ -206,7 +282,7 @@ def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
 
 
 def _metrics(loss: jax.Array, metrics: Metrics) -> Metrics:
-    """What `loss_fn` reports; the loss itself where it reports nothing."""
+    """What the outer loss reports; the loss itself where it reports nothing."""
     return metrics or {"loss": loss}
 
 
@@ -220,15 +296,51 @@ def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
     return jax.tree.map(lambda x: x[chosen], batch)
 
 
-def fomaml(init_fn: InitFn, loss_fn: LossFn, **kwargs) -> MetaLearner:
-    """First-order MAML: `maml` with `meta_gradient=adapt.first_order()`. Other arguments, errors and source as there.
+class OfMaml(TypedDict, total=False):
+    """What every learner below has of `maml`, as it is there."""
+
+    outer_loss_fn: LossFn | None
+    num_eval_steps: int | None
+    batch_size: int | None
+    stochastic: bool
+    frozen: Where | None
+    microbatch: int | None
+
+
+class Options(OfMaml, total=False):
+    """What most of them have besides."""
+
+    num_inner_steps: int
+    loss_weights: Callable[[jax.Array], jax.Array] | None
+    optimizer: optax.GradientTransformation | None
+
+
+@names_options_of(maml)
+def fomaml(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    inner_optimizer: InnerOptimizer | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """First-order MAML: `maml` with `meta_gradient=adapt.first_order()`. Arguments, errors and source as there.
+
+    What the inner loss alone reads, such as the learned weight of one of its terms, gets no gradient.
 
     >>> learner = fomaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
     """
-    return maml(init_fn, loss_fn, meta_gradient=adapt.first_order(), **kwargs)
+    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=adapt.first_order(), **options)
 
 
-def meta_sgd(init_fn: InitFn, loss_fn: LossFn, *, learning_rate: float = 0.01, **kwargs) -> MetaLearner:
+@names_options_of(maml)
+def meta_sgd(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    learning_rate: float = 0.01,
+    meta_gradient: adapt.MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
     """Meta-SGD: `maml` that also learns a rate for each parameter, from `learning_rate` on. Other arguments as there.
 
     Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning" (2017),
@@ -236,10 +348,20 @@ def meta_sgd(init_fn: InitFn, loss_fn: LossFn, *, learning_rate: float = 0.01, *
 
     >>> learner = meta_sgd(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
     """
-    return maml(init_fn, loss_fn, inner_optimizer=adapt.meta_sgd(learning_rate), **kwargs)
+    inner_optimizer = adapt.meta_sgd(learning_rate)
+    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 
 
-def anil(init_fn: InitFn, loss_fn: LossFn, *, head="head", learning_rate: float = 0.01, **kwargs) -> MetaLearner:
+@names_options_of(maml)
+def anil(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    head: Where = "head",
+    learning_rate: float = 0.01,
+    meta_gradient: adapt.MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
     """ANIL, almost no inner loop: `maml` in which only the `head` adapts (see `adapt.adapt_only`). Others as there.
 
     Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML"
@@ -247,7 +369,8 @@ def anil(init_fn: InitFn, loss_fn: LossFn, *, head="head", learning_rate: float 
 
     >>> learner = anil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["head"] ** 2, {}))
     """
-    return maml(init_fn, loss_fn, inner_optimizer=adapt.adapt_only(adapt.sgd(learning_rate), head), **kwargs)
+    inner_optimizer = adapt.adapt_only(adapt.sgd(learning_rate), head)
+    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 
 
 def multi_step_weights(num_inner_steps: int, num_outer_steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -279,14 +402,18 @@ def multi_step_weights(num_inner_steps: int, num_outer_steps: int) -> Callable[[
     return weights
 
 
+@names_options_of(maml)
 def maml_plus_plus(
     init_fn: InitFn,
     loss_fn: LossFn,
     *,
-    learning_rate: float = 0.01,
-    num_inner_steps: int = 5,
     num_annealing_steps: int,
-    **kwargs,
+    learning_rate: float = 0.01,
+    inner_optimizer: InnerOptimizer | None = None,
+    num_inner_steps: int = 5,
+    meta_gradient: adapt.MetaGradient | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    **options: Unpack[OfMaml],
 ) -> MetaLearner:
     """MAML++: `maml` that learns a rate per layer and step, and is judged after each step. Other arguments as there.
 
@@ -298,9 +425,10 @@ def maml_plus_plus(
     Args:
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
-      learning_rate: where the inner rates start.
-      num_inner_steps: K.
       num_annealing_steps: outer steps until only the loss after the last inner step counts (`multi_step_weights`).
+      learning_rate: where the inner rates start.
+      inner_optimizer: `adapt.lslr(learning_rate, num_inner_steps)` if None.
+      num_inner_steps: K.
 
     Raises:
       ValueError: as `maml`.
@@ -308,20 +436,30 @@ def maml_plus_plus(
     >>> learner = maml_plus_plus(lambda key: 0.0, lambda params, batch: (params**2, {}), num_annealing_steps=100)
     """
     check_integer("num_annealing_steps", num_annealing_steps, minimum=1)
-    kwargs.setdefault("inner_optimizer", adapt.lslr(learning_rate, num_inner_steps))
-    loss_weights = multi_step_weights(num_inner_steps, num_annealing_steps)
-    return maml(init_fn, loss_fn, num_inner_steps=num_inner_steps, loss_weights=loss_weights, **kwargs)
+    return maml(
+        init_fn,
+        loss_fn,
+        inner_optimizer=adapt.lslr(learning_rate, num_inner_steps) if inner_optimizer is None else inner_optimizer,
+        num_inner_steps=num_inner_steps,
+        loss_weights=multi_step_weights(num_inner_steps, num_annealing_steps),
+        meta_gradient=meta_gradient,
+        optimizer=optimizer,
+        **options,
+    )
 
 
+@names_options_of(maml)
 def imaml(
     init_fn: InitFn,
     loss_fn: LossFn,
     *,
     strength: float = 2.0,
     learning_rate: float = 0.01,
-    solver: adapt.Solver = adapt.conjugate_gradient(5),
+    solver: adapt.Solver | None = None,
     damping: float = 0.0,
-    **kwargs,
+    num_inner_steps: int = 1,
+    optimizer: optax.GradientTransformation | None = None,
+    **options: Unpack[OfMaml],
 ) -> MetaLearner:
     """iMAML: `maml` through the solution of a proximal inner problem, min L(φ) + λ/2 |φ − θ|². Others as in `maml`.
 
@@ -335,7 +473,7 @@ def imaml(
       loss_fn: as in `maml`.
       strength: λ.
       learning_rate: α, of the inner gradient descent.
-      solver: as in `adapt.implicit`.
+      solver: as in `adapt.implicit`; `adapt.conjugate_gradient(5)` if None.
       damping: as in `adapt.implicit`; without it, conv4 did not learn on Omniglot.
 
     Raises:
@@ -343,18 +481,33 @@ def imaml(
 
     >>> learner = imaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}), num_inner_steps=16)
     """
-    inner_optimizer = adapt.proximal(adapt.sgd(learning_rate), strength)
-    meta_gradient = adapt.implicit(solver=solver, damping=damping)
-    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **kwargs)
+    return maml(
+        init_fn,
+        loss_fn,
+        inner_optimizer=adapt.proximal(adapt.sgd(learning_rate), strength),
+        num_inner_steps=num_inner_steps,
+        meta_gradient=adapt.implicit(solver=solver, damping=damping),
+        optimizer=optimizer,
+        **options,
+    )
 
 
+@names_options_of(maml)
 def reptile(
-    init_fn: InitFn, loss_fn: LossFn, *, step_size: float = 0.1, num_inner_steps: int = 5, **kwargs
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    step_size: float = 0.1,
+    inner_optimizer: InnerOptimizer | None = None,
+    num_inner_steps: int = 5,
+    optimizer: optax.GradientTransformation | None = None,
+    **options: Unpack[OfMaml],
 ) -> MetaLearner:
     """Reptile: θ ← θ + ε mean_i (θ'_i − θ), with ε = `step_size` unless an `optimizer` is given. Others as in `maml`.
 
     With one inner step and the whole support set it would be joint training: it needs `num_inner_steps` ≥ 2, best with
-    `batch_size` smaller than the support set.
+    `batch_size` smaller than the support set. Only what adapts is learned: a learned rate, or a learned weight of a
+    loss, gets no gradient; `outer_loss_fn` is reported and does not teach.
 
     Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms" (2018), https://arxiv.org/abs/1803.02999
 
@@ -365,5 +518,12 @@ def reptile(
     """
     check_number("step_size", step_size)
     check_integer("num_inner_steps", num_inner_steps, minimum=2)
-    kwargs.setdefault("optimizer", optax.sgd(step_size))
-    return maml(init_fn, loss_fn, num_inner_steps=num_inner_steps, meta_gradient=adapt.reptile(), **kwargs)
+    return maml(
+        init_fn,
+        loss_fn,
+        inner_optimizer=inner_optimizer,
+        num_inner_steps=num_inner_steps,
+        meta_gradient=adapt.reptile(),
+        optimizer=optax.sgd(step_size) if optimizer is None else optimizer,
+        **options,
+    )

@@ -1,7 +1,8 @@
 """Losses of a batch `(x, y)` from a network: `loss_fn(params, batch) -> (loss, metrics)`, to differentiate twice.
 
 Each takes `apply_fn(params, x)`, such as a flax module's `apply`, and checks shapes while tracing: a prediction [B, 1]
-against targets [B] would broadcast to [B, B] and train on nonsense, so it is refused.
+against targets [B] would broadcast to [B, B] and train on nonsense, so it is refused. Of a learner that is `stochastic`
+they hand the key on, `apply_fn(params, x, key)`; it is None where `evaluate` judges.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.checks import check_callable
+from jaxmeta.checks import check_callable, check_takes_key
 from jaxmeta.types import Batch, LossFn, Metrics, Params
 
-ApplyFn = Callable[..., Any]  # (params, x) -> prediction; a flax module's `apply` has further arguments
+ApplyFn = Callable[..., Any]  # (params, x) or (params, x, key) -> prediction; a flax module's `apply` has more
 
 
 def mean_squared_error(apply_fn: ApplyFn) -> LossFn:
@@ -30,8 +31,8 @@ def mean_squared_error(apply_fn: ApplyFn) -> LossFn:
     """
     check_callable("apply_fn", apply_fn, "(params, x) -> prediction")
 
-    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        loss = jnp.mean(_squared_errors(apply_fn, params, batch))
+    def loss_fn(params: Params, batch: Batch, *key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        loss = jnp.mean(_squared_errors(apply_fn, params, batch, *key))
         return loss, {"mse": loss}
 
     return loss_fn
@@ -50,8 +51,8 @@ def sum_squared_error(apply_fn: ApplyFn) -> LossFn:
     """
     check_callable("apply_fn", apply_fn, "(params, x) -> prediction")
 
-    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        errors = _squared_errors(apply_fn, params, batch)
+    def loss_fn(params: Params, batch: Batch, *key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        errors = _squared_errors(apply_fn, params, batch, *key)
         return jnp.sum(errors), {"mse": jnp.mean(errors)}
 
     return loss_fn
@@ -75,9 +76,9 @@ def cross_entropy(apply_fn: ApplyFn) -> LossFn:
     """
     check_callable("apply_fn", apply_fn, "(params, x) -> logits")
 
-    def loss_fn(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def loss_fn(params: Params, batch: Batch, *key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         x, labels = _pair(batch)
-        logits = apply_fn(params, x)
+        logits = _predict(apply_fn, params, x, *key)
         if logits.ndim < 1 or labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(
                 f"labels y must be integers of shape [B] for logits [B, num_classes], got {labels.dtype} of shape "
@@ -89,9 +90,23 @@ def cross_entropy(apply_fn: ApplyFn) -> LossFn:
     return loss_fn
 
 
-def _squared_errors(apply_fn: ApplyFn, params: Params, batch: Batch) -> jax.Array:
+def _predict(apply_fn: ApplyFn, params: Params, x: Any, *key: jax.Array | None) -> jax.Array:
+    """What `apply_fn` makes of x, and of the key where the learner is `stochastic`."""
+    check_takes_key("apply_fn", apply_fn, ("params", "x"), bool(key))
+    try:
+        return apply_fn(params, x, *key)
+    except TypeError as error:
+        if not key or "positional argument" not in str(error):
+            raise
+        raise ValueError(
+            "apply_fn must take a key with stochastic=True: (params, x, key) -> prediction, as in lambda params, x, "
+            f"key: network.apply(params, x, rngs=...); called so it raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _squared_errors(apply_fn: ApplyFn, params: Params, batch: Batch, *key: jax.Array | None) -> jax.Array:
     x, y = _pair(batch)
-    prediction = apply_fn(params, x)
+    prediction = _predict(apply_fn, params, x, *key)
     if prediction.shape != y.shape:
         raise ValueError(
             f"the target y must have the shape of the prediction {prediction.shape}, got {y.shape}: they would "

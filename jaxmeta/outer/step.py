@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.checks import check_fields
-from jaxmeta.types import MetaState, Metrics, Params, PyTree
+from jaxmeta.types import MetaParams, MetaState, Metrics, Params, PyTree, learned
 
 
 def apply_gradient(
@@ -35,6 +35,9 @@ def apply_gradient(
     Returns:
       The parameters and the state of the optimizer, and {"loss", "grad_norm", "is_finite"}.
 
+    Raises:
+      ValueError: while tracing, `optimizer` asks for functions of the loss too.
+
     >>> optimizer, params = optax.sgd(0.5), jnp.array(1.0)
     >>> params, opt_state, metrics = apply_gradient(optimizer, params, optimizer.init(params), 1.0, jnp.array(2.0))
     >>> params.item(), bool(metrics["is_finite"])
@@ -42,7 +45,15 @@ def apply_gradient(
     """
     grad_norm = optax.tree.norm(grads)
     optimizer = optax.with_extra_args_support(optimizer)
-    updates, stepped_state = optimizer.update(grads, opt_state, params, **{"value": loss, **extra})
+    try:
+        updates, stepped_state = optimizer.update(grads, opt_state, params, **{"value": loss, **extra})
+    except TypeError as error:
+        if "required keyword-only" not in str(error):
+            raise
+        raise ValueError(
+            "optimizer must step from gradients, parameters and the loss, got one whose update asks for more "
+            f"({error}): take one without a line search, such as optax.adam(1e-3)"
+        ) from error
     stepped, kept = (optax.apply_updates(params, updates), stepped_state), (params, opt_state)
     spoiled = jax.tree.map(lambda new, old: jnp.any(~_is_finite(new) & _is_finite(old)), stepped, kept)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~jnp.any(jnp.stack(jax.tree.leaves(spoiled)))
@@ -62,6 +73,15 @@ def counted(state: MetaState, meta_params: PyTree, opt_state: PyTree, is_finite:
     return state._replace(step=state.step + 1, meta_params=meta_params, opt_state=opt_state, num_skipped=num_skipped)
 
 
+def initial_state(optimizer: optax.GradientTransformation, meta_params: MetaParams) -> MetaState:
+    """The state before the first outer step.
+
+    >>> int(initial_state(optax.sgd(0.1), MetaParams(jnp.array(1.0))).step)
+    0
+    """
+    return MetaState(jnp.int32(0), meta_params, optimizer.init(learned(meta_params)), jnp.int32(0))
+
+
 def outer_step(
     optimizer: optax.GradientTransformation,
     state: MetaState,
@@ -70,16 +90,19 @@ def outer_step(
     grads: PyTree,
     **extra: Any,
 ) -> tuple[MetaState, Metrics]:
-    """Applies the meta-gradient. A step that is not finite changes nothing and is counted, see `apply_gradient`.
+    """Applies the meta-gradient, of `learned(state.meta_params)`: constants stay, and the optimizer never sees them.
 
-    >>> from jaxmeta import MetaParams
+    A step that is not finite changes nothing and is counted, see `apply_gradient`.
+
     >>> state = MetaState(jnp.int32(0), MetaParams(jnp.array(1.0)), optax.sgd(1.0).init(0.0), jnp.int32(0))
     >>> state, metrics = outer_step(optax.sgd(1.0), state, jnp.array(0.5), {}, MetaParams(jnp.array(jnp.nan)))
     >>> state.meta_params.params.item(), int(state.num_skipped)
     (1.0, 1)
     """
-    meta_params, opt_state, terms = apply_gradient(optimizer, state.meta_params, state.opt_state, loss, grads, **extra)
-    return counted(state, meta_params, opt_state, terms["is_finite"]), {**metrics, **terms}
+    before, constants = learned(state.meta_params), state.meta_params.constants
+    after, opt_state, terms = apply_gradient(optimizer, before, state.opt_state, loss, grads, **extra)
+    after = after._replace(constants=constants)
+    return counted(state, after, opt_state, terms["is_finite"]), {**metrics, **terms}
 
 
 def check_optimizer(name: str, value: Any) -> None:
@@ -92,13 +115,11 @@ def check_optimizer(name: str, value: Any) -> None:
     """
     check_fields(name, value, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     try:
-        jax.eval_shape(lambda w: apply_gradient(value, w, value.init(w), w[0], w), jnp.ones(1))
-    except TypeError as error:
-        if "keyword" in str(error):
-            raise ValueError(
-                f"{name} must step from gradients, parameters and the loss, got one whose update asks for more "
-                f"({error}): take one without a line search, such as optax.adam(1e-3)"
-            ) from error
+        vector = jax.ShapeDtypeStruct((1,), jnp.float32)
+        jax.eval_shape(lambda w: apply_gradient(value, w, value.init(w), w[0], w), vector)
+    except ValueError as error:
+        if isinstance(error.__cause__, TypeError) and "asks for more" in str(error):
+            raise ValueError(name + str(error).removeprefix("optimizer")) from error
     except Exception:  # it may be made for some parameters alone, by their names: `init` will say
         return
 
