@@ -70,17 +70,18 @@ inner = st.one_of(not_callable, st.just(optax.sgd(0.1)), st.just(adapt.sgd))
 distribution = st.one_of(not_callable, st.just(tasks.linear), st.just(Task((), ())))
 a_learner = st.one_of(not_callable, st.just(jaxmeta.maml), st.just(LEARNER[:3]))
 
-OF_MAML = {
+OF_ALL = {
     "init_fn": not_callable,
-    "loss_fn": not_callable,
+    "loss_fn": st.one_of(not_callable, st.just(lambda params, batch, key: None), st.just(lambda batch: None)),
+    "outer_loss_fn": optional(not_callable),
     "num_inner_steps": count(1),
     "num_eval_steps": optional(count(1)),
     "batch_size": optional(count(1)),
     "condition_fn": optional(not_callable),
-    "loss_weights": optional(not_callable),
-    "optimizer": transform,
+    "optimizer": optional(transform),
     "microbatch": optional(count(1)),
 }
+OF_MAML = OF_ALL | {"loss_weights": optional(not_callable)}
 SHOTS = {"num_shots": count(1), "num_queries": count(1)}
 FIT = {
     "key": jax.random.key(0),
@@ -94,11 +95,11 @@ EVALUATE = {"key": jax.random.key(0), "learner": LEARNER, "tasks": TASKS, "meta_
 FUNCTIONS = {"init_fn": init_fn, "loss_fn": loss_fn}
 OF_CLASSIFIERS = {
     "init_fn": not_callable,
-    "embed_fn": not_callable,
+    "embed_fn": st.one_of(not_callable, st.just(lambda params, x, key: x)),
     "num_ways": count(1),
     "num_eval_ways": optional(count(1)),
     "condition_fn": optional(not_callable),
-    "optimizer": transform,
+    "optimizer": optional(transform),
     "microbatch": optional(count(1)),
 }
 CLASSIFIER = {"init_fn": init_fn, "embed_fn": lambda params, x: params["head"] * x, "num_ways": 2}
@@ -152,15 +153,19 @@ class Stub:
 
 # name: (function, good arguments, {argument: bad values})
 TABLE = {
-    "maml": (jaxmeta.maml, FUNCTIONS, OF_MAML | {"inner_optimizer": inner, "meta_gradient": not_callable}),
-    "fomaml": (jaxmeta.fomaml, FUNCTIONS, OF_MAML | {"inner_optimizer": inner}),
+    "maml": (
+        jaxmeta.maml,
+        FUNCTIONS,
+        OF_MAML | {"inner_optimizer": optional(inner), "meta_gradient": optional(not_callable)},
+    ),
+    "fomaml": (jaxmeta.fomaml, FUNCTIONS, OF_MAML | {"inner_optimizer": optional(inner)}),
     "meta_sgd": (jaxmeta.meta_sgd, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "anil": (jaxmeta.anil, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "cavia": (jaxmeta.cavia, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "cavia.context_only": (context_only, {"optimizer": adapt.sgd(0.1)}, {"optimizer": inner}),
     "protonet": (jaxmeta.protonet, CLASSIFIER, OF_CLASSIFIERS),
     "ridge": (jaxmeta.ridge, CLASSIFIER, OF_CLASSIFIERS | {"regularization": positive, "scale": positive}),
-    "reptile": (jaxmeta.reptile, FUNCTIONS, OF_MAML | {"step_size": number, "num_inner_steps": count(2)}),
+    "reptile": (jaxmeta.reptile, FUNCTIONS, OF_ALL | {"step_size": number, "num_inner_steps": count(2)}),
     "adapt.sgd": (adapt.sgd, {}, {"learning_rate": number}),
     "adapt.meta_sgd": (adapt.meta_sgd, {}, {"learning_rate": number}),
     "adapt.from_optax": (adapt.from_optax, {}, {"transform": transform}),
@@ -169,7 +174,7 @@ TABLE = {
     "adapt.exact": (adapt.exact, {}, {"num_segments": count(1), "remat": optional(not_callable)}),
     "adapt.mixed_mode": (adapt.mixed_mode, {}, {"num_segments": count(1)}),
     "adapt.auto": (adapt.auto, {}, {"memory_budget": optional(count(1))}),
-    "adapt.implicit": (adapt.implicit, {}, {"solver": not_callable, "damping": number}),
+    "adapt.implicit": (adapt.implicit, {}, {"solver": optional(not_callable), "damping": number}),
     "adapt.conjugate_gradient": (adapt.conjugate_gradient, {}, {"num_steps": count(1)}),
     "adapt.neumann_series": (adapt.neumann_series, {}, {"num_terms": count(1)}),
     "adapt.evolution_strategy": (
@@ -197,12 +202,11 @@ TABLE = {
         {"optimizer": adapt.sgd(0.1), "strength": 1.0},
         {"optimizer": inner, "strength": number},
     ),
-    "imaml": (jaxmeta.imaml, FUNCTIONS, OF_MAML | {"strength": number, "learning_rate": number, "damping": number}),
+    "imaml": (jaxmeta.imaml, FUNCTIONS, OF_ALL | {"strength": number, "learning_rate": number, "damping": number}),
     "maml_plus_plus": (
         jaxmeta.maml_plus_plus,
         FUNCTIONS | {"num_annealing_steps": 10},
-        {name: bad for name, bad in OF_MAML.items() if name != "loss_weights"}
-        | {"learning_rate": number, "num_annealing_steps": count(1)},
+        OF_ALL | {"learning_rate": number, "num_annealing_steps": count(1)},
     ),
     "tasks.sinusoid": (tasks.sinusoid, {}, SHOTS),
     "tasks.linear": (tasks.linear, {}, SHOTS | {"noise": number}),
@@ -568,6 +572,29 @@ def test_what_is_no_task_is_refused(value):
     ):
         with pytest.raises(ValueError, match=r"task must be a jaxmeta.Task"):
             function(jax.random.key(0), carried, value)
+
+
+def test_what_is_no_meta_params_or_no_state_is_refused():
+    """The state in place of what is learned, what is learned in place of the state, the parameters in place of both."""
+    of_heads = [constructor(**CLASSIFIER) for constructor in (jaxmeta.protonet, jaxmeta.ridge)]
+    for learner in (LEARNER, *of_heads):
+        state = learner.init(jax.random.key(0))
+        for value in (state, state.meta_params.params):
+            for function in (learner.adapt, learner.evaluate):
+                with pytest.raises(ValueError, match=r"meta_params must be a jaxmeta.MetaParams, such as state.meta_"):
+                    function(jax.random.key(0), value, jax.tree.map(lambda leaf: leaf[0], GOOD_TASKS))
+        for value in (state.meta_params, state.meta_params.params):
+            with pytest.raises(ValueError, match=r"state must be a jaxmeta.MetaState, such as learner.init"):
+                learner.update(jax.random.key(0), value, GOOD_TASKS)
+
+
+def test_an_initialisation_is_a_function_of_a_key_alone():
+    """A flax module's own `init` asks for an input; an error of the user's own stays what it is."""
+    for wrong in (nn.MLP((4,)).init, lambda key, x: x, lambda: {"w": 1.0}):
+        with pytest.raises(ValueError, match=r"init_fn must be a function of a key alone.*network.init\(key, x\)"):
+            jaxmeta.maml(wrong, loss_fn).init(jax.random.key(0))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        jaxmeta.maml(lambda key: 1 + "a", loss_fn).init(jax.random.key(0))
 
 
 @pytest.mark.parametrize("query", [None, (), {}])
