@@ -1,7 +1,9 @@
 """MAML and its family for supervised tasks: one constructor, the rest by its arguments.
 
     θ'_i = θ − α ∇L(θ; support_i)                            the inner loop, K times, for each task i
-    θ   ← θ − β ∇_θ mean_i L(θ'_i; query_i)                  the outer loop, through the inner one
+    θ   ← θ − β ∇_θ mean_i L'(θ'_i; query_i)                 the outer loop, through the inner one
+
+L' is L unless there is an `outer_loss_fn`.
 
 | the paper           | how                                                                                    |
 |---------------------|----------------------------------------------------------------------------------------|

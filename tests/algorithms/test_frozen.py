@@ -9,6 +9,7 @@ import pytest
 
 import jaxmeta
 from jaxmeta import Task, adapt
+from jaxmeta.training.checkpoint import restore_state, save_state
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -184,3 +185,15 @@ def test_what_is_frozen_is_a_part_of_the_parameters(frozen, message):
     ):
         with pytest.raises(ValueError, match=message):
             learner.init(jax.random.key(0))
+
+
+def test_a_state_with_frozen_parameters_is_shared_by_devices_trained_from_many_seeds_saved_and_restored(tmp_path):
+    learner = jaxmeta.maml(whole_init, loss_fn, frozen="body")
+    state = learner.init(jax.random.key(0))
+    with jaxmeta.over_devices():
+        after, _ = jax.eval_shape(learner.update, jax.random.key(1), state, make_tasks()[0])
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    states = jax.eval_shape(jax.vmap(learner.init), jax.random.split(jax.random.key(0), 3))
+    assert states.meta_params.constants["body"].shape == (3, 2, 4)
+    save_state(tmp_path, 1, state)
+    chex.assert_trees_all_equal(restore_state(tmp_path, jax.eval_shape(learner.init, jax.random.key(0))), state)
