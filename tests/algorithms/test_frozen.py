@@ -82,8 +82,8 @@ CASES = {
         STEP,
     ),
     "forward_mode, adapt_only": (adapt.forward_mode(lambda path: True), adapt.adapt_only(adapt.sgd(0.1), "head"), STEP),
-    "evolution_strategy, lslr": (adapt.evolution_strategy(num_pairs=2), adapt.lslr(0.1, num_inner_steps=2), STEP),
-    "reptile, sgd": (adapt.reptile(), adapt.sgd(0.1), STEP),
+    "evolution_strategy, sgd": (adapt.evolution_strategy(num_pairs=1), adapt.sgd(0.1), STEP),
+    "reptile, lslr": (adapt.reptile(), adapt.lslr(0.1, num_inner_steps=2), STEP),
 }
 
 
