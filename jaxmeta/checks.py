@@ -184,7 +184,7 @@ def _state_of(node: Any) -> str | None:
         return type(node).__name__
     if not isinstance(node, Mapping):
         return None
-    collections = [name for name, part in node.items() if isinstance(part, Mapping) and part]
+    collections = [name for name, part in node.items() if isinstance(part, Mapping) and jax.tree.leaves(part)]
     is_of_flax = "params" in collections
     return next((name for name in collections if name == "batch_stats" or (is_of_flax and name != "params")), None)
 

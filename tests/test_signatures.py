@@ -29,7 +29,6 @@ TO_BE_MENDED = {  # what does not keep this yet
     "jaxmeta.nn.Conv",
     "jaxmeta.nn.ConvBatchNorm",
     "jaxmeta.nn.MLP",
-    "jaxmeta.nn.TrackedConvBatchNorm",
     "jaxmeta.pearl",
     "jaxmeta.ppo",
     "jaxmeta.promp",

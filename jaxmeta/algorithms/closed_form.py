@@ -60,7 +60,7 @@ class LinearHead(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """What `adapt` returns, adapted to a task: the embedding's parameters, as they were, and the task's head."""
+    """What `adapt` returns: the embedding's parameters, as they were or as `condition_fn` has them, and the head."""
 
     params: Params
     head: Prototypes | LinearHead
@@ -72,6 +72,7 @@ def protonet(
     *,
     num_ways: int,
     num_eval_ways: int | None = None,
+    condition_fn: Callable[[Params, Batch], Params] | None = None,
     stochastic: bool = False,
     frozen: Where | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -89,6 +90,8 @@ def protonet(
       num_ways: N, classes of a task while meta-training; the paper has more of them than at test. Labels are integers
         from 0 to N − 1; another, or a class without a shot, makes the loss NaN.
       num_eval_ways: classes of a task in `adapt` and `evaluate`; `num_ways` if None.
+      condition_fn: (params, support) -> params, what the embedding knows of a task before it embeds anything, such as
+        `nn.support_statistics`; nothing if None. It is differentiated through.
       stochastic: the embedding draws, for dropout: (params, x, key). The key is None in `adapt` and `evaluate`.
       frozen: which parameters are not meta-learned, as in `maml`; none if None.
       optimizer: the outer optax transformation, which is told the loss as `value`; `optax.adam(1e-3)` if None.
@@ -117,6 +120,7 @@ def protonet(
         embed_fn=embed_fn,
         num_ways=num_ways,
         num_eval_ways=num_eval_ways,
+        condition_fn=condition_fn,
         stochastic=stochastic,
         frozen=frozen,
         optimizer=optimizer,
@@ -139,6 +143,7 @@ def ridge(
     *,
     num_ways: int,
     num_eval_ways: int | None = None,
+    condition_fn: Callable[[Params, Batch], Params] | None = None,
     regularization: float = 1.0,
     scale: float = 10.0,
     stochastic: bool = False,
@@ -184,6 +189,7 @@ def ridge(
         embed_fn=embed_fn,
         num_ways=num_ways,
         num_eval_ways=num_eval_ways,
+        condition_fn=condition_fn,
         stochastic=stochastic,
         frozen=frozen,
         optimizer=optimizer,
@@ -242,6 +248,7 @@ class _ClosedForm(NamedTuple):
     embed_fn: Callable
     num_ways: int
     num_eval_ways: int
+    condition_fn: Callable | None
     stochastic: bool
     frozen: Where | None
     optimizer: optax.GradientTransformation
@@ -256,6 +263,7 @@ def _closed_form(
     embed_fn: EmbedFn,
     num_ways: int,
     num_eval_ways: int | None,
+    condition_fn: Callable[[Params, Batch], Params] | None,
     stochastic: bool,
     frozen: Where | None,
     optimizer: optax.GradientTransformation | None,
@@ -268,6 +276,8 @@ def _closed_form(
     for name, count in (("num_eval_ways", num_eval_ways), ("microbatch", microbatch)):
         if count is not None:
             check_integer(name, count, minimum=1)
+    if condition_fn is not None:
+        check_callable("condition_fn", condition_fn, "(params, support) -> params")
     spec = _ClosedForm(
         init_hyper=init_hyper,
         head_of=head_of,
@@ -275,6 +285,7 @@ def _closed_form(
         embed_fn=partial(_embed, embed_fn, stochastic),
         num_ways=num_ways,
         num_eval_ways=num_ways if num_eval_ways is None else num_eval_ways,
+        condition_fn=condition_fn,
         stochastic=stochastic,
         frozen=frozen,
         optimizer=optax.adam(1e-3) if optimizer is None else optimizer,
@@ -309,6 +320,8 @@ def _fit(
     """head_i = h(f_θ(support_i); η)."""
     x, labels = _pair(support)
     params = unfreeze(meta_params.params, meta_params.constants)
+    if spec.condition_fn is not None:
+        params = spec.condition_fn(params, support)
     z = spec.embed_fn(params, x, key)
     _check_labels(labels, z, num_ways)
     one_hot = jax.nn.one_hot(labels, num_ways, dtype=z.dtype)

@@ -67,6 +67,7 @@ def maml(
     num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     batch_size: int | None = None,
+    condition_fn: Callable[[Params, Batch], Params] | None = None,
     stochastic: bool = False,
     frozen: Where | None = None,
     loss_weights: Callable[[jax.Array], jax.Array] | None = None,
@@ -92,6 +93,9 @@ def maml(
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
         whole set if None.
+      condition_fn: (params, support) -> params, what else the support set says of a task once it is adapted to, such as
+        `nn.support_statistics`; nothing if None. With it the query set is judged, before and after each step, and
+        `adapt` returns what it returns. It is differentiated through, and has no part in the inner loop.
       stochastic: the losses draw, for dropout: (params, batch, key). The key is None where `evaluate` judges.
       frozen: which parameters neither adapt nor are meta-learned, such as a backbone, in the form of `where` of
         `adapt.adapt_only`; none if None. They are kept in `meta_params.constants`, and count in no norm.
@@ -124,6 +128,8 @@ def maml(
         if count is not None:
             check_integer(name, count, minimum=1)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
+    if condition_fn is not None:
+        check_callable("condition_fn", condition_fn, "(params, support) -> params")
     if loss_weights is not None:
         check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_inner_steps]")
     inner_loss_fn = judge_fn = check_loss_fn("loss_fn", loss_fn, stochastic)
@@ -137,6 +143,7 @@ def maml(
         num_inner_steps=num_inner_steps,
         num_eval_steps=num_inner_steps if num_eval_steps is None else num_eval_steps,
         batch_size=batch_size,
+        condition_fn=condition_fn,
         stochastic=stochastic,
         frozen=frozen,
         loss_weights=loss_weights,
@@ -166,6 +173,7 @@ class _Maml(NamedTuple):
     num_inner_steps: int
     num_eval_steps: int
     batch_size: int | None
+    condition_fn: Callable | None
     stochastic: bool
     frozen: Where | None
     loss_weights: Callable | None
@@ -209,14 +217,15 @@ def _unroll(
     return adapt.unroll(spec.inner_optimizer, loss, draw, meta_params, keys, **how)
 
 
-def _model(params: Params, given: _Given) -> Params:
+def _model(spec: _Maml, params: Params, given: _Given) -> Params:
     """All parameters of the model that has adapted to a task, as it is judged and as `adapt` returns it."""
-    return unfreeze(params, given.constants)
+    params = unfreeze(params, given.constants)
+    return params if spec.condition_fn is None else spec.condition_fn(params, given.task.support)
 
 
 def _judge(spec: _Maml, params: Params, given: _Given) -> tuple[jax.Array, Metrics]:
     """L'(θ'; query)."""
-    return spec.outer_loss_fn(_model(params, given), given.task.query, given.key)
+    return spec.outer_loss_fn(_model(spec, params, given), given.task.query, given.key)
 
 
 def _inner(
@@ -260,7 +269,7 @@ def _adapt(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> 
     check_task(task)
     given, start = _Given(task, meta_params.constants), learned(meta_params)
     state, _ = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given)
-    return _model(spec.inner_optimizer.params(start, state.fast), given)
+    return _model(spec, spec.inner_optimizer.params(start, state.fast), given)
 
 
 def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
@@ -304,6 +313,7 @@ class OfMaml(TypedDict, total=False):
     outer_loss_fn: LossFn | None
     num_eval_steps: int | None
     batch_size: int | None
+    condition_fn: Callable[[Params, Batch], Params] | None
     stochastic: bool
     frozen: Where | None
     microbatch: int | None

@@ -156,6 +156,16 @@ def test_a_frozen_parameter_may_be_of_integers():
         jaxmeta.maml(init_fn, loss_fn).init(jax.random.key(0))
 
 
+def test_statistics_that_are_frozen_are_no_state_that_would_be_trained():
+    """Those of a pretrained flax backbone; learned they are refused."""
+    init_fn = lambda key: {"params": {"w": jnp.ones(2)}, "batch_stats": {"mean": jnp.zeros(2)}}
+    loss_fn = lambda params, batch: (jnp.sum(params["params"]["w"] - params["batch_stats"]["mean"]), {})
+    state = jaxmeta.maml(init_fn, loss_fn, frozen="batch_stats").init(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, state.meta_params.constants["batch_stats"]) == {"mean": (2,)}
+    with pytest.raises(ValueError, match="batch_stats is state"):
+        jaxmeta.maml(init_fn, loss_fn).init(jax.random.key(0))
+
+
 @pytest.mark.parametrize("strategy", [adapt.exact(), adapt.mixed_mode()], ids=["exact", "mixed_mode"])
 def test_no_derivative_of_a_frozen_parameter_is_taken(strategy):
     """As many products as where the code has it as a number: a gradient of its own would be one more a step."""

@@ -66,7 +66,9 @@ OPTIMIZERS = {
     "context": context_only(adapt.sgd(1.0), "head"),
 }
 SQUARED = nn.mean_squared_error(predict)
+of_support = lambda params, support: params | {"head": params["head"] + jnp.mean(support[0])}
 OPTIONS = {
+    "condition_fn": {"condition_fn": of_support},
     "stochastic": {"stochastic": True},
     "batch_size": {"batch_size": 2},
     "microbatch": {"microbatch": 1},
@@ -132,7 +134,13 @@ def test_every_pair_of_options_of_maml_traces(strategy):
 @pytest.mark.parametrize("name", ["protonet", "ridge"])
 def test_every_option_of_a_closed_form_traces_with_all_others(name):
     init = lambda key: {k: v for k, v in init_fn(key).items() if k != "weight"}
-    options = {"stochastic": True, "microbatch": 1, "frozen": "backbone", "num_eval_ways": 2}
+    options = {
+        "stochastic": True,
+        "microbatch": 1,
+        "frozen": "backbone",
+        "num_eval_ways": 2,
+        "condition_fn": of_support,
+    }
     for left_out in ({}, *options):
         arguments = {option: value for option, value in options.items() if option != left_out}
         check(getattr(jaxmeta, name)(init, embed, num_ways=2, **arguments), LABELLED)
