@@ -117,8 +117,14 @@ def make_tasks(num_tasks=2, name="maml"):
     return Task((x, jnp.sin(3 * x)), (x + 0.1, jnp.sin(3 * x + 0.3)))
 
 
+@pytest.fixture
+def count_traces():
+    """chex counts by the name of a function, of which learners and samplers share theirs."""
+    chex.clear_trace_counter()
+
+
 @over_learners
-def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name):
+def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name, count_traces):
     learner, key, tasks = LEARNERS[name], jax.random.key(1), make_tasks(name=name)
     update = jax.jit(chex.assert_max_traces(learner.update, n=1))
     init = jax.jit(learner.init)
@@ -211,7 +217,7 @@ def twenty_tasks(name):
 
 
 @over_tasks
-def test_a_sampler_is_pure_jits_vmaps_and_compiles_once(name):
+def test_a_sampler_is_pure_jits_vmaps_and_compiles_once(name, count_traces):
     tasks, (keys, together) = TASKS[name], twenty_tasks(name)
     sample = jax.jit(chex.assert_max_traces(tasks.sample, n=1))
     before = jax.tree.map(np.array, tasks.data)
