@@ -21,13 +21,17 @@ def _float64():
     return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64(True)
 
 
-def pytest_configure(config):
-    """Most of what the check waits for is compiling, and its programs run for moments: LLVM need not polish them.
+# Sums and their order are those of XLA, which optimises as ever; what writes machine code need neither polish it, nor
+# divide it among threads, nor take the way through MLIR, whose code is faster and takes three times as long to write.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
-    Sums and their order are those of XLA, which optimises as ever. `-m slow` trains, and is worth polishing.
-    """
+
+def pytest_configure(config):
+    """Most of what the check waits for is compiling, and its programs run for moments. `-m slow` trains."""
     if config.option.markexpr == "not slow":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
     jax.devices()  # the flags are read, and benchmarks leave the number of devices alone
 
 

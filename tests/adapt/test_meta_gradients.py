@@ -3,7 +3,7 @@
 Everywhere each of the K inner steps has its own batch, so that a wrong order or a wrong cut is seen.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +99,18 @@ def brute_force(update, meta_params, batches, query, num_constant=0):
     return loss, MetaParams(*grads)
 
 
+@cache
+def expected_of(name, num_steps, num_constant=0):
+    """(loss, meta-gradient) by brute force, computed once for all that are compared with it."""
+    optimizer, update = OPTIMIZERS[name]
+    return brute_force(update, make_meta_params(optimizer), *make_task(num_steps), num_constant)
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 10])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_exact_and_mixed_mode_equal_a_brute_force_loop(name, num_steps):
-    optimizer, update = OPTIMIZERS[name]
+    optimizer, (loss, expected) = OPTIMIZERS[name][0], expected_of(name, num_steps)
     meta_params, task = make_meta_params(optimizer), make_task(num_steps)
-    loss, expected = brute_force(update, meta_params, *task)
     for strategy in (adapt.exact(), adapt.mixed_mode()):
         (actual_loss, metrics), grads = through(strategy, optimizer)(meta_params, *task)
         assert_close((actual_loss, metrics["mse"]), (loss, loss))
@@ -114,9 +120,8 @@ def test_exact_and_mixed_mode_equal_a_brute_force_loop(name, num_steps):
 @pytest.mark.parametrize("num_constant", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", ["adam", "meta_sgd"])
 def test_truncated_and_first_order_equal_a_brute_force_loop_with_early_gradients_constant(name, num_constant):
-    optimizer, update = OPTIMIZERS[name]
+    optimizer, (loss, expected) = OPTIMIZERS[name][0], expected_of(name, 3, num_constant)
     meta_params, task = make_meta_params(optimizer), make_task(num_steps=3)
-    loss, expected = brute_force(update, meta_params, *task, num_constant)
     strategies = [adapt.truncated(3 - num_constant)] + [adapt.first_order()] * (num_constant == 3)
     for strategy in strategies:
         (actual_loss, _), grads = through(strategy, optimizer)(meta_params, *task)
@@ -313,9 +318,8 @@ def test_truncated_refuses_more_exact_steps_than_there_are():
 @pytest.mark.parametrize("name", ["clip, adamw", "lslr"])
 def test_every_schedule_has_the_same_meta_gradient(name, schedule):
     """10 steps, so that √K segments have 4, 4 and 2."""
-    optimizer, update = OPTIMIZERS[name]
+    optimizer, (loss, expected) = OPTIMIZERS[name][0], expected_of(name, 10)
     meta_params, task = make_meta_params(optimizer), make_task(num_steps=10)
-    loss, expected = brute_force(update, meta_params, *task)
     (actual_loss, _), grads = through(SCHEDULES[schedule], optimizer)(meta_params, *task)
     assert_close(actual_loss, loss)
     assert_close(grads, expected)
@@ -324,9 +328,8 @@ def test_every_schedule_has_the_same_meta_gradient(name, schedule):
 @pytest.mark.parametrize("num_segments", [2, 3, 4, 6, 9])
 def test_any_number_of_segments(num_segments):
     """Of 6 steps: even, uneven, and more than there are steps."""
-    optimizer, update = OPTIMIZERS["lslr"]
+    optimizer, (_, expected) = OPTIMIZERS["lslr"][0], expected_of("lslr", 6)
     meta_params, task = make_meta_params(optimizer), make_task(num_steps=6)
-    _, expected = brute_force(update, meta_params, *task)
     assert_close(through(adapt.exact(num_segments=num_segments), optimizer)(meta_params, *task)[1], expected)
 
 
@@ -367,9 +370,8 @@ def test_segments_save_memory_and_saved_gradients_cost_some():
 
 @pytest.mark.parametrize("name", ["meta_sgd", "lslr"])
 def test_forward_mode_is_exact_in_what_it_learns(name):
-    optimizer, update = OPTIMIZERS[name]
+    optimizer, (loss, expected) = OPTIMIZERS[name][0], expected_of(name, 6)
     meta_params, task = make_meta_params(optimizer), make_task(num_steps=6)
-    loss, expected = brute_force(update, meta_params, *task)
     (actual_loss, metrics), grads = through(adapt.forward_mode(), optimizer)(meta_params, *task)
     assert_close((actual_loss, metrics["mse"]), (loss, loss))
     assert_close(grads.hyper, expected.hyper)

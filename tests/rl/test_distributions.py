@@ -1,5 +1,6 @@
 """Distributions against scipy and numerical integrals, in float64."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,19 +22,25 @@ LOG_STD, OTHER_LOG_STD = RNG.normal(size=(2, 3, 2)) / 2
 LOW, HIGH = -0.5, 2.0
 
 
+@jax.jit
+def numbers_of(policy, other, action):
+    return policy.log_prob(action), policy.entropy(), policy.kl(other), policy.kl(policy)
+
+
 def test_categorical_against_scipy():
     policy, other = Categorical(jnp.asarray(LOGITS)), Categorical(jnp.asarray(OTHER_LOGITS))
     p, q = (np.exp(scipy.special.log_softmax(x, -1)) for x in (LOGITS, OTHER_LOGITS))
     action = np.array([0, 4, 2, 2])
-    np.testing.assert_allclose(policy.log_prob(action), np.log(p)[np.arange(4), action], rtol=1e-12)
-    np.testing.assert_allclose(policy.entropy(), scipy.stats.entropy(p, axis=-1), rtol=1e-12)
-    np.testing.assert_allclose(policy.kl(other), scipy.stats.entropy(p, q, axis=-1), rtol=1e-12)
-    np.testing.assert_allclose(policy.kl(policy), np.zeros(4), atol=1e-15)
+    log_prob, entropy, kl, kl_to_itself = numbers_of(policy, other, action)
+    np.testing.assert_allclose(log_prob, np.log(p)[np.arange(4), action], rtol=1e-12)
+    np.testing.assert_allclose(entropy, scipy.stats.entropy(p, axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(kl, scipy.stats.entropy(p, q, axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(kl_to_itself, np.zeros(4), atol=1e-15)
 
 
 def test_categorical_samples_at_its_probabilities():
     one = Categorical(jnp.asarray(LOGITS[0]))
-    actions = jax.vmap(one.sample)(jax.random.split(jax.random.key(0), 20_000))
+    actions = jax.jit(jax.vmap(one.sample))(jax.random.split(jax.random.key(0), 20_000))
     expected = 20_000 * np.exp(scipy.special.log_softmax(LOGITS[0]))
     assert actions.dtype == jnp.int32
     assert scipy.stats.chisquare(np.bincount(actions, minlength=5), expected).pvalue > 1e-3
@@ -46,16 +53,17 @@ def test_an_action_that_is_ruled_out_makes_nothing_nan():
     assert of(0.0).kl(Categorical(jnp.zeros(3))) > 0 and of(0.0).kl(of(0.0)) == 0
     assert of(0.0).kl(Categorical(jnp.array([0.0, 0.0, -jnp.inf]))) == jnp.inf
     for value in (lambda x: of(x).entropy(), lambda x: of(x).kl(Categorical(jnp.zeros(3)))):
-        assert np.isfinite(jax.grad(value)(0.3))
+        assert np.isfinite(jax.jit(jax.grad(value))(0.3))
 
 
 def test_gaussian_against_scipy():
     policy, other = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD)), Gaussian(OTHER_MEAN, OTHER_LOG_STD)
     normal = scipy.stats.norm(MEAN, np.exp(LOG_STD))
     action = RNG.normal(size=(3, 2))
-    np.testing.assert_allclose(policy.log_prob(action), normal.logpdf(action).sum(-1), rtol=1e-12)  # summed
-    np.testing.assert_allclose(policy.entropy(), normal.entropy().sum(-1), rtol=1e-12)
-    samples = jax.vmap(policy.sample)(jax.random.split(jax.random.key(0), 4000))
+    log_prob, entropy, kl, _ = numbers_of(policy, other, action)
+    np.testing.assert_allclose(log_prob, normal.logpdf(action).sum(-1), rtol=1e-12)  # summed
+    np.testing.assert_allclose(entropy, normal.entropy().sum(-1), rtol=1e-12)
+    samples = jax.jit(jax.vmap(policy.sample))(jax.random.split(jax.random.key(0), 4000))
     assert scipy.stats.kstest(normal.cdf(samples).ravel(), "uniform").pvalue > 1e-3
     for i in range(3):
         integrals = (
@@ -65,7 +73,7 @@ def test_gaussian_against_scipy():
             )
             for j in range(2)
         )
-        np.testing.assert_allclose(policy.kl(other)[i], sum(integrals), rtol=1e-8)
+        np.testing.assert_allclose(kl[i], sum(integrals), rtol=1e-8)
 
 
 def kl_integral(n, m):
@@ -77,34 +85,41 @@ def one_dimensional(mean, log_std):
     return TanhGaussian(jnp.array([mean]), jnp.array([log_std]), LOW, HIGH)
 
 
+@jax.jit
+def density_of(policy, a):
+    return jnp.exp(policy.log_prob(a[None]))
+
+
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.7, -1.0), (-1.5, 0.5), (0.2, 1.0)])
 def test_tanh_gaussian_is_a_density_with_that_entropy(mean, log_std):
     policy = one_dimensional(mean, log_std)
-    density = jax.jit(lambda a: jnp.exp(policy.log_prob(a[None])))
+    density = functools.partial(density_of, policy)
     integral = lambda f: scipy.integrate.quad(f, LOW, HIGH, limit=400, epsabs=1e-10)[0]
     assert integral(lambda a: float(density(a))) == pytest.approx(1, abs=1e-6)
     surprise = lambda a: -scipy.special.xlogy(p := float(density(a)), p)
-    assert float(policy.entropy()) == pytest.approx(integral(surprise), abs=2e-3)
+    assert float(jax.jit(policy.entropy)()) == pytest.approx(integral(surprise), abs=2e-3)
 
 
 def test_tanh_gaussian_samples_and_their_log_prob():
     policy = TanhGaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD), LOW, HIGH)
-    action, log_prob = jax.vmap(policy.sample_and_log_prob)(jax.random.split(jax.random.key(0), 4000))
+    action, log_prob = jax.jit(jax.vmap(policy.sample_and_log_prob))(jax.random.split(jax.random.key(0), 4000))
     assert action.min() > LOW and action.max() < HIGH
-    np.testing.assert_allclose(jax.vmap(policy.log_prob)(action), log_prob, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(policy.log_prob))(action), log_prob, rtol=1e-6, atol=1e-6)
     u = np.arctanh((np.asarray(action) - LOW) / ((HIGH - LOW) / 2) - 1)
     assert scipy.stats.kstest(scipy.stats.norm(MEAN, np.exp(LOG_STD)).cdf(u).ravel(), "uniform").pvalue > 1e-3
+    log_prob, entropy = np.asarray(log_prob), jax.jit(lambda policy: policy.entropy())(policy)
     error = np.std(-log_prob, axis=0) / np.sqrt(4000)
-    assert (np.abs(-log_prob.mean(0) - policy.entropy()) < 4 * error).all()  # entropy is E[−log p]
+    assert (np.abs(-log_prob.mean(0) - entropy) < 4 * error).all()  # entropy is E[−log p]
     np.testing.assert_allclose(policy.mode(), LOW + (HIGH - LOW) / 2 * (np.tanh(MEAN) + 1), rtol=1e-12)
-    np.testing.assert_array_equal(policy.sample(jax.random.key(5)), policy.sample_and_log_prob(jax.random.key(5))[0])
+    both = jax.jit(lambda policy, key: (policy.sample(key), policy.sample_and_log_prob(key)[0]))
+    np.testing.assert_array_equal(*both(policy, jax.random.key(5)))
 
 
 def test_tanh_gaussians_divergence_is_an_integral_over_the_box():
     policy, other = one_dimensional(0.3, -0.5), one_dimensional(-0.4, 0.2)
     ratio = jax.jit(lambda a: jnp.exp(policy.log_prob(a[None])) * (policy.log_prob(a[None]) - other.log_prob(a[None])))
     kl = scipy.integrate.quad(lambda a: float(ratio(a)), LOW, HIGH, limit=400)[0]
-    assert float(policy.kl(other)) == pytest.approx(kl, abs=1e-6)
+    assert float(jax.jit(policy.kl)(other)) == pytest.approx(kl, abs=1e-6)
 
 
 @pytest.mark.parametrize("mean", [-30.0, 0.0, 30.0])
@@ -116,7 +131,7 @@ def test_saturated_actions_have_finite_log_probs_and_gradients(mean):
         action, of_sample = policy.sample_and_log_prob(jax.random.key(0))
         return of_sample + policy.log_prob(jax.lax.stop_gradient(action))
 
-    value, gradient = jax.value_and_grad(log_prob)(jnp.float32(mean))
+    value, gradient = jax.jit(jax.value_and_grad(log_prob))(jnp.float32(mean))
     assert np.isfinite(value) and np.isfinite(gradient) and value.dtype == jnp.float32
 
 

@@ -64,7 +64,7 @@ def types(tree):
 def test_a_rollout_compiles_once_and_is_the_loop_over_steps_with_the_same_keys(name, num_compiled):
     family = family_of(name)
     rollout, keys, tasks = run(family), jax.random.split(jax.random.key(1), 2), sample(family, 2)
-    together = rollout(keys, tasks)
+    together = jax.tree.map(np.asarray, rollout(keys, tasks))
     others = sample(family, 2, seed=3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((together.next_observation, together.reward)))
     num_compiled()
@@ -72,21 +72,26 @@ def test_a_rollout_compiles_once_and_is_the_loop_over_steps_with_the_same_keys(n
     assert rollout._cache_size() == 1 and num_compiled() == 0
 
     env, space = family.environment, family.environment.action_space
-    reset, step = jax.jit(env.reset), jax.jit(env.step)
-    task = jax.tree.map(lambda leaf: leaf[1], tasks)
+    reset = jax.jit(env.reset)
+    task = jax.tree.map(lambda leaf: np.asarray(leaf)[1], tasks)
     reset_key, scan_key = jax.random.split(keys[1])
+
+    @jax.jit
+    def step(key, state, task):
+        policy_key, env_key = jax.random.split(key)
+        step_key, new_key = jax.random.split(env_key)
+        action = random_action(policy_key, space)
+        return new_key, action, *env.step(step_key, state, action, task)
+
     observation, state = reset(reset_key, task)
     time = 0
     for t, key in enumerate(jax.random.split(scan_key, 7)):
         own = jax.tree.map(lambda leaf, t=t: leaf[t, 1], together)
-        policy_key, env_key = jax.random.split(key)
-        step_key, new_key = jax.random.split(env_key)
         # A body's physics, vectorised or not, rounds a little differently in each of its many steps.
         close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4 if name in BRAX else 1e-6)
         close(own.inputs.observation, observation)
         assert own.inputs.time == time and own.inputs.no_action != (t > 0)
-        action = random_action(policy_key, space)
-        observation, state, reward, terminated, *_ = step(step_key, state, action, task)
+        new_key, action, observation, state, reward, terminated, *_ = step(key, state, task)
         time += 1
         close(own.action, action)
         close(own.reward, reward)
@@ -101,7 +106,7 @@ def test_a_rollout_compiles_once_and_is_the_loop_over_steps_with_the_same_keys(n
 def test_the_task_is_the_same_in_all_episodes(name):
     """What the environment is called with is the task; and where its state holds the task, it stays."""
     family = family_of(name)
-    task, seen = jax.tree.map(lambda leaf: leaf[0], sample(family, 2)), []
+    task, seen = jax.tree.map(lambda leaf: np.asarray(leaf)[0], sample(family, 2)), []
 
     def spy(function):
         def call(*args):

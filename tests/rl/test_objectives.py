@@ -3,6 +3,8 @@
 With every episode as a column, weighted by its probability, the mean of an estimator is its expectation.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,16 @@ def exact_meta_gradient(episodes):
     return jax.jit(jax.grad(lambda params: expected_adapted_return(params, episodes, RATE)))(PARAMS)
 
 
+@pytest.fixture(scope="module")
+def exact_gradient(episodes):
+    return jax.jit(jax.grad(lambda params: expected_return(params, episodes)))(PARAMS)
+
+
+@pytest.fixture(scope="module")
+def exact_hessian(episodes):
+    return hessian(lambda params: expected_return(params, episodes))
+
+
 # The references themselves.
 
 
@@ -147,10 +159,9 @@ def hessian(function):
     return np.asarray(jax.jit(jax.hessian(function))(PARAMS)).reshape(PARAMS.size, PARAMS.size)
 
 
-def test_the_parts_are_the_hessian(episodes, hessian_parts):
+def test_the_parts_are_the_hessian(hessian_parts, exact_hessian):
     h1, h2, h12 = hessian_parts
-    exact = hessian(lambda params: expected_return(params, episodes))
-    np.testing.assert_allclose(h1 + h2 + h12 + h12.T, exact, atol=1e-14)
+    np.testing.assert_allclose(h1 + h2 + h12 + h12.T, exact_hessian, atol=1e-14)
     assert min(np.linalg.norm(part) for part in (h1, h2, h12 + h12.T)) > 0.1  # none of them is nothing
 
 
@@ -161,12 +172,12 @@ def gradient_and_hessian(function):
 
 
 @pytest.mark.parametrize("name", INNER)
-def test_an_objective_has_the_gradient_and_what_it_says_of_the_hessian(name, episodes, hessian_parts):
+def test_an_objective_has_the_gradient_and_what_it_says_of_the_hessian(name, episodes, hessian_parts, exact_gradient):
     h1, h2, h12 = hessian_parts
     gradient, hessian = gradient_and_hessian(inner_loss(INNER[name], episodes))
     kept = h2 if name == "reinforce" else h1 + h2 if name in KEEP_H1_AND_H2 else h1 + h2 + h12 + h12.T
     np.testing.assert_allclose(-hessian, kept, atol=1e-13)
-    np.testing.assert_allclose(-gradient, jax.grad(expected_return)(PARAMS, episodes), rtol=1e-12)
+    np.testing.assert_allclose(-gradient, exact_gradient, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", INNER)
@@ -177,13 +188,13 @@ def test_in_every_episode_an_action_gets_credit_for_what_follows_less_the_baseli
     np.testing.assert_allclose(-gradient, of(episodes), rtol=1e-12)
 
 
-def test_a_baseline_changes_the_hessian_of_reinforce_alone(episodes, hessian_parts):
+def test_a_baseline_changes_the_hessian_of_reinforce_alone(episodes, hessian_parts, exact_gradient):
     """E b s sᵀ is not 0: only with ∇s is it. Where the score function has a baseline it keeps E A ∇s."""
     _, h2, _ = hessian_parts
     loss = inner_loss(lambda lp, e: objectives.reinforce(lp, advantages(e)), episodes)
     gradient, hessian = gradient_and_hessian(loss)
     assert np.abs(-hessian - h2).max() > 0.1
-    np.testing.assert_allclose(-gradient, jax.grad(expected_return)(PARAMS, episodes), rtol=1e-12)
+    np.testing.assert_allclose(-gradient, exact_gradient, rtol=1e-12)
 
 
 # Meta-gradients.
@@ -202,11 +213,11 @@ def test_what_is_left_out_is_an_error(name, episodes, exact_meta_gradient, recor
     assert 1e-3 < error < 1
 
 
-def test_dice_without_its_cumulative_sum_is_wrong(episodes, exact_meta_gradient):
+def test_dice_without_its_cumulative_sum_is_wrong(episodes, exact_gradient, exact_meta_gradient):
     """Negative control: already its gradient is, for an action gets no credit for the rewards that come later."""
     wrong = lambda lp, e: objectives.lvc(lp, e.reward)  # −magic(log π_t) r_t
     loss = inner_loss(wrong, episodes)
-    assert relative_error(-jax.jit(jax.grad(loss))(PARAMS), jax.grad(expected_return)(PARAMS, episodes)) > 0.1
+    assert relative_error(-jax.jit(jax.grad(loss))(PARAMS), exact_gradient) > 0.1
     assert relative_error(meta_gradient(wrong, episodes), exact_meta_gradient) > 0.01
 
 
@@ -217,17 +228,22 @@ def third_derivative(function):
     return float(jax.jit(function)(PARAMS))
 
 
+@pytest.fixture(scope="module")
+def exact_third_derivative(episodes):
+    return third_derivative(lambda params: expected_return(params, episodes))
+
+
 @pytest.mark.parametrize("name", EXACT)
-def test_dice_goes_on_being_exact_in_the_third_derivative(name, episodes):
-    exact = third_derivative(lambda params: expected_return(params, episodes))
-    assert -third_derivative(inner_loss(INNER[name], episodes)) == pytest.approx(exact, rel=1e-10)
-    assert abs(exact) > 1e-3
+def test_dice_goes_on_being_exact_in_the_third_derivative(name, episodes, exact_third_derivative):
+    assert -third_derivative(inner_loss(INNER[name], episodes)) == pytest.approx(exact_third_derivative, rel=1e-10)
+    assert abs(exact_third_derivative) > 1e-3
 
 
 def test_decay_goes_from_lvc_to_the_whole_hessian(episodes, hessian_parts):
     """What happened n steps before an action counts λ^n, in the Hessian: H12 + H12ᵀ of neighbours is in between."""
     h1, h2, h12 = hessian_parts
-    scores = jax.jacobian(lambda params: log_prob(params, episodes))(PARAMS).reshape(HORIZON, -1, PARAMS.size)
+    scores = jax.jit(jax.jacobian(lambda params: log_prob(params, episodes)))(PARAMS)
+    scores = np.reshape(scores, (HORIZON, -1, PARAMS.size))
     weights = probability(PARAMS, episodes) * reward_to_go(episodes)[2]
     far = np.einsum("m,mi,mj->ij", weights, scores[0], scores[2])  # of the pairs that are two steps apart
     near = h12 - far
@@ -253,7 +269,7 @@ def test_discounted_rewards_give_the_discounted_return(episodes):
 
 
 @pytest.mark.parametrize("name", [*EXACT, "reinforce", "lvc"])
-def test_sampled_curvature_is_unbiased_for_dice_and_for_no_other(name, episodes):
+def test_sampled_curvature_is_unbiased_for_dice_and_for_no_other(name, episodes, exact_hessian):
     """∇²J V from 200,000 sampled episodes, within 4 sigma; those that leave something out are further off."""
     terms_fn = INNER[name]
 
@@ -265,8 +281,7 @@ def test_sampled_curvature_is_unbiased_for_dice_and_for_no_other(name, episodes)
     each = jax.jit(jax.vmap(product))(jnp.arange(64))
     drawn = np.random.default_rng(1).choice(64, 200_000, p=np.asarray(probability(PARAMS, episodes)))
     samples = np.asarray(each)[drawn].reshape(len(drawn), -1)
-    exact = hessian(lambda params: expected_return(params, episodes)) @ V.ravel()
-    sigmas = np.abs(samples.mean(0) - exact) / (samples.std(0) / np.sqrt(len(drawn)))
+    sigmas = np.abs(samples.mean(0) - exact_hessian @ V.ravel()) / (samples.std(0) / np.sqrt(len(drawn)))
     assert (sigmas.max() < 4) == (name in EXACT), sigmas
 
 
@@ -300,18 +315,20 @@ def e_maml_gradient(episodes, num_steps, *, inner=objectives.reinforce, credit=T
     return -jax.jit(jax.grad(lambda p: loss(p, params, 1.0, jnp.zeros(()), num_steps)))(params)
 
 
-def formulation_one(episodes, num_steps):
+@functools.cache
+def formulation_one(num_steps):
     """The exact gradient."""
+    episodes = all_episodes()
     return jax.jit(jax.grad(lambda params: sampled_adapted_return(params, episodes, RATE, num_steps)))(PARAMS)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_e_maml_is_the_gradient_of_formulation_one(num_steps, episodes):
-    assert relative_error(e_maml_gradient(episodes, num_steps), formulation_one(episodes, num_steps)) < 1e-10
+    assert relative_error(e_maml_gradient(episodes, num_steps), formulation_one(num_steps)) < 1e-10
 
 
 def test_without_its_term_or_with_another_inner_objective_it_is_not(episodes):
-    exact = formulation_one(episodes, 1)
+    exact = formulation_one(1)
     assert relative_error(e_maml_gradient(episodes, 1, credit=False), exact) > 0.01
     assert relative_error(e_maml_gradient(episodes, 1, inner=objectives.lvc), exact) > 0.01
 
@@ -360,9 +377,9 @@ def test_clipping_by_hand():
     old = np.linspace(-2, -1, 8)
     terms = lambda log_prob: objectives.ppo_clip(log_prob, old, advantage, clip=0.2)
     expected = [-1.5, 2.4, -2.7, 2.7, -3.3, 3.3, -3.6, 6.0]
-    np.testing.assert_allclose(terms(old + np.log(ratio)), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(terms)(old + np.log(ratio)), expected, rtol=1e-12)
     slope = np.where([0, 1, 0, 0, 0, 0, 1, 0], 0, -ratio * advantage)  # outside, and worse inside
-    np.testing.assert_allclose(jax.grad(lambda x: terms(x).sum())(old + np.log(ratio)), slope, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: terms(x).sum()))(old + np.log(ratio)), slope, rtol=1e-12)
 
 
 def test_importance_weights_are_right_for_the_actions_of_another_policy(episodes):
@@ -374,9 +391,10 @@ def test_importance_weights_are_right_for_the_actions_of_another_policy(episodes
         return terms @ jax.nn.softmax(old)
 
     expected = lambda params: jax.nn.softmax(params) @ reward
-    assert -loss(new) == pytest.approx(float(expected(new)), rel=1e-14)
-    of_both = jax.jit(jax.hessian(lambda params: jnp.stack([-loss(params), expected(params)])))(new)
-    np.testing.assert_allclose(*of_both, atol=1e-14)
+    both = lambda params: jnp.stack([-loss(params), expected(params)])
+    values, hessians = jax.jit(lambda params: (both(params), jax.hessian(both)(params)))(new)
+    assert values[0] == pytest.approx(float(values[1]), rel=1e-14)
+    np.testing.assert_allclose(*hessians, atol=1e-14)
 
 
 DATA = {
@@ -394,7 +412,7 @@ def test_everything_but_log_prob_is_data_of_its_shape(name):
     objective, clip = getattr(objectives, name), {"clip": 0.2} if name == "ppo_clip" else {}
     log_prob = -jnp.ones((4, 4))
     data = dict.fromkeys(DATA[name], 0.5 * log_prob)
-    value, grads = jax.value_and_grad(lambda data: objective(log_prob, **data, **clip).sum())(data)
+    value, grads = jax.jit(jax.value_and_grad(lambda data: objective(log_prob, **data, **clip).sum()))(data)
     assert np.isfinite(value) and all(np.all(grad == 0) for grad in grads.values())
     for argument in data:
         with pytest.raises(ValueError, match=rf"{argument} must have the shape of log_prob, \(4, 4\), got \(4,\)"):
@@ -405,11 +423,15 @@ def test_everything_but_log_prob_is_data_of_its_shape(name):
 def test_terms_are_per_step_and_columns_do_not_mix(name):
     objective, clip = getattr(objectives, name), {"clip": 0.2} if name == "ppo_clip" else {}
     log_prob, *data = np.random.default_rng(2).normal(size=(1 + len(DATA[name]), 5, 3))
-    terms = objective(log_prob, *data, **clip)
-    gradient = lambda *args: jax.grad(lambda log_prob: objective(log_prob, *args[1:], **clip).sum())(args[0])
-    together = gradient(log_prob, *data)
-    assert terms.shape == (5, 3)
+
+    @jax.jit
+    def terms_and_gradient(log_prob, *data):
+        terms_fn = lambda log_prob: objective(log_prob, *data, **clip)
+        return terms_fn(log_prob), jax.grad(lambda log_prob: terms_fn(log_prob).sum())(log_prob)
+
+    together = terms_and_gradient(log_prob, *data)
+    assert together[0].shape == (5, 3)
     for e in range(3):
-        alone = (log_prob[:, e], *(x[:, e] for x in data))
-        np.testing.assert_allclose(objective(*alone, **clip), terms[:, e], rtol=1e-12)
-        np.testing.assert_allclose(gradient(*alone), together[:, e], rtol=1e-12)
+        alone = terms_and_gradient(log_prob[:, e], *(x[:, e] for x in data))
+        for own, column in zip(alone, np.asarray(together)[..., e], strict=True):
+            np.testing.assert_allclose(own, column, rtol=1e-12)

@@ -12,6 +12,7 @@ import scipy.optimize
 from jaxmeta import rl
 from jaxmeta.rl import families, oracles
 from jaxmeta.rl.families.discrete import MOVES
+from jaxmeta.rl.oracles import bandits
 from jaxmeta.rl.oracles.bandits import Counts, _discounted_index
 
 
@@ -163,6 +164,14 @@ def test_thompson_sampling_through_the_rollout_has_its_published_value():
     """5.82 for 5 arms and 10 pulls: the proof of the harness."""
     mean, error = bandit_total(oracles.thompson(5), 5, 10, num_tasks=4000)
     assert abs(mean - 5.82) < error + 0.005 < 0.2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_table_of_a_size():
+    """It takes seconds to compute and knows nothing of the number of arms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bandits, "gittins_table", functools.cache(bandits.gittins_table))
+        yield
 
 
 # RL²'s table for n = 100; it has no Thompson sampling, that figure is the project's own.
