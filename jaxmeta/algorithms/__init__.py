@@ -4,11 +4,15 @@ from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
 from jaxmeta.algorithms.maml_rl import e_maml, maml_rl, ppo, promp, trpo, vpg
-from jaxmeta.algorithms.pearl import mlp_encoder, pearl, pearl_agent, sac
+from jaxmeta.algorithms.pearl import MetaTest, Replay, Visits, mlp_encoder, pearl, sac
 from jaxmeta.algorithms.rl2 import rl2, rl2_agent
-from jaxmeta.algorithms.sac import mlp_actor_critic
+from jaxmeta.algorithms.sac import SoftActorCritic, mlp_actor_critic
 
 __all__ = [
+    "MetaTest",
+    "Replay",
+    "SoftActorCritic",
+    "Visits",
     "anil",
     "cavia",
     "e_maml",
@@ -22,7 +26,6 @@ __all__ = [
     "mlp_encoder",
     "multi_step_weights",
     "pearl",
-    "pearl_agent",
     "ppo",
     "promp",
     "protonet",

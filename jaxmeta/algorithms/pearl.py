@@ -15,16 +15,17 @@ clears the context, plays with z from the prior, then with z from the belief.
 | variant                    | how                                                                                   |
 |----------------------------|---------------------------------------------------------------------------------------|
 | PEARL                      | `pearl(family, actor_critic, encoder, num_train_tasks=M)`                             |
-| a belief without deviation | `context="deterministic"`: z is the mean of what the encoder says, without KL         |
+| a belief without deviation | `mlp_encoder(family, context="deterministic")`: z is the mean of what it says, no KL  |
 | no context                 | `sac(family, actor_critic, num_train_tasks=M)`: one policy for all tasks              |
 | soft actor-critic, alone   | the same with `num_train_tasks=1`                                                     |
 | sparse rewards             | `critic_reward_fn`: the critics learn from another reward than the encoder sees       |
 """
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import flax.linen
 import jax
@@ -34,10 +35,12 @@ import optax
 from jaxmeta.algorithms.sac import (
     ActorCritic,
     Experience,
-    bounded_space,
+    SoftActorCritic,
     experience_shapes,
+    init_params,
     rescale,
-    soft_actor_critic,
+    sac_losses,
+    track,
 )
 from jaxmeta.checks import (
     check_callable,
@@ -49,29 +52,129 @@ from jaxmeta.checks import (
     check_widths,
 )
 from jaxmeta.nn import MLP
-from jaxmeta.outer import outer_step
+from jaxmeta.outer import apply_gradient, check_optimizer, counted
 from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, flatten
-from jaxmeta.rl.replay import IndexedTask, MemoryPlan, Replay, add_rows, empty_replay, memory_plan, sample_rows
-from jaxmeta.rl.rollout import Agent, Transition, rollout
-from jaxmeta.rl.trials import trial
+from jaxmeta.rl.replay import Buffers, IndexedTask, MemoryPlan, add_rows, empty_buffers, memory_plan, sample_rows
+from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, rollout
+from jaxmeta.rl.trials import Inputs, trial
 from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 _log = logging.getLogger("jaxmeta")
+
+MetricsFn = Callable[[Transition], Metrics]
+CriticRewardFn = Callable[[PyTree, Experience], jax.Array]
+
+
+# The options.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visits:
+    """What is played of a training task when it is visited, in steps of the environment.
+
+    Raises:
+      ValueError: a number is wrong.
+
+    >>> Visits(num_prior_steps=30).num_steps(max_steps=100)
+    (30, 100, 0)
+    """
+
+    num_prior_steps: int | None = None
+    """Environment steps with z from the prior; an episode's if None."""
+    num_posterior_steps: int | None = None
+    """Then with z from the belief that they lead to; an episode's if None."""
+    num_extra_steps: int = 0
+    """Then more, with z from the belief that all before lead to; of these no belief is made."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_prior_steps", "num_posterior_steps"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), minimum=1)
+        check_integer("num_extra_steps", self.num_extra_steps, minimum=0)
+
+    def num_steps(self, max_steps: int) -> tuple[int, int, int]:
+        """Of each of the three parts, where an episode has at most `max_steps`."""
+        prior, posterior = (max_steps if n is None else n for n in (self.num_prior_steps, self.num_posterior_steps))
+        return prior, posterior, self.num_extra_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What is kept of the training tasks, and what is drawn of it to learn from.
+
+    Raises:
+      ValueError: a number is wrong.
+
+    >>> Replay(capacity=1000).num_gradient_steps
+    100
+    """
+
+    capacity: int = 10_000
+    """C, transitions that the buffer of a task holds."""
+    memory_budget: int | None = None
+    """Bytes that the buffers may take; half of the device's memory if None."""
+    num_gradient_steps: int = 100
+    """Gradient steps of an outer step."""
+    num_batch_tasks: int = 16
+    """Tasks of a gradient step, drawn with replacement from those that were ever visited."""
+    batch_size: int = 64
+    """Transitions of each, for the actor and the critics."""
+    num_context: int | None = None
+    """Transitions of each for the encoder, drawn from its last visit; all of them if None."""
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "num_gradient_steps", "num_batch_tasks", "batch_size"):
+            check_integer(name, getattr(self, name), minimum=1)
+        for name in ("memory_budget", "num_context"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaTest:
+    """How a new task is met.
+
+    Raises:
+      ValueError: a field is wrong.
+
+    >>> MetaTest(num_episodes=10, num_exploration_episodes=2).is_greedy is None
+    True
+    """
+
+    num_episodes: int = 3
+    """K, episodes of context."""
+    num_exploration_episodes: int = 1
+    """How many of them are played with z from the prior."""
+    is_greedy: bool | None = None
+    """Whether the actor's mode acts; if None, where there is no context. Beliefs are learned from what actions that
+    were sampled lead to, and the straighter ways of the mode mislead them."""
+
+    def __post_init__(self) -> None:
+        check_integer("num_episodes", self.num_episodes, minimum=1)
+        check_integer("num_exploration_episodes", self.num_exploration_episodes, minimum=1)
+        if not isinstance(self.is_greedy, bool | None):
+            raise ValueError(f"is_greedy must be True, False or None, got {self.is_greedy!r}")
+
+
+# The encoder, and beliefs.
 
 
 class Encoder(NamedTuple):
     """What each transition says about the task.
 
-    init:  (key) -> params
-    apply: (params, experience [n]) -> (mean [n, L], variance [n, L]) of Gaussian factors
+    init:        (key) -> params
+    apply:       (params, experience [n]) -> (mean [n, L], variance [n, L]) of Gaussian factors
     latent_size: L
+    context:     "probabilistic", a belief is the product of the factors; or "deterministic", it is the mean of their
+                 means, without deviation
     """
 
     init: InitFn
     apply: Callable[[Params, Experience], tuple[jax.Array, jax.Array]]
     latent_size: int
+    context: str = "probabilistic"
 
 
 def mlp_encoder(
@@ -79,8 +182,9 @@ def mlp_encoder(
     *,
     latent_size: int = 5,
     hidden: Sequence[int] = (64, 64),
-    activation: Callable[[jax.Array], jax.Array] = flax.linen.relu,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
     with_next_observation: bool = False,
+    context: Literal["probabilistic", "deterministic"] = "probabilistic",
 ) -> Encoder:
     """A multi-layer perceptron of (observation, action, reward), with softplus for the variance.
 
@@ -88,17 +192,20 @@ def mlp_encoder(
       family: whose transitions they are.
       latent_size: L.
       hidden: widths of the layers.
-      activation: of the layers.
+      activation: of the layers; relu if None.
       with_next_observation: whether it sees that too: needed where tasks differ in their dynamics.
+      context: "probabilistic", or "deterministic" for a belief without deviation.
 
     Raises:
-      ValueError: `family` is none or has no bounded real actions, or `latent_size` is no positive integer.
+      ValueError: `family` is none or has no real actions, `latent_size` is no positive integer, or `context` no name.
 
     >>> from jaxmeta.rl import families
     >>> encoder = mlp_encoder(families.navigation(), latent_size=3)
     """
     check_integer("latent_size", latent_size, minimum=1)
     check_widths("hidden", hidden)
+    check_choice("context", context, _COMBINE)
+    activation = flax.linen.relu if activation is None else activation
     check_callable("activation", activation, "(array) -> array")
     network = MLP(tuple(hidden), 2 * latent_size, activation=activation)
     network_apply: Callable = network.apply
@@ -112,7 +219,7 @@ def mlp_encoder(
         mean, variance = jnp.split(network_apply(params, features(rows)), 2, axis=1)
         return mean, jax.nn.softplus(variance)
 
-    return Encoder(lambda key: network.init(key, features(zeros)), apply, latent_size)
+    return Encoder(lambda key: network.init(key, features(zeros)), apply, latent_size, context)
 
 
 def product_of_gaussians(mean: jax.Array, variance: jax.Array, mask: jax.Array) -> Gaussian:
@@ -136,25 +243,47 @@ def mean_of_points(mean: jax.Array, variance: jax.Array, mask: jax.Array) -> Gau
     return Gaussian(point, jnp.full_like(point, -jnp.inf))
 
 
-class Memory(NamedTuple):
-    """What is kept beside the parameters, for M tasks.
+_COMBINE = {"probabilistic": product_of_gaussians, "deterministic": mean_of_points}
 
-    opt_state: of the optimizer
-    target:    the critics' running average
-    replay:    all that was seen of each task, with the reward that critics learn from
-    context:   `[M, n]`, what was seen of each when it was last visited
+
+def infer(params: Params, rows: Experience, mask: jax.Array, encoder: Encoder | None) -> Gaussian:
+    """q(z | c) of the rows `[n]` where `mask` is true; the prior, of no numbers, without an encoder."""
+    if encoder is None:
+        return prior_of(None)
+    return _COMBINE[encoder.context](*encoder.apply(params["encoder"], rows), mask)
+
+
+def prior_of(encoder: Encoder | None) -> Gaussian:
+    """What is believed before anything is seen: N(0, 1), or 0 for a deterministic context.
+
+    >>> prior_of(None).mean.shape
+    (0,)
+    """
+    if encoder is None:
+        return Gaussian(jnp.zeros(0), jnp.zeros(0))
+    nothing = jnp.zeros((1, encoder.latent_size))
+    return _COMBINE[encoder.context](nothing, nothing, jnp.zeros(1, bool))
+
+
+# The learner.
+
+
+class Memory(NamedTuple):
+    """What is kept beside parameters and optimizer, for M tasks.
+
+    target:  the critics' running average
+    buffers: all that was seen of each task, with the reward that critics learn from
+    context: `[M, n]`, what was seen of each when it was last visited
     """
 
-    opt_state: PyTree
     target: Params
-    replay: Replay
+    buffers: Buffers
     context: Experience
 
 
 class AdaptedBelief(NamedTuple):
-    """Parameters, what is believed of a task, and the episodes `[K, H]` from which; see `pearl_agent`."""
+    """What is believed of a task, and the episodes `[K, H]` from which."""
 
-    params: Params
     belief: Gaussian
     transitions: Transition
 
@@ -165,34 +294,27 @@ def pearl(
     encoder: Encoder | None,
     *,
     num_train_tasks: int,
-    context: Literal["probabilistic", "deterministic"] = "probabilistic",
     kl_weight: float = 0.1,
-    num_prior_steps: int | None = None,
-    num_posterior_steps: int | None = None,
-    num_extra_steps: int = 0,
-    num_gradient_steps: int = 100,
-    num_batch_tasks: int = 16,
-    batch_size: int = 64,
-    num_context: int | None = None,
-    capacity: int = 10_000,
-    memory_budget: int | None = None,
-    optimizer: optax.GradientTransformation = optax.adam(3e-4),
-    discount: float = 0.99,
-    reward_scale: float = 1.0,
-    temperature: float | None = None,
-    target_entropy: float | None = None,
-    target_rate: float = 0.005,
-    critic_reward_fn: Callable[[PyTree, Experience], jax.Array] | None = None,
-    num_episodes: int = 3,
-    num_exploration_episodes: int = 1,
-    is_greedy: bool | None = None,
+    visits: Visits = Visits(),
+    replay: Replay = Replay(),
+    sac: SoftActorCritic = SoftActorCritic(),
+    meta_test: MetaTest = MetaTest(),
+    optimizer: optax.GradientTransformation | None = None,
+    critic_reward_fn: CriticRewardFn | None = None,
+    metrics_fn: MetricsFn | None = None,
 ) -> MetaLearner:
     """Probabilistic embeddings for actor-critic meta-reinforcement-learning.
 
-    An `update` visits the tasks that it is given (its "return" is that of the episodes with z from the belief,
-    "return_before" with z from the prior), then takes gradient steps on tasks that were ever visited. `evaluate` plays
-    K + 1 episodes of a new task, and after each of the first K the belief is inferred anew from all that was seen:
-    {"return": [K + 1]}, the first under the prior.
+    An `update` visits the tasks that it is given, then takes gradient steps on tasks that were ever visited. Its
+    "return" is that of whole episodes, as in `evaluate`, with z from the belief; "return_before" with z from the prior.
+    They are of the first ⌊T/H⌋ episodes of the T steps, which fit whatever happens (of later ones the short would be
+    more likely to fit); where that is none, "reward" is told instead, the mean of a step. "num_env_steps" were played.
+
+    `evaluate` plays K + 1 episodes of a new task, and after each of the first K the belief is inferred anew from all
+    that was seen: {"return": [K + 1]}, the first under the prior.
+
+    What is not finite is not learned from: neither a gradient step, nor a visit of which anything is not finite, which
+    is not remembered. `is_finite` tells of both, and such an update is counted in `num_skipped`.
 
     Rakelly, Zhou, Quillen, Finn, Levine, "Efficient Off-Policy Meta-Reinforcement Learning via Probabilistic Context
     Variables" (2019), algorithms 1 and 2, https://arxiv.org/abs/1903.08254
@@ -202,162 +324,107 @@ def pearl(
       actor_critic: see `mlp_actor_critic`, with the encoder's `latent_size`.
       encoder: see `mlp_encoder`; None for no context.
       num_train_tasks: M, the number of training tasks, each with its buffers.
-      context: "probabilistic", or "deterministic" for a belief without deviation.
-      kl_weight: λ, of the sum over tasks.
-      num_prior_steps: environment steps of a visit with z from the prior; an episode's if None.
-      num_posterior_steps: then with z from the belief that they lead to; an episode's if None.
-      num_extra_steps: then more, of which no belief is made.
-      num_gradient_steps: of an update.
-      num_batch_tasks: tasks of a gradient step, drawn with replacement.
-      batch_size: transitions of each for the critics and the actor.
-      num_context: transitions of each for the encoder, drawn from the last visit; all of them if None.
-      capacity: C, transitions in a task's buffer.
-      memory_budget: bytes that the buffers may take; if None, half of the device's memory.
-      optimizer: of all networks.
-      discount, reward_scale, temperature, target_entropy, target_rate: see `soft_actor_critic`.
+      kl_weight: λ, of the sum over tasks; a deterministic context has no KL.
+      visits: what is played of a training task.
+      replay: what is kept of it, and what a gradient step draws of that.
+      sac: the discount, the reward's scale, the temperature and the target network.
+      meta_test: how `adapt` and `evaluate` meet a new task.
+      optimizer: of all networks; adam(3e-4) if None.
       critic_reward_fn: (params of the task, experience) -> the reward that critics learn from, in training; where tasks
         pay sparsely the authors' code learns from the dense reward, and sees the sparse one.
-      num_episodes: K, episodes of context of `adapt` and `evaluate`.
-      num_exploration_episodes: how many of them have z from the prior.
-      is_greedy: whether `adapt` and `evaluate` act by the actor's mode; if None, where there is no context. Beliefs
-        are learned from what actions that were sampled lead to, and the straighter ways of the mode mislead them.
+      metrics_fn: (transitions [H, E] of E whole episodes) -> {name: scalar}, what is told beside "return", by
+        `evaluate` of each episode, by `update` of those that "return" is of, and as name_before of "return_before"'s.
 
     Returns:
-      A `MetaLearner`. `adapt` gives an `AdaptedBelief`; `pearl_agent` acts by it.
+      A `MetaLearner`. `adapt` gives an `AdaptedBelief`; `agent(meta_params, adapted)` acts by it, with a new z for each
+      episode, and without it under the prior; `is_greedy` says whether by the actor's mode, as `evaluate` if None.
 
     Raises:
-      ValueError: an argument is wrong; buffers do not fit the memory; while tracing, training tasks are not indexed.
+      ValueError: an argument is wrong; buffers do not fit the memory; while tracing, training tasks are not indexed, or
+        a function returns something else than it has to.
 
     >>> import jaxmeta
     >>> from jaxmeta.algorithms import mlp_actor_critic
     >>> from jaxmeta.rl import families, indexed_tasks
     >>> family = families.point_robot(is_sparse=False)
     >>> networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
-    >>> learner = pearl(family, *networks, num_train_tasks=80, num_gradient_steps=2, batch_size=4, capacity=100)
+    >>> replay = Replay(capacity=100, num_gradient_steps=2, batch_size=4)
+    >>> learner = pearl(family, *networks, num_train_tasks=80, replay=replay)
     >>> tasks = indexed_tasks(family.train.data)
     >>> state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_outer_steps=2, num_tasks=3, progress=False)
     >>> report = jaxmeta.evaluate(jax.random.key(1), learner, family.test, state.meta_params, num_tasks=5)
     >>> report.samples["return"].shape
     (5, 4)
     """
-    row = experience_shapes(family)
-    environment, max_steps = family.environment, family.environment.max_steps
-    num_prior_steps = max_steps if num_prior_steps is None else num_prior_steps
-    num_posterior_steps = max_steps if num_posterior_steps is None else num_posterior_steps
-    counts = {
-        "num_prior_steps": num_prior_steps,
-        "num_posterior_steps": num_posterior_steps,
-        "batch_size": batch_size,
-        "num_gradient_steps": num_gradient_steps,
-        "num_batch_tasks": num_batch_tasks,
-        "num_episodes": num_episodes,
-        "num_exploration_episodes": num_exploration_episodes,
-    }
-    for name, count in counts.items():
-        check_integer(name, count, minimum=1)
-    check_integer("num_extra_steps", num_extra_steps, minimum=0)
-    check_number("kl_weight", kl_weight)
-    if not isinstance(is_greedy, bool | None):
-        raise ValueError(f"is_greedy must be True, False or None, got {is_greedy!r}")
-    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(3e-4)")
-    num_visited = num_prior_steps + num_posterior_steps
-    num_context = num_visited if num_context is None else num_context
-    _check_at_most("num_context", num_context, num_visited, "transitions of a visit")
-    plan = _plan(row, num_train_tasks, capacity, num_visited + num_extra_steps, memory_budget)
-    sac = soft_actor_critic(
-        actor_critic,
-        discount=discount,
-        reward_scale=reward_scale,
-        temperature=temperature,
-        target_entropy=target_entropy,
-        target_rate=target_rate,
-    )
-    prior, infer = _inference(encoder, context, actor_critic.latent_size)
-    collect = _collector(
-        actor_critic,
-        prior,
-        infer,
-        environment,
-        critic_reward_fn,
-        num_steps=(num_prior_steps, num_posterior_steps, num_extra_steps),
-    )
-    act = _policy(actor_critic, environment, is_greedy=encoder is None if is_greedy is None else is_greedy)
-    live = _tester(act, prior, infer, environment, row, num_exploration_episodes)
-    has_kl = encoder is not None and context == "probabilistic"
+    row, environment = experience_shapes(family), family.environment
+    optimizer = optax.adam(3e-4) if optimizer is None else optimizer
+    check_optimizer("optimizer", optimizer)
+    _check_values(num_train_tasks, kl_weight, critic_reward_fn, metrics_fn)
+    _check_options(visits=visits, replay=replay, sac=sac, meta_test=meta_test)
+    _check_networks(actor_critic, encoder, row)
+    num_steps = visits.num_steps(environment.max_steps)
+    plan = _plan(row, num_train_tasks, replay, num_steps)
+    prior, act = prior_of(encoder), _policy(actor_critic, environment)
+    acts_greedily = encoder is None if meta_test.is_greedy is None else meta_test.is_greedy
 
     def init(key: jax.Array) -> MetaState:
         _say(str(plan))
-        sac_key, encoder_key = jax.random.split(key)
-        params = sac.init(sac_key) | ({} if encoder is None else {"encoder": encoder.init(encoder_key)})
-        meta_params = MetaParams(check_params(params))
-        visit = jax.tree.map(lambda leaf: jnp.zeros((num_train_tasks, num_visited, *leaf.shape), leaf.dtype), row)
-        target = jax.tree.map(jnp.copy, meta_params.params["critic"])
-        replay = empty_replay(row, num_train_tasks, capacity)
-        return MetaState(
-            jnp.int32(0), meta_params, Memory(optimizer.init(meta_params), target, replay, visit), jnp.int32(0)
-        )
+        meta_params = MetaParams(_init_networks(key, actor_critic, encoder, sac))
+        memory = empty_memory(meta_params, row, num_train_tasks, replay.capacity, sum(num_steps[:2]))
+        return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0), memory)
 
-    def remember(memory: Memory, visited: tuple[jax.Array, Experience, Experience]) -> tuple[Memory, None]:
-        """One task after the other, for the same may have been visited twice."""
-        index, visit, rows = visited
-        last = jax.tree.map(lambda old, new: old.at[index].set(new), memory.context, visit)
-        return memory._replace(replay=add_rows(memory.replay, index, rows), context=last), None
+    # Algorithm 1.
+    collect = partial(
+        collect_visit,
+        environment=environment,
+        act=partial(act, is_greedy=False),
+        encoder=encoder,
+        num_steps=num_steps,
+        critic_reward_fn=critic_reward_fn,
+        metrics_fn=metrics_fn,
+    )
+    loss_fn = partial(pearl_loss, actor_critic=actor_critic, encoder=encoder, sac=sac, kl_weight=kl_weight)
+    step = partial(gradient_step, loss_fn=loss_fn, optimizer=optimizer, replay=replay, target_rate=sac.target_rate)
+    update = partial(meta_train, collect=collect, step=step, num_gradient_steps=replay.num_gradient_steps)
 
-    def draw(key: jax.Array, memory: Memory) -> tuple[Experience, Experience]:
-        """Of a few of the tasks that were ever visited: context `[N, n]`, and what critics learn from, `[N, B]`."""
-        task_key, context_key, batch_key = jax.random.split(key, 3)
-        is_known = jnp.where(memory.replay.num_added > 0, 0.0, -jnp.inf)
-        index = jax.random.categorical(task_key, is_known, shape=(num_batch_tasks,))
-        keys = lambda key: jax.random.split(key, num_batch_tasks)
-        batch = jax.vmap(sample_rows, (0, None, 0, None))(keys(batch_key), memory.replay, index, batch_size)
-        which = jax.vmap(lambda key: jax.random.permutation(key, num_visited)[:num_context])(keys(context_key))
-        return jax.tree.map(lambda rows: rows[index[:, None], which], memory.context), batch
-
-    def loss_fn(meta_params: MetaParams, key: jax.Array, target: Params, context: Experience, batch: Experience):
-        params = meta_params.params
-        z_key, sac_key = jax.random.split(key)
-        belief = jax.vmap(infer, (None, 0, None))(params, context, jnp.ones(num_context, bool))
-        z = belief.sample(z_key)
-        each = jnp.repeat(z, batch_size, axis=0)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-        losses = sac.losses(sac_key, params, target, rows, each)
-        kl = jnp.sum(jax.vmap(Gaussian.kl, (0, None))(belief, prior)) if has_kl else jnp.zeros(())
-        metrics = {"critic_loss": losses.critic, "entropy": -losses.log_prob, "kl": kl / num_batch_tasks}
-        return losses.critic + losses.actor + losses.temperature + kl_weight * kl, metrics
-
-    def update(key: jax.Array, state: MetaState, tasks: IndexedTask) -> tuple[MetaState, Metrics]:
-        _check_indexed(tasks, num_train_tasks)
-        collect_key, learn_key = jax.random.split(key)
-        keys = jax.random.split(collect_key, len(tasks.which))
-        visits, rows, metrics = jax.vmap(collect, (0, None, 0))(keys, state.meta_params.params, tasks.params)
-        memory, _ = jax.lax.scan(remember, state.opt_state, (jnp.argmax(tasks.which, axis=1), visits, rows))
-
-        def step(carry: tuple[MetaState, Params], key: jax.Array) -> tuple[tuple[MetaState, Params], Metrics]:
-            learned, target = carry
-            draw_key, loss_key = jax.random.split(key)
-            gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, terms), grads = gradient(learned.meta_params, loss_key, target, *draw(draw_key, memory))
-            learned, terms = outer_step(optimizer, learned, loss, terms, grads)
-            return (learned, sac.track(target, learned.meta_params.params)), terms
-
-        start = (state._replace(opt_state=memory.opt_state), memory.target)
-        (learned, target), curves = jax.lax.scan(step, start, jax.random.split(learn_key, num_gradient_steps))
-        is_finite = jnp.all(curves.pop("is_finite"))
-        metrics = jax.tree.map(jnp.mean, metrics | curves) | {"is_finite": is_finite}
-        memory = memory._replace(opt_state=learned.opt_state, target=target)
-        return MetaState(state.step + 1, learned.meta_params, memory, state.num_skipped + ~is_finite), metrics
+    # Algorithm 2.
+    meet = partial(
+        meet_task,
+        environment=environment,
+        act=partial(act, is_greedy=acts_greedily),
+        encoder=encoder,
+        num_exploration_episodes=meta_test.num_exploration_episodes,
+        row=row,
+    )
 
     def adapt_to(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
-        return AdaptedBelief(meta_params.params, *live(key, meta_params.params, task, num_episodes))
+        return meet(key, meta_params.params, task, num_episodes=meta_test.num_episodes)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
-        _, transitions = live(key, meta_params.params, task, num_episodes + 1)
-        return {"return": jnp.sum(transitions.reward, axis=1)}
+        transitions = meet(key, meta_params.params, task, num_episodes=meta_test.num_episodes + 1).transitions
+        return jax.vmap(lambda episode: report(episode, environment.max_steps, metrics_fn))(transitions)
 
-    return MetaLearner(init, update, adapt_to, evaluate)
+    def agent(meta_params: MetaParams, adapted: AdaptedBelief | None = None, is_greedy: bool | None = None) -> Agent:
+        belief = prior if adapted is None else adapted.belief
+        policy = partial(act, is_greedy=acts_greedily if is_greedy is None else is_greedy)
+        return Agent(policy, (meta_params.params, belief), prior.mean)
+
+    return MetaLearner(init, update, adapt_to, evaluate, agent, unit="episode")
 
 
-def sac(family: Family, actor_critic: ActorCritic, **kwargs) -> MetaLearner:
+def sac(
+    family: Family,
+    actor_critic: ActorCritic,
+    *,
+    num_train_tasks: int,
+    visits: Visits = Visits(),
+    replay: Replay = Replay(),
+    sac: SoftActorCritic = SoftActorCritic(),
+    meta_test: MetaTest = MetaTest(),
+    optimizer: optax.GradientTransformation | None = None,
+    critic_reward_fn: CriticRewardFn | None = None,
+    metrics_fn: MetricsFn | None = None,
+) -> MetaLearner:
     """Soft actor-critic: `pearl` without context, one policy for all tasks. With one task, plain SAC.
 
     Args, returns and errors as for `pearl`.
@@ -365,28 +432,51 @@ def sac(family: Family, actor_critic: ActorCritic, **kwargs) -> MetaLearner:
     >>> from jaxmeta.algorithms import mlp_actor_critic
     >>> from jaxmeta.rl import families
     >>> family = families.pendulum()
-    >>> learner = sac(family, mlp_actor_critic(family), num_train_tasks=1, num_batch_tasks=1)
+    >>> learner = sac(family, mlp_actor_critic(family), num_train_tasks=1, replay=Replay(num_batch_tasks=1))
     """
-    return pearl(family, actor_critic, None, **kwargs)
+    return pearl(
+        family,
+        actor_critic,
+        None,
+        num_train_tasks=num_train_tasks,
+        visits=visits,
+        replay=replay,
+        sac=sac,
+        meta_test=meta_test,
+        optimizer=optimizer,
+        critic_reward_fn=critic_reward_fn,
+        metrics_fn=metrics_fn,
+    )
 
 
-def pearl_agent(family: Family, actor_critic: ActorCritic, adapted: AdaptedBelief) -> Agent:
-    """What `adapt` found, as an agent for `rl.rollout`: z from the belief at the start of each episode.
+def _init_networks(
+    key: jax.Array, actor_critic: ActorCritic, encoder: Encoder | None, sac: SoftActorCritic
+) -> dict[str, Params]:
+    sac_key, encoder_key = jax.random.split(key)
+    params = init_params(sac_key, actor_critic, sac)
+    return check_params(params if encoder is None else params | {"encoder": encoder.init(encoder_key)})
 
-    >>> import jaxmeta
-    >>> from jaxmeta.algorithms import mlp_actor_critic
-    >>> from jaxmeta.rl import families, trial
-    >>> family = families.navigation()
-    >>> networks = mlp_actor_critic(family)
-    >>> learner = sac(family, networks, num_train_tasks=1)
-    >>> task = family.test.sample(jax.random.key(0), family.test.data)
-    >>> adapted = learner.adapt(jax.random.key(1), learner.init(jax.random.key(2)).meta_params, task)
-    >>> agent = pearl_agent(family, networks, adapted)
-    >>> rollout(jax.random.key(3), trial(family.environment), *agent, task)[1].reward.shape
-    (100,)
-    """
-    act = _policy(actor_critic, family.environment, is_greedy=True)
-    return Agent(act, (adapted.params, adapted.belief), adapted.belief.mean)
+
+def empty_memory(meta_params: MetaParams, row: Experience, num_tasks: int, capacity: int, num_context: int) -> Memory:
+    """Before anything is seen: the running average is at the critics, and there are no rows like `row`."""
+    context = jax.tree.map(lambda leaf: jnp.zeros((num_tasks, num_context, *leaf.shape), leaf.dtype), row)
+    target = jax.tree.map(jnp.copy, meta_params.params["critic"])
+    return Memory(target, empty_buffers(row, num_tasks, capacity), context)
+
+
+def _policy(actor_critic: ActorCritic, environment: Environment) -> Callable:
+    """A policy of params (parameters, belief), whose carry is z, and whose extras are its actions in [−1, 1]."""
+    space: Any = environment.action_space  # Continuous: `experience_shapes` has looked
+
+    def act(key: jax.Array, params: tuple[Params, Gaussian], z: jax.Array, inputs: Inputs, *, is_greedy: bool):
+        z_key, action_key = jax.random.split(key)
+        parameters, belief = params
+        z = jnp.where(inputs.done, belief.sample(z_key), z)
+        distribution = actor_critic.actor(parameters["actor"], flatten(inputs.observation)[None], z[None])
+        action = (distribution.mode() if is_greedy else distribution.sample(action_key))[0]
+        return rescale(action, space), z, action
+
+    return act
 
 
 def experience_of(transitions: Transition) -> Experience:
@@ -397,134 +487,350 @@ def experience_of(transitions: Transition) -> Experience:
     return Experience(observation, transitions.extras, transitions.reward, next_observation, transitions.terminated)
 
 
-def _inference(encoder: Encoder | None, context: str, latent_size: int) -> tuple[Gaussian, Callable]:
-    """The prior, and (params, experience [n], mask [n]) -> belief."""
-    check_choice("context", context, ("probabilistic", "deterministic"))
-    if encoder is None:
-        _check_latent_size(latent_size, 0, "0 where there is no encoder")
-        prior = Gaussian(jnp.zeros(0), jnp.zeros(0))
-        return prior, lambda params, rows, mask: prior
-    check_fields("encoder", encoder, ("init", "apply"), "an Encoder, such as mlp_encoder(family)")
-    _check_latent_size(latent_size, encoder.latent_size, "that of the encoder")
-    combine = product_of_gaussians if context == "probabilistic" else mean_of_points
-
-    def infer(params: Params, rows: Experience, mask: jax.Array) -> Gaussian:
-        return combine(*encoder.apply(params["encoder"], rows), mask)
-
-    zeros = jnp.zeros((1, latent_size))
-    return combine(zeros, zeros, jnp.zeros(1, bool)), infer
+# Algorithm 1, meta-training.
 
 
-def _policy(actor_critic: ActorCritic, environment: Environment, is_greedy: bool) -> Callable:
-    """A policy of params (parameters, belief), whose carry is z, and whose extras are its actions in [−1, 1]."""
-    space = bounded_space(environment)
+def meta_train(
+    key: jax.Array, state: MetaState, tasks: IndexedTask, *, collect: Callable, step: Callable, num_gradient_steps: int
+) -> tuple[MetaState, Metrics]:
+    """Lines 3 to 22: visit tasks `[N]`, remember what was seen, and take gradient steps on all that is remembered."""
+    _check_indexed(tasks, len(state.carry.buffers.num_added))
+    collect_key, learn_key = jax.random.split(key)
 
-    def policy(key: jax.Array, params: tuple[Params, Gaussian], z: jax.Array, inputs):
-        z_key, action_key = jax.random.split(key)
-        parameters, belief = params
-        z = jnp.where(inputs.done, belief.sample(z_key), z)
-        distribution = actor_critic.actor(parameters["actor"], flatten(inputs.observation)[None], z[None])
-        action = (distribution.mode() if is_greedy else distribution.sample(action_key))[0]
-        return rescale(action, space), z, action
+    # Gathering data, from all tasks at once.
+    keys = jax.random.split(collect_key, len(tasks.index))
+    visits = jax.vmap(collect, (0, None, 0))(keys, state.meta_params.params, tasks.params)
+    memory, all_finite = remember(state.carry, tasks.index, visits)
 
-    return policy
+    # Training steps.
+    learned = Learned(state.meta_params, state.opt_state, memory.target)
+    keys = jax.random.split(learn_key, num_gradient_steps)
+    learned, curves = jax.lax.scan(lambda learned, key: step(key, learned, memory), learned, keys)
+
+    is_finite = all_finite & jnp.all(curves.pop("is_finite"))
+    num_env_steps = jnp.int32(visits.rows.reward.size)
+    own = jax.tree.map(jnp.mean, curves) | {"num_env_steps": num_env_steps, "is_finite": is_finite}
+    state = state._replace(carry=memory._replace(target=learned.target))
+    state = counted(state, learned.meta_params, learned.opt_state, is_finite)
+    return state, beside(jax.tree.map(jnp.mean, visits.metrics), own)
 
 
-def _collector(
-    actor_critic: ActorCritic,
-    prior: Gaussian,
-    infer: Callable,
+class Visit(NamedTuple):
+    """What a visit to a task brings.
+
+    context: `[n]`, of what was played before the extra steps: what the next beliefs are made of
+    rows:    `[T]`, all of it, with the reward that critics learn from
+    metrics: of the episodes
+    """
+
+    context: Experience
+    rows: Experience
+    metrics: Metrics
+
+
+def collect_visit(
+    key: jax.Array,
+    params: Params,
+    task: PyTree,
+    *,
     environment: Environment,
-    critic_reward_fn: Callable | None,
-    num_steps: tuple[int, int, int],
-) -> Callable[[jax.Array, Params, PyTree], tuple[Experience, Experience, Metrics]]:
-    """Algorithm 1, lines 4 to 10: (key, params, task) -> what beliefs are made of, all as critics see it, metrics."""
-    if critic_reward_fn is not None:
-        check_callable("critic_reward_fn", critic_reward_fn, "(params of the task, experience) -> reward")
-    act = _policy(actor_critic, environment, is_greedy=False)
-
-    def collect(key: jax.Array, params: Params, task: PyTree) -> tuple[Experience, Experience, Metrics]:
-        def play(key: jax.Array, belief: Gaussian, num_steps: int) -> tuple[Experience, jax.Array]:
-            episodes = trial(environment, num_steps=num_steps)
-            _, transitions = rollout(key, episodes, act, (params, belief), prior.mean, task)
-            return experience_of(transitions), jnp.sum(transitions.reward) / jnp.sum(transitions.inputs.done)
-
-        join = lambda *parts: jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
-        believe = lambda rows: infer(params, rows, jnp.ones(len(rows.reward), bool))
-        prior_key, posterior_key, extra_key = jax.random.split(key, 3)
-        before, return_before = play(prior_key, prior, num_steps[0])
-        after, return_after = play(posterior_key, believe(before), num_steps[1])
-        visit = join(before, after)
-        rows = join(visit, play(extra_key, believe(visit), num_steps[2])[0]) if num_steps[2] else visit
-        if critic_reward_fn is not None:
-            rows = rows._replace(reward=jax.vmap(critic_reward_fn, (None, 0))(task, rows))
-        return visit, rows, {"return_before": return_before, "return": return_after}
-
-    return collect
-
-
-def _tester(
     act: Callable,
-    prior: Gaussian,
-    infer: Callable,
+    encoder: Encoder | None,
+    num_steps: tuple[int, int, int],
+    critic_reward_fn: CriticRewardFn | None = None,
+    metrics_fn: MetricsFn | None = None,
+) -> Visit:
+    """Lines 4 to 10: gather data from one task, with z from the prior, then from what that leads to believe."""
+    prior = prior_of(encoder)
+    believe = lambda rows: infer(params, rows, jnp.ones(len(rows.reward), bool), encoder)
+
+    def play(key: jax.Array, belief: Gaussian, num_steps: int) -> tuple[Experience, Metrics]:
+        steps, explore = trial(environment, num_steps=num_steps), partial(act, is_greedy=False)
+        _, transitions = rollout(key, steps, explore, (params, belief), prior.mean, task)
+        return experience_of(transitions), report(transitions, environment.max_steps, metrics_fn)
+
+    prior_key, posterior_key, extra_key = jax.random.split(key, 3)
+    before, metrics_before = play(prior_key, prior, num_steps[0])
+    after, metrics = play(posterior_key, believe(before), num_steps[1])
+    context = rows = _join(before, after)
+    if num_steps[2]:
+        rows = _join(context, play(extra_key, believe(context), num_steps[2])[0])
+    if critic_reward_fn is not None:
+        rows = rows._replace(reward=_critic_reward(critic_reward_fn, task, rows))
+    metrics_before = {f"{name}_before": value for name, value in metrics_before.items()}
+    return Visit(context, rows, beside(metrics, metrics_before))
+
+
+def report(transitions: Transition, max_steps: int, metrics_fn: MetricsFn | None) -> Metrics:
+    """The mean return of the first ⌊T/H⌋ episodes, which T steps always hold, and what `metrics_fn` says of them.
+
+    Where T steps hold no episode for certain: "reward", the mean of a step.
+    """
+    num_episodes = len(transitions.reward) // max_steps
+    if not num_episodes:
+        return {"reward": jnp.mean(transitions.reward)}
+    episodes = first_episodes(transitions, num_episodes, max_steps)
+    return beside(metrics_of(metrics_fn, episodes), {"return": jnp.mean(jnp.sum(episodes.reward, axis=0))})
+
+
+def first_episodes(transitions: Transition, num_episodes: int, max_steps: int) -> Transition:
+    """The first E episodes, `[H, E]`, of one trial's transitions `[T]`, T ≥ E H; masked where they are over."""
+    episode = episode_of(transitions)
+    start = jnp.searchsorted(episode, jnp.arange(num_episodes))
+    where = jnp.minimum(start[None] + jnp.arange(max_steps)[:, None], len(episode) - 1)
+    found = jax.tree.map(lambda x: x[where], transitions)
+    mask = found.mask & (episode[where] == jnp.arange(num_episodes)[None])
+    return found._replace(mask=mask, reward=jnp.where(mask, found.reward, 0))
+
+
+def remember(memory: Memory, index: jax.Array, visits: Visit) -> tuple[Memory, jax.Array]:
+    """Line 9: adds to the buffers, and replaces the contexts, of tasks `index` `[N]`; whether all visits were finite.
+
+    One task after the other, for the same may have been visited twice. What is not finite is written nowhere.
+    """
+    is_finite = jax.vmap(_all_finite)((visits.context, visits.rows))
+    nowhere = len(memory.buffers.num_added)
+
+    def add(memory: Memory, visit: tuple[jax.Array, Experience, Experience]) -> tuple[Memory, None]:
+        index, context, rows = visit
+        last = jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), memory.context, context)
+        return memory._replace(buffers=add_rows(memory.buffers, index, rows), context=last), None
+
+    memory, _ = jax.lax.scan(add, memory, (jnp.where(is_finite, index, nowhere), visits.context, visits.rows))
+    return memory, jnp.all(is_finite)
+
+
+class Learned(NamedTuple):
+    """What a gradient step changes."""
+
+    meta_params: MetaParams
+    opt_state: PyTree
+    target: Params
+
+
+def gradient_step(
+    key: jax.Array,
+    learned: Learned,
+    memory: Memory,
+    *,
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    replay: Replay,
+    target_rate: float,
+) -> tuple[Learned, Metrics]:
+    """Lines 12 to 21: draw tasks, contexts and batches, and step all networks. Nothing changes if it is not finite."""
+    draw_key, loss_key = jax.random.split(key)
+    context, batch = draw(draw_key, memory, replay)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, terms), grads = gradient(learned.meta_params, loss_key, learned.target, context, batch)
+    loss = jnp.where(jnp.any(memory.buffers.num_added > 0), loss, jnp.nan)  # of nothing there is nothing to learn
+    meta_params, opt_state, applied = apply_gradient(optimizer, learned.meta_params, learned.opt_state, loss, grads)
+
+    tracked = track(learned.target, meta_params.params["critic"], target_rate)
+    target = jax.tree.map(lambda new, old: jnp.where(applied["is_finite"], new, old), tracked, learned.target)
+    return Learned(meta_params, opt_state, target), terms | applied
+
+
+def draw(key: jax.Array, memory: Memory, replay: Replay) -> tuple[Experience, Experience]:
+    """Of a few of the tasks that were ever visited: context `[N, n]`, and what critics learn from, `[N, B]`."""
+    task_key, context_key, batch_key = jax.random.split(key, 3)
+    is_known = jnp.where(memory.buffers.num_added > 0, 0.0, -jnp.inf)
+    index = jax.random.categorical(task_key, is_known, shape=(replay.num_batch_tasks,))
+    keys = lambda key: jax.random.split(key, replay.num_batch_tasks)
+    batch = jax.vmap(sample_rows, (0, None, 0, None))(keys(batch_key), memory.buffers, index, replay.batch_size)
+    num_visited = memory.context.reward.shape[1]
+    which = jax.vmap(lambda key: jax.random.permutation(key, num_visited)[: replay.num_context])(keys(context_key))
+    return jax.tree.map(lambda rows: rows[index[:, None], which], memory.context), batch
+
+
+def pearl_loss(
+    meta_params: MetaParams,
+    key: jax.Array,
+    target: Params,
+    context: Experience,
+    batch: Experience,
+    *,
+    actor_critic: ActorCritic,
+    encoder: Encoder | None,
+    sac: SoftActorCritic,
+    kl_weight: float,
+) -> tuple[jax.Array, Metrics]:
+    """The losses of soft actor-critic on `batch` `[N, B]`, each task with its z ~ q(z | context), and λ Σ KL."""
+    params, (num_tasks, batch_size) = meta_params.params, batch.reward.shape
+    z_key, sac_key = jax.random.split(key)
+    believe = lambda rows: infer(params, rows, jnp.ones(len(rows.reward), bool), encoder)
+    belief = jax.vmap(believe)(context) if encoder is not None else _repeat(prior_of(None), num_tasks)
+    z = jnp.repeat(belief.sample(z_key), batch_size, axis=0)
+    losses = sac_losses(sac_key, params, target, _flat(batch), z, actor_critic=actor_critic, options=sac)
+
+    has_kl = encoder is not None and encoder.context == "probabilistic"
+    kl = jnp.sum(jax.vmap(Gaussian.kl, (0, None))(belief, prior_of(encoder))) if has_kl else jnp.zeros(())
+    metrics = {"critic_loss": losses.critic, "entropy": -losses.log_prob, "kl": kl / num_tasks}
+    return losses.critic + losses.actor + losses.temperature + kl_weight * kl, metrics
+
+
+# Algorithm 2, meta-testing.
+
+
+def meet_task(
+    key: jax.Array,
+    params: Params,
+    task: PyTree,
+    *,
+    num_episodes: int,
     environment: Environment,
+    act: Policy,
+    encoder: Encoder | None,
     row: Experience,
     num_exploration_episodes: int,
-) -> Callable[[jax.Array, Params, PyTree, int], tuple[Gaussian, Transition]]:
-    """Algorithm 2: (key, params, task, n) -> the belief after n episodes, and these, `[n, H]`."""
-    one = trial(environment, num_episodes=1)
+) -> AdaptedBelief:
+    """Episodes of one task, each with z from what all before it lead to believe; and what they all lead to believe."""
+    one, prior = trial(environment, num_episodes=1), prior_of(encoder)
+    task = task.params if isinstance(task, IndexedTask) else task  # a training task may be judged too
 
-    def live(key: jax.Array, params: Params, task: PyTree, num_episodes: int) -> tuple[Gaussian, Transition]:
-        def believe(rows: Experience, mask: jax.Array) -> Gaussian:
-            return infer(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows), mask.reshape(-1))
+    def believe(rows: Experience, mask: jax.Array) -> Gaussian:
+        return infer(params, _flat(rows), _flat(mask), encoder)
 
-        def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
-            i, key = step
-            is_exploring = i < num_exploration_episodes
-            belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, believe(*seen))
-            _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
-            new = (experience_of(transitions), transitions.mask)
-            return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
+    def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
+        i, key = step
+        is_exploring = i < num_exploration_episodes
+        belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, believe(*seen))
+        _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
+        new = (experience_of(transitions), transitions.mask)
+        return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
 
-        shape = (num_episodes, one.num_steps)
-        rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
-        steps = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
-        seen, transitions = jax.lax.scan(play, (rows, jnp.zeros(shape, bool)), steps)
-        return believe(*seen), transitions
-
-    return live
+    shape = (num_episodes, one.num_steps)
+    rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
+    nothing = (rows, jnp.zeros(shape, bool))
+    seen, transitions = jax.lax.scan(play, nothing, (jnp.arange(num_episodes), jax.random.split(key, num_episodes)))
+    return AdaptedBelief(believe(*seen), transitions)
 
 
-def _plan(row: Experience, num_tasks: int, capacity: int, num_rows: int, budget: int | None) -> MemoryPlan:
-    check_integer("num_train_tasks", num_tasks, minimum=1)
-    check_integer("capacity", capacity, minimum=1)
-    if budget is not None:
-        check_integer("memory_budget", budget, minimum=1)
-    if capacity < num_rows:
-        raise ValueError(f"capacity must hold at least one visit, {num_rows:,} transitions, got {capacity:,}")
-    return memory_plan(row, num_tasks, capacity, default_memory_budget() if budget is None else budget)
+# Small things, and what is looked at.
 
 
-@functools.cache
+def _join(*parts: Experience) -> Experience:
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+
+def _repeat(tree: PyTree, number: int) -> PyTree:
+    return jax.tree.map(lambda x: jnp.repeat(x[None], number, axis=0), tree)
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _flat(tree: PyTree) -> PyTree:
+    """Two leading axes as one."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _critic_reward(critic_reward_fn: CriticRewardFn, task: PyTree, rows: Experience) -> jax.Array:
+    reward = jax.vmap(critic_reward_fn, (None, 0))(task, rows)
+    if jnp.shape(reward) != rows.reward.shape:
+        raise ValueError(f"critic_reward_fn must return a scalar for each row, got the shape {jnp.shape(reward)[1:]}")
+    return jnp.asarray(reward, rows.reward.dtype)
+
+
+def metrics_of(metrics_fn: MetricsFn | None, transitions: Transition) -> Metrics:
+    """What a user's `metrics_fn` says, {} without one; looked at while it is traced."""
+    metrics = {} if metrics_fn is None else metrics_fn(transitions)
+    if not isinstance(metrics, dict):
+        raise ValueError(f"metrics_fn must return a dict {{name: scalar}}, got {type(metrics).__name__}")
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise ValueError(f"metrics_fn must return scalars; {name} has the shape {jnp.shape(value)}: take its mean")
+    return metrics
+
+
+def beside(metrics: Metrics, own: Metrics) -> Metrics:
+    """A user's metrics and the learner's own, which have their names to themselves."""
+    taken = sorted(metrics.keys() & own.keys())
+    if taken:
+        raise ValueError(f"metrics_fn must use other names than the learner's own, got {', '.join(taken)}")
+    return {**metrics, **own}
+
+
+def _plan(row: Experience, num_tasks: int, replay: Replay, num_steps: tuple[int, int, int]) -> MemoryPlan:
+    """What the buffers take, which must hold a visit, of which the context is drawn."""
+    if replay.capacity < sum(num_steps):
+        raise ValueError(
+            f"capacity of replay must hold at least one visit, {sum(num_steps):,} transitions, got {replay.capacity:,}"
+        )
+    num_context, num_visited = replay.num_context, sum(num_steps[:2])
+    if num_context is not None and num_context > num_visited:
+        raise ValueError(
+            f"num_context of replay must be at most the {num_visited} transitions of a visit, got {num_context}"
+        )
+    budget = default_memory_budget() if replay.memory_budget is None else replay.memory_budget
+    return memory_plan(row, num_tasks, replay.capacity, budget)
+
+
+@cache
 def _say(message: str) -> None:
     """Once for each message, however often programs are traced."""
     _log.info(message)
 
 
-def _check_at_most(name: str, value: int, most: int, what: str) -> None:
-    check_integer(name, value, minimum=1)
-    if value > most:
-        raise ValueError(f"{name} must be at most the {most} {what}, got {value}")
+def _check_options(**options: object) -> None:
+    kinds = {"visits": Visits, "replay": Replay, "sac": SoftActorCritic, "meta_test": MetaTest}
+    for name, value in options.items():
+        if not isinstance(value, kinds[name]):
+            raise ValueError(f"{name} must be a jaxmeta.{kinds[name].__name__}(...), got {value!r}")
 
 
-def _check_latent_size(value: int, expected: int, what: str) -> None:
-    if value != expected:
-        raise ValueError(f"latent_size of actor_critic must be {what}, {expected}, got {value}")
+def _check_values(
+    num_train_tasks: int, kl_weight: float, critic_reward_fn: CriticRewardFn | None, metrics_fn: MetricsFn | None
+) -> None:
+    check_integer("num_train_tasks", num_train_tasks, minimum=1)
+    check_number("kl_weight", kl_weight)
+    if critic_reward_fn is not None:
+        check_callable("critic_reward_fn", critic_reward_fn, "(params of the task, experience) -> reward")
+    if metrics_fn is not None:
+        check_callable("metrics_fn", metrics_fn, "(transitions [H, E]) -> {name: scalar}")
+
+
+def _check_networks(actor_critic: ActorCritic, encoder: Encoder | None, row: Experience) -> None:
+    """That they are some, and what they return of two rows, by shapes."""
+    fields = ("init", "actor", "critic")
+    check_fields("actor_critic", actor_critic, fields, "an ActorCritic, such as mlp_actor_critic(family)")
+    if encoder is not None:
+        check_fields("encoder", encoder, ("init", "apply"), "an Encoder, such as mlp_encoder(family)")
+        check_choice("context of encoder", encoder.context, _COMBINE)
+    latent_size, expected = actor_critic.latent_size, 0 if encoder is None else encoder.latent_size
+    if latent_size != expected:
+        what = "0 where there is no encoder" if encoder is None else "that of the encoder"
+        raise ValueError(f"latent_size of actor_critic must be {what}, {expected}, got {latent_size}")
+
+    def outputs(key: jax.Array) -> dict[str, jax.Array]:
+        rows, z = (
+            _repeat(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), row), 2),
+            jnp.zeros((2, expected)),
+        )
+        params = actor_critic.init(key)
+        action = actor_critic.actor(params["actor"], rows.observation, z).sample(key)
+        found = {
+            "sample of actor": action,
+            "critic": actor_critic.critic(params["critic"], rows.observation, action, z),
+        }
+        if encoder is not None:
+            mean, variance = encoder.apply(encoder.init(key), rows)
+            found |= {"mean of encoder": mean, "variance of encoder": variance}
+        return found
+
+    shapes = {"sample of actor": (2, *row.action.shape), "critic": (2, 2)}
+    for name, leaf in jax.eval_shape(outputs, jax.random.key(0)).items():
+        shape = shapes.get(name, (2, expected))
+        if leaf.shape != shape:
+            raise ValueError(f"{name} must have the shape {shape} for two rows, got {leaf.shape}")
 
 
 def _check_indexed(tasks: IndexedTask, num_train_tasks: int) -> None:
     remedy = f"rl.indexed_tasks(...) of the {num_train_tasks} training tasks"
     if not isinstance(tasks, IndexedTask):
         raise ValueError(f"tasks must come from {remedy}, got {type(tasks).__name__}")
-    if jnp.ndim(tasks.which) != 2 or jnp.shape(tasks.which)[1] != num_train_tasks:
-        raise ValueError(f"tasks must come from {remedy}, got which of shape {jnp.shape(tasks.which)}")
+    if tasks.num_tasks != num_train_tasks:
+        raise ValueError(f"tasks must come from {remedy}, got one of {tasks.num_tasks}")
+    if jnp.ndim(tasks.index) != 1:
+        raise ValueError(f"tasks must have a leading axis N, got an index of shape {jnp.shape(tasks.index)}")

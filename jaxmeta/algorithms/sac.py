@@ -15,6 +15,7 @@ temperature of 1.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen
@@ -22,11 +23,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_number, check_widths
+from jaxmeta.checks import check_callable, check_integer, check_number, check_widths
 from jaxmeta.nn import MLP
 from jaxmeta.rl.distributions import TanhGaussian
-from jaxmeta.rl.env import Continuous, Environment, Family, check_environment, flatten
+from jaxmeta.rl.env import Continuous, Family, check_environment, flatten
 from jaxmeta.types import InitFn, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftActorCritic:
+    """The options of soft actor-critic.
+
+    Raises:
+      ValueError: a number is wrong.
+
+    >>> SoftActorCritic(discount=0.9, reward_scale=10.0).temperature is None  # it is learned
+    True
+    """
+
+    discount: float = 0.99
+    """γ, of later rewards."""
+    reward_scale: float = 1.0
+    """c, of the reward that critics learn from."""
+    temperature: float | None = None
+    """α, how much an entropy of 1 is worth; learned, from 1 on, if None."""
+    target_entropy: float | None = None
+    """H, of an action in units of the action space, that a learned α is to lead to; −A if None."""
+    target_rate: float = 0.005
+    """τ, how far the critics' running average follows them in a gradient step."""
+
+    def __post_init__(self) -> None:
+        for name in ("discount", "reward_scale", "target_rate"):
+            check_number(name, getattr(self, name))
+        if self.temperature is not None:
+            check_number("temperature", self.temperature)
+        if self.target_entropy is not None:
+            check_number("target_entropy", self.target_entropy, minimum=-np.inf)
 
 
 class Experience(NamedTuple):
@@ -66,7 +98,7 @@ def mlp_actor_critic(
     *,
     latent_size: int = 0,
     hidden: Sequence[int] = (256, 256),
-    activation: Callable[[jax.Array], jax.Array] = flax.linen.relu,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
 ) -> ActorCritic:
     """Multi-layer perceptrons: a tanh-Gaussian actor with its own deviation for every observation, and two critics.
 
@@ -74,7 +106,7 @@ def mlp_actor_critic(
       family: whose observations and actions they are; actions are real ones.
       latent_size: L, the length of z.
       hidden: widths of the layers of each network.
-      activation: of the layers.
+      activation: of the layers; relu if None.
 
     Raises:
       ValueError: `family` is none or has no bounded real actions, or `latent_size` is negative.
@@ -87,6 +119,7 @@ def mlp_actor_critic(
     """
     check_integer("latent_size", latent_size, minimum=0)
     check_widths("hidden", hidden)
+    activation = flax.linen.relu if activation is None else activation
     check_callable("activation", activation, "(array) -> array")
     row = experience_shapes(family)
     num_actions = row.action.shape[0]
@@ -122,95 +155,82 @@ class Losses(NamedTuple):
     log_prob: jax.Array
 
 
-class SoftActorCritic(NamedTuple):
-    """Pure functions of a batch.
-
-    init:   (key) -> params, of the networks and, where it is learned, "log_temperature"
-    losses: (key, params, target, batch [B], z [B, L]) -> Losses, each of which gives a gradient to its own network
-            only, and the critic's to z
-    track:  (target, params) -> target, the critics' running average
-    """
-
-    init: InitFn
-    losses: Callable[[jax.Array, Params, Params, Experience, jax.Array], Losses]
-    track: Callable[[Params, Params], Params]
-
-
-def soft_actor_critic(
-    actor_critic: ActorCritic,
-    *,
-    discount: float = 0.99,
-    reward_scale: float = 1.0,
-    temperature: float | None = None,
-    target_entropy: float | None = None,
-    target_rate: float = 0.005,
-) -> SoftActorCritic:
-    """The losses above.
-
-    Args:
-      actor_critic: see `mlp_actor_critic`.
-      discount: γ.
-      reward_scale: c, of the reward.
-      temperature: α; learned, from 1 on, if None.
-      target_entropy: H, of an action in units of the action space; −A if None.
-      target_rate: τ.
-
-    Raises:
-      ValueError: an argument is wrong.
+def init_params(key: jax.Array, actor_critic: ActorCritic, options: SoftActorCritic) -> Params:
+    """The parameters of the networks and, where it is learned, "log_temperature".
 
     >>> from jaxmeta.rl import families
-    >>> sac = soft_actor_critic(mlp_actor_critic(families.navigation()))
-    >>> sorted(sac.init(jax.random.key(0)))
+    >>> params = init_params(jax.random.key(0), mlp_actor_critic(families.navigation()), SoftActorCritic())
+    >>> sorted(params)
     ['actor', 'critic', 'log_temperature']
     """
-    fields = ("init", "actor", "critic")
-    check_fields("actor_critic", actor_critic, fields, "an ActorCritic, such as mlp_actor_critic(family)")
-    for name, value in (("discount", discount), ("reward_scale", reward_scale), ("target_rate", target_rate)):
-        check_number(name, value)
-    if temperature is not None:
-        check_number("temperature", temperature)
-    if target_entropy is not None:
-        check_number("target_entropy", target_entropy, minimum=-np.inf)
+    learned = {} if options.temperature is not None else {"log_temperature": jnp.zeros(())}
+    return {**actor_critic.init(key), **learned}
+
+
+def sac_losses(
+    key: jax.Array,
+    params: Params,
+    target: Params,
+    batch: Experience,
+    z: jax.Array,
+    *,
+    actor_critic: ActorCritic,
+    options: SoftActorCritic,
+) -> Losses:
+    """The losses above. Each gives a gradient to its own network only, and the critics' to z.
+
+    Args:
+      key: for the actions that the actor draws.
+      params: of `init_params`.
+      target: Q', the critics' running average, with the structure of `params["critic"]`.
+      batch: experience `[B]`.
+      z: `[B, L]`, what is known of the task of each.
+      actor_critic: the networks.
+      options: γ, c, α and H.
+    """
     stop, actor, critic = jax.lax.stop_gradient, actor_critic.actor, actor_critic.critic
+    key, next_key = jax.random.split(key)
+    temperature, entropy = options.temperature, options.target_entropy
+    alpha = jnp.exp(params["log_temperature"]) if temperature is None else jnp.asarray(temperature, float)
+    entropy = -float(batch.action.shape[1]) if entropy is None else entropy
 
-    def init(key: jax.Array) -> Params:
-        learned = {} if temperature is not None else {"log_temperature": jnp.zeros(())}
-        return {**actor_critic.init(key), **learned}
+    # What the critics are to say: the value of the next state by their running average, and its entropy.
+    next_action, next_log_prob = actor(params["actor"], batch.next_observation, z).sample_and_log_prob(next_key)
+    next_value = critic(target, batch.next_observation, next_action, z).min(axis=1) - alpha * next_log_prob
+    y = stop(options.reward_scale * batch.reward + options.discount * (1 - batch.terminated) * next_value)
+    error = critic(params["critic"], batch.observation, batch.action, z) - y[:, None]
 
-    def losses(key: jax.Array, params: Params, target: Params, batch: Experience, z: jax.Array) -> Losses:
-        key, next_key = jax.random.split(key)
-        alpha = jnp.exp(params["log_temperature"]) if temperature is None else jnp.asarray(temperature, float)
-        entropy = -float(batch.action.shape[1]) if target_entropy is None else target_entropy
+    # The actor's own action, judged by critics that do not learn from it.
+    action, log_prob = actor(params["actor"], batch.observation, stop(z)).sample_and_log_prob(key)
+    value = critic(stop(params["critic"]), batch.observation, action, stop(z)).min(axis=1)
+    return Losses(
+        critic=jnp.mean(jnp.sum(error**2, axis=1)),
+        actor=jnp.mean(stop(alpha) * log_prob - value),
+        temperature=-alpha * (jnp.mean(stop(log_prob)) + entropy),
+        log_prob=jnp.mean(stop(log_prob)),
+    )
 
-        next_action, next_log_prob = actor(params["actor"], batch.next_observation, z).sample_and_log_prob(next_key)
-        next_value = critic(target, batch.next_observation, next_action, z).min(axis=1) - alpha * next_log_prob
-        y = stop(reward_scale * batch.reward + discount * (1 - batch.terminated) * next_value)
-        error = critic(params["critic"], batch.observation, batch.action, z) - y[:, None]
 
-        action, log_prob = actor(params["actor"], batch.observation, stop(z)).sample_and_log_prob(key)
-        value = critic(stop(params["critic"]), batch.observation, action, stop(z)).min(axis=1)
-        return Losses(
-            critic=jnp.mean(jnp.sum(error**2, axis=1)),
-            actor=jnp.mean(stop(alpha) * log_prob - value),
-            temperature=-alpha * (jnp.mean(stop(log_prob)) + entropy),
-            log_prob=jnp.mean(stop(log_prob)),
-        )
+def track(target: Params, params: Params, rate: float) -> Params:
+    """(1 − τ) Q' + τ Q, of all parameters of the critics.
 
-    def track(target: Params, params: Params) -> Params:
-        return jax.tree.map(lambda old, new: old + target_rate * (new - old), target, params["critic"])
-
-    return SoftActorCritic(init, losses, track)
+    >>> track(jnp.array(1.0), jnp.array(3.0), rate=0.25).item()
+    1.5
+    """
+    return jax.tree.map(lambda old, new: old + rate * (new - old), target, params)
 
 
 def experience_shapes(family: Family) -> Experience:
-    """The shapes of one step in `family`, which must have bounded real actions.
+    """The shapes of one step in `family`, which must have real actions.
 
     >>> from jaxmeta.rl import families
     >>> experience_shapes(families.pendulum()).observation.shape
     (3,)
     """
     check_environment("environment of family", getattr(family, "environment", None))
-    environment, space = family.environment, bounded_space(family.environment)
+    environment, space = family.environment, family.environment.action_space
+    if not isinstance(space, Continuous):
+        raise ValueError(f"family must have real actions, for the actor is a density over a box of them; got {space!r}")
 
     def row(key: jax.Array) -> Experience:
         observation = flatten(environment.reset(key, family.train.sample(key, family.train.data))[0])
@@ -218,14 +238,6 @@ def experience_shapes(family: Family) -> Experience:
         return Experience(observation, jnp.zeros(np.shape(space.low)), reward, observation, jnp.zeros((), bool))
 
     return jax.eval_shape(row, jax.random.key(0))
-
-
-def bounded_space(environment: Environment) -> Continuous:
-    """The environment's action space, which has to be a bounded box."""
-    space = environment.action_space
-    if not isinstance(space, Continuous) or not np.isfinite([space.low, space.high]).all():
-        raise ValueError(f"family must have real actions with finite bounds, got the action space {space!r}")
-    return space
 
 
 def rescale(action: jax.Array, space: Continuous) -> jax.Array:

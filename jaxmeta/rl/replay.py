@@ -1,28 +1,40 @@
 """Replay: for each of a finite number of tasks a ring buffer of rows, and tasks that know which of them they are.
 
 Off-policy learning needs tasks that come back, for what was seen of a task is kept in its own buffer. `indexed_tasks`
-makes such a distribution of M tasks: what it samples is an `IndexedTask`, and its `which` says whose buffer it is.
+makes such a distribution of M tasks: what it samples is an `IndexedTask`, and its `index` says whose buffer it is.
 
 The buffers are one pytree of arrays `[M, C, ...]`, in which rows are written where they belong. flashbax, the usual
 choice, has functions of one buffer: to add to some of many, those would be taken out whole and put back, and of two
 additions to the same task in one step one would be lost.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmeta.checks import check_integer
+from jaxmeta.outer.cost import num_bytes
+from jaxmeta.rl.tasks import num_stacked, task_at
 from jaxmeta.types import PyTree, TaskDistribution
 
 
-class IndexedTask(NamedTuple):
-    """One of M tasks: `which` `[M]` is true for the task itself and false for the others; `params` as anywhere."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class IndexedTask:
+    """One of M tasks, its params, and the number that it has among them.
 
-    which: jax.Array
+    index:     0 .. M − 1
+    params:    as of any task
+    num_tasks: M; it is static, so that a learner can see while it is traced that it has a buffer for each
+
+    `jax.vmap` and `jax.tree.map` see two arrays, `index` and `params`.
+    """
+
+    index: jax.Array
     params: PyTree
+    num_tasks: int = field(metadata={"static": True})
 
 
 def indexed_tasks(tasks: PyTree) -> TaskDistribution:
@@ -37,74 +49,73 @@ def indexed_tasks(tasks: PyTree) -> TaskDistribution:
 
     >>> from jaxmeta.rl import families
     >>> tasks = indexed_tasks(families.point_robot().train.data)
-    >>> task = tasks.sample(jax.random.key(0), tasks.data)
-    >>> task.which.shape, int(task.which.sum()), task.params.goal.shape
-    ((80,), 1, (2,))
+    >>> task = tasks.at(7, tasks.data)
+    >>> tasks.size, task.num_tasks, int(task.index), task.params.goal.shape
+    (80, 80, 7, (2,))
     """
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-    if len(sizes) != 1 or sizes <= {(), (0,)}:
-        raise ValueError(f"tasks must be stacked params, every array with the same leading axis M, got axes {sizes}")
+    num_tasks = num_stacked("tasks", tasks)
+
+    def at(index: jax.Array | int, tasks: PyTree) -> IndexedTask:
+        return IndexedTask(jnp.int32(index), task_at(index, tasks), num_tasks)
 
     def sample(key: jax.Array, tasks: PyTree) -> IndexedTask:
-        num_tasks = len(jax.tree.leaves(tasks)[0])
-        index = jax.random.randint(key, (), 0, num_tasks)
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf))[index], tasks)
-        return IndexedTask(jnp.arange(num_tasks) == index, params)
+        return at(jax.random.randint(key, (), 0, num_tasks), tasks)
 
-    return TaskDistribution(sample, tasks)
+    return TaskDistribution(sample, tasks, at=at, size=num_tasks)
 
 
-class Replay(NamedTuple):
+class Buffers(NamedTuple):
     """Ring buffers of M tasks: rows, a pytree of `[M, C, ...]`, and how many were ever added to each, `[M]`."""
 
     rows: PyTree
     num_added: jax.Array
 
 
-def empty_replay(row: PyTree, num_tasks: int, capacity: int) -> Replay:
+def empty_buffers(row: PyTree, num_tasks: int, capacity: int) -> Buffers:
     """Buffers of `capacity` rows like `row`, an example or its shapes, with nothing in them.
 
     Raises:
       ValueError: a count is no positive integer.
 
-    >>> empty_replay({"reward": jnp.zeros(())}, num_tasks=2, capacity=5).rows["reward"].shape
+    >>> empty_buffers({"reward": jnp.zeros(())}, num_tasks=2, capacity=5).rows["reward"].shape
     (2, 5)
     """
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("capacity", capacity, minimum=1)
     rows = jax.tree.map(lambda leaf: jnp.zeros((num_tasks, capacity, *leaf.shape), leaf.dtype), row)
-    return Replay(rows, jnp.zeros(num_tasks, jnp.int32))
+    return Buffers(rows, jnp.zeros(num_tasks, jnp.int32))
 
 
-def add_rows(replay: Replay, index: jax.Array, rows: PyTree) -> Replay:
-    """Adds `rows` `[T, ...]` to the buffer of one task; the oldest go where it is full.
+def add_rows(buffers: Buffers, index: jax.Array, rows: PyTree) -> Buffers:
+    """Adds `rows` `[T, ...]` to the buffer of one task; the oldest go where it is full. Nothing is added to task M.
 
     Raises:
       ValueError: there are more rows than a buffer holds.
 
-    >>> replay = empty_replay(jnp.zeros(()), num_tasks=2, capacity=3)
-    >>> replay = add_rows(add_rows(replay, 1, jnp.array([1.0, 2.0])), 1, jnp.array([3.0, 4.0]))
-    >>> replay.rows.tolist(), replay.num_added.tolist()
+    >>> buffers = empty_buffers(jnp.zeros(()), num_tasks=2, capacity=3)
+    >>> buffers = add_rows(add_rows(buffers, 1, jnp.array([1.0, 2.0])), 1, jnp.array([3.0, 4.0]))
+    >>> buffers.rows.tolist(), buffers.num_added.tolist()
     ([[0.0, 0.0, 0.0], [4.0, 2.0, 3.0]], [0, 4])
     """
-    num_rows, capacity = len(jax.tree.leaves(rows)[0]), jax.tree.leaves(replay.rows)[0].shape[1]
+    num_rows, capacity = len(jax.tree.leaves(rows)[0]), jax.tree.leaves(buffers.rows)[0].shape[1]
     if num_rows > capacity:
         raise ValueError(f"rows must be at most the {capacity} that a buffer holds, got {num_rows}")
-    where = (replay.num_added[index] + jnp.arange(num_rows)) % capacity
-    added = jax.tree.map(lambda buffer, new: buffer.at[index, where].set(new), replay.rows, rows)
-    return Replay(added, replay.num_added.at[index].add(num_rows))
+    where = (buffers.num_added[index] + jnp.arange(num_rows)) % capacity
+    write = lambda buffer, new: buffer.at[index, where].set(new, mode="drop")
+    num_added = buffers.num_added.at[index].add(num_rows, mode="drop")
+    return Buffers(jax.tree.map(write, buffers.rows, rows), num_added)
 
 
-def sample_rows(key: jax.Array, replay: Replay, index: jax.Array, num_rows: int) -> PyTree:
+def sample_rows(key: jax.Array, buffers: Buffers, index: jax.Array, num_rows: int) -> PyTree:
     """`num_rows` of the rows in a task's buffer, each as likely, with replacement. There must be one.
 
-    >>> replay = add_rows(empty_replay(jnp.zeros(()), num_tasks=2, capacity=9), 1, jnp.array([1.0, 2.0]))
-    >>> set(sample_rows(jax.random.key(0), replay, 1, 20).tolist()) == {1.0, 2.0}
+    >>> buffers = add_rows(empty_buffers(jnp.zeros(()), num_tasks=2, capacity=9), 1, jnp.array([1.0, 2.0]))
+    >>> set(sample_rows(jax.random.key(0), buffers, 1, 20).tolist()) == {1.0, 2.0}
     True
     """
-    capacity = jax.tree.leaves(replay.rows)[0].shape[1]
-    where = jax.random.randint(key, (num_rows,), 0, jnp.minimum(replay.num_added[index], capacity))
-    return jax.tree.map(lambda buffer: buffer[index, where], replay.rows)
+    capacity = jax.tree.leaves(buffers.rows)[0].shape[1]
+    where = jax.random.randint(key, (num_rows,), 0, jnp.minimum(buffers.num_added[index], capacity))
+    return jax.tree.map(lambda buffer: buffer[index, where], buffers.rows)
 
 
 class MemoryPlan(NamedTuple):
@@ -141,7 +152,7 @@ class MemoryPlan(NamedTuple):
 
 
 def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None = None) -> MemoryPlan:
-    """What `empty_replay(row, num_tasks, capacity)` will take, from shapes alone.
+    """What `empty_buffers(row, num_tasks, capacity)` will take, from shapes alone.
 
     Args:
       row: a NamedTuple or dict of arrays, or of their shapes.
@@ -155,7 +166,7 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("capacity", capacity, minimum=1)
     fields = row if isinstance(row, dict) else row._asdict()
-    plan = MemoryPlan({name: _num_bytes(tree) for name, tree in fields.items()}, num_tasks, capacity)
+    plan = MemoryPlan({name: num_bytes(tree) for name, tree in fields.items()}, num_tasks, capacity)
     if budget is not None and plan.num_bytes > budget:
         largest = budget // (num_tasks * sum(plan.row_bytes.values()))
         remedy = (
@@ -166,10 +177,6 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
             f"of {_mib(budget)} that there are\n{plan}"
         )
     return plan
-
-
-def _num_bytes(tree: PyTree) -> int:
-    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _mib(num_bytes: int) -> str:

@@ -80,7 +80,7 @@ def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Fami
     """
     check_environment("environment", environment)
     distributions = _stacked("train", train), _stacked("test", test)
-    _check_task_stays(environment, jax.eval_shape(lambda: _task_at(0, train)))
+    _check_task_stays(environment, jax.eval_shape(lambda: task_at(0, train)))
     return Family(environment, *distributions)
 
 
@@ -95,19 +95,25 @@ def _drawn(name: str, environment: Environment, sample_fn: Callable) -> TaskDist
     return TaskDistribution(sample)
 
 
-def _stacked(name: str, tasks: PyTree) -> TaskDistribution:
+def num_stacked(name: str, tasks: PyTree) -> int:
+    """How many tasks there are along the leading axis that all arrays of `tasks` share."""
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
     if len(sizes) != 1 or sizes <= {(), (0,)}:
         raise ValueError(f"{name} must be stacked tasks, every array with the same leading axis, got axes {sizes}")
+    return sizes.pop()[0]
+
+
+def _stacked(name: str, tasks: PyTree) -> TaskDistribution:
+    size = num_stacked(name, tasks)
 
     def sample(key: jax.Array, tasks: PyTree) -> PyTree:
-        return _task_at(jax.random.randint(key, (), 0, len(jax.tree.leaves(tasks)[0])), tasks)
+        return task_at(jax.random.randint(key, (), 0, len(jax.tree.leaves(tasks)[0])), tasks)
 
-    (size,) = sizes.pop()
-    return TaskDistribution(sample, tasks, at=_task_at, size=size)
+    return TaskDistribution(sample, tasks, at=task_at, size=size)
 
 
-def _task_at(index: jax.Array | int, tasks: PyTree) -> PyTree:
+def task_at(index: jax.Array | int, tasks: PyTree) -> PyTree:
+    """The task of a number, of jax's default precision where arrays are numpy's."""
     return strong(jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks))
 
 

@@ -4,6 +4,8 @@ The tasks are numbers that are paid as they are, so that a reward tells whose it
 """
 
 import functools
+import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +17,19 @@ import jaxmeta
 from jaxmeta import rl
 from jaxmeta.algorithms.pearl import (
     Encoder,
+    MetaTest,
+    Replay,
+    Visits,
     experience_of,
+    first_episodes,
     mean_of_points,
     mlp_encoder,
     pearl,
-    pearl_agent,
     product_of_gaussians,
+    report,
     sac,
 )
-from jaxmeta.algorithms.sac import ActorCritic, Experience, mlp_actor_critic
+from jaxmeta.algorithms.sac import ActorCritic, Experience, SoftActorCritic, mlp_actor_critic
 from jaxmeta.rl.distributions import TanhGaussian
 from jaxmeta.training.checkpoint import restore_state, save_state
 
@@ -75,31 +81,31 @@ def blind(scale, observation, z):
     return TanhGaussian(scale * observation, jnp.zeros_like(z))
 
 
-def mean_reward(variance):
+def mean_reward(variance, context="probabilistic"):
     """What is paid, with a variance."""
     apply = lambda params, rows: (params * rows.reward[:, None], jnp.full((len(rows.reward), 1), variance))
-    return Encoder(lambda key: jnp.ones(()), apply, latent_size=1)
+    return Encoder(lambda key: jnp.ones(()), apply, latent_size=1, context=context)
 
 
 def known(values):
     """Stacked training tasks in this order, as `update` takes them."""
-    return rl.IndexedTask(jnp.eye(len(values), dtype=bool), jnp.asarray(values, jnp.float32))
+    return rl.IndexedTask(jnp.arange(len(values)), jnp.asarray(values, jnp.float32), len(values))
 
 
-SMALL = {"num_gradient_steps": 2, "batch_size": 4, "num_batch_tasks": 3, "capacity": 32}
+SMALL = Replay(num_gradient_steps=2, batch_size=4, num_batch_tasks=3, capacity=32)
 
 
-def small(family, num_train_tasks=3, **changes):
+def small(family, actor_critic=None, encoder=None, **changes):
     """Of a few numbers, so that it compiles in no time."""
-    return pearl(
-        family, told_by_z(), mean_reward(variance=0.5), **{"num_train_tasks": num_train_tasks, **SMALL, **changes}
-    )
+    actor_critic = told_by_z() if actor_critic is None else actor_critic
+    encoder = mean_reward(variance=0.5) if encoder is None else encoder
+    return pearl(family, actor_critic, encoder, **{"num_train_tasks": 3, "replay": SMALL, **changes})
 
 
 @functools.cache
 def usual():
     """A learner, and its `init` and `update` compiled, for all tests that do with it."""
-    learner = small(payments(), num_gradient_steps=10)
+    learner = small(payments(), replay=replace(SMALL, num_gradient_steps=10))
     return learner, jax.jit(learner.init), jax.jit(learner.update)
 
 
@@ -167,18 +173,10 @@ def test_the_deterministic_context_is_a_mean_and_has_no_deviation(x64):
 def test_a_visit_plays_with_z_from_the_prior_then_from_the_belief():
     """Algorithm 1, with actions that show z: a new one from N(0, 1) for each episode, then what was paid."""
     family, paid = payments(), jnp.array([-1.5, 0.5, 1.0])
-    learner = pearl(
-        family,
-        told_by_z(),
-        mean_reward(variance=1e-9),
-        **SMALL,
-        num_train_tasks=3,
-        num_prior_steps=16,
-        num_posterior_steps=8,
-        num_extra_steps=4,
-    )
+    visits = Visits(num_prior_steps=16, num_posterior_steps=8, num_extra_steps=4)
+    learner = small(family, encoder=mean_reward(variance=1e-9), visits=visits)
     state, metrics = once(learner, known(paid))[1:]
-    context, rows = state.opt_state.context, state.opt_state.replay.rows
+    context, rows = state.carry.context, state.carry.buffers.rows
     np.testing.assert_allclose(context.action[:, 16:, 0], np.tanh(paid)[:, None] * np.ones(8), atol=2e-3)
     np.testing.assert_allclose(rows.action[:, 24:28, 0], np.tanh(paid)[:, None] * np.ones(4), atol=2e-3)
     before = np.arctanh(context.action[:, :16, 0]).reshape(3, 4, 4)
@@ -186,7 +184,79 @@ def test_a_visit_plays_with_z_from_the_prior_then_from_the_belief():
     assert len(np.unique(before.mean(axis=2).round(2))) == 12 and 0.5 < before.std() < 1.6
     jax.tree.map(lambda seen, kept: np.testing.assert_array_equal(seen, kept[:, :24]), context, rows)
     np.testing.assert_allclose(metrics["return"], 4 * paid.mean(), rtol=1e-5)
-    np.testing.assert_allclose(state.opt_state.replay.num_added, 28)
+    np.testing.assert_array_equal(state.carry.buffers.num_added, 28)
+    assert metrics["num_env_steps"] == 3 * 28
+
+
+def nine_of_ten():
+    """An episode pays 1 at each step and ends at the ninth, of at most ten; its info says so."""
+
+    def step(key, state, action, params):
+        return state + 1, state + 1, jnp.ones(()), state[0] >= 8, {"has_ended": state[0] >= 8}
+
+    base = payments(max_steps=10)
+    return base._replace(environment=base.environment._replace(step=step))
+
+
+def ended(transitions):
+    """How many of the episodes `[H, E]` have ended, and how many steps they have."""
+    has_ended = jnp.any(transitions.info["has_ended"] & transitions.mask, axis=0)
+    return {"ended": jnp.mean(has_ended), "length": jnp.mean(jnp.sum(transitions.mask, axis=0))}
+
+
+@pytest.mark.parametrize("has_context", [True, False])
+def test_returns_in_training_are_those_of_whole_episodes_as_at_test(has_context):
+    """29 steps hold three episodes of nine, 17 one; what is left of them is of none, and neither counts."""
+    visits, how = Visits(num_prior_steps=29, num_posterior_steps=17), {"replay": replace(SMALL, capacity=46)}
+    if has_context:
+        learner = small(nine_of_ten(), visits=visits, metrics_fn=ended, **how)
+    else:
+        networks = mlp_actor_critic(nine_of_ten(), hidden=(2,))
+        learner = sac(nine_of_ten(), networks, num_train_tasks=3, visits=visits, metrics_fn=ended, **how)
+    state, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
+    found = jax.jit(learner.evaluate)(jax.random.key(0), state.meta_params, jnp.float32(0.5))
+    for name, value in {"return": 9, "ended": 1, "length": 9}.items():
+        assert metrics[name] == metrics[f"{name}_before"] == value
+        np.testing.assert_array_equal(found[name], np.full(4, value))
+    assert metrics["num_env_steps"] == 3 * 46
+
+
+def played(lengths, num_steps):
+    """Transitions of a trial whose episodes have these lengths and pay 1 at each step but for those of one step."""
+    done = np.zeros(sum(lengths) + 1, bool)
+    done[np.cumsum([0, *lengths])] = True
+    reward = np.concatenate([np.full(length, length > 1, np.float32) for length in lengths])
+    inputs = rl.Inputs(None, None, None, None, jnp.asarray(done[:num_steps]), None)
+    return rl.Transition(
+        inputs, None, jnp.asarray(reward[:num_steps]), None, None, None, jnp.ones(num_steps, bool), {}, ()
+    )
+
+
+@pytest.mark.parametrize("num_steps", [3, 5, 6])
+def test_the_return_of_a_visit_is_that_of_an_episode_however_long_episodes_are(num_steps):
+    """By all that six fair coins can say: an episode has one step and pays nothing, or three that pay 1 each.
+
+    Their mean is 1.5. The mean of all that were whole would be less, for the short ones are more likely to be.
+    """
+    coins = itertools.product((1, 3), repeat=6)
+    returns = [report(played(lengths, num_steps), 3, None)["return"] for lengths in coins]
+    np.testing.assert_allclose(np.mean(returns), 1.5, rtol=1e-6)
+
+
+def test_a_visit_that_is_shorter_than_an_episode_has_no_return():
+    assert report(played((3, 3), 5), 6, ended) == {"reward": 1.0}
+    learner = small(payments(), visits=Visits(num_prior_steps=3), metrics_fn=lambda transitions: {"one": 1.0})
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    _, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, known([1.0, 2.0, 3.0]))
+    told = {"reward_before", "return", "one", "num_env_steps", "critic_loss", "entropy", "kl"}
+    assert set(metrics) == told | {"loss", "grad_norm", "is_finite"}
+
+
+def test_the_episodes_of_a_trial_side_by_side():
+    """Of lengths 1, 3 and 2, at most 3."""
+    found = first_episodes(played((1, 3, 2), 9 - 3), 2, 3)
+    np.testing.assert_array_equal(found.mask, np.array([[1, 1], [0, 1], [0, 1]], bool))
+    np.testing.assert_array_equal(found.reward, [[0, 1], [0, 1], [0, 1]])
 
 
 def test_buffers_hold_their_own_task_and_the_context_the_last_visit():
@@ -196,11 +266,11 @@ def test_buffers_hold_their_own_task_and_the_context_the_last_visit():
     for i, visited in enumerate([(0, 2), (2, 0), (2, 2), (0, 0)]):
         state, metrics = update(jax.random.key(i), state, only(*visited))
         assert metrics["is_finite"]
-    memory = state.opt_state
-    np.testing.assert_array_equal(memory.replay.num_added, [4 * 8, 0, 4 * 8])
-    np.testing.assert_array_equal(memory.replay.rows.reward, np.array([1, 0, 3])[:, None] * np.ones(32))
+    memory = state.carry
+    np.testing.assert_array_equal(memory.buffers.num_added, [4 * 8, 0, 4 * 8])
+    np.testing.assert_array_equal(memory.buffers.rows.reward, np.array([1, 0, 3])[:, None] * np.ones(32))
     np.testing.assert_array_equal(memory.context.reward, np.array([1, 0, 3])[:, None] * np.ones(8))
-    last = jax.tree.map(lambda rows: rows[:, -8:], memory.replay.rows)
+    last = jax.tree.map(lambda rows: rows[:, -8:], memory.buffers.rows)
     jax.tree.map(lambda seen, kept: np.testing.assert_array_equal(seen[::2], kept[::2]), memory.context, last)
 
 
@@ -209,18 +279,62 @@ def test_a_poisoned_buffer_shows_where_its_task_is_drawn_and_only_there(where):
     _, init, update = usual()
     state = init(jax.random.key(0))
     poison = lambda x: x.at[1].set(jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
-    memory = state.opt_state
+    memory = state.carry
     if where == "replay":
-        memory = memory._replace(replay=memory.replay._replace(rows=jax.tree.map(poison, memory.replay.rows)))
+        memory = memory._replace(buffers=memory.buffers._replace(rows=jax.tree.map(poison, memory.buffers.rows)))
     else:
         memory = memory._replace(context=jax.tree.map(poison, memory.context))
     tasks = jax.tree.map(lambda x: x[::2], known([1.0, 2.0, 3.0]))
-    after, metrics = update(jax.random.key(1), state._replace(opt_state=memory), tasks)
+    after, metrics = update(jax.random.key(1), state._replace(carry=memory), tasks)
     assert metrics["is_finite"] and after.num_skipped == 0
-    visited = memory.replay._replace(num_added=memory.replay.num_added.at[1].set(5))
-    after, metrics = update(jax.random.key(1), state._replace(opt_state=memory._replace(replay=visited)), tasks)
+    visited = memory.buffers._replace(num_added=memory.buffers.num_added.at[1].set(5))
+    after, metrics = update(jax.random.key(1), state._replace(carry=memory._replace(buffers=visited)), tasks)
     assert not metrics["is_finite"] and after.num_skipped == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.meta_params))
+
+
+def test_a_visit_that_is_not_finite_is_told_and_not_remembered():
+    """Task 1 pays NaN: the others learn on, and its buffers stay as they are."""
+    _, init, update = usual()
+    state = init(jax.random.key(0))
+    after, metrics = update(jax.random.key(1), state, known([1.0, jnp.nan, 3.0]))
+    assert not metrics["is_finite"] and after.num_skipped == 1
+    np.testing.assert_array_equal(after.carry.buffers.num_added, [8, 0, 8])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.carry, after.meta_params)))
+    assert after.meta_params.params["encoder"] != state.meta_params.params["encoder"]
+    _, metrics = update(jax.random.key(2), after, known([1.0, 2.0, 3.0]))
+    assert metrics["is_finite"]
+
+
+def test_nothing_is_learned_from_nothing():
+    """No visit was finite: what would be drawn was never written."""
+    _, init, update = usual()
+    state = init(jax.random.key(0))
+    after, metrics = update(jax.random.key(1), state, known([jnp.nan] * 3))
+    assert not metrics["is_finite"] and (after.step, after.num_skipped) == (1, 1)
+    jax.tree.map(np.testing.assert_array_equal, after[1:3] + after[4:], state[1:3] + state[4:])
+
+
+def test_the_target_does_not_follow_steps_that_are_skipped():
+    """All that was seen before is poison; the target is elsewhere, and would move were it to follow."""
+    _, init, update = usual()
+    state = init(jax.random.key(0))
+    poison = lambda x: jnp.full_like(x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    target, buffers = jax.tree.map(jnp.zeros_like, state.carry.target), jax.tree.map(poison, state.carry.buffers)
+    memory = state.carry._replace(target=target, buffers=buffers._replace(num_added=jnp.full(3, 32)))
+    tasks = jax.tree.map(lambda x: x[:1], known([1.0, 2.0, 3.0]))
+    after, metrics = update(jax.random.key(1), state._replace(carry=memory), tasks)
+    assert not metrics["is_finite"]
+    jax.tree.map(np.testing.assert_array_equal, after.carry.target, target)
+
+
+def test_an_update_that_is_not_finite_is_not_applied():
+    """Loss and gradient are; what the optimizer makes of them is not."""
+    state, after, metrics = once(small(payments(), optimizer=optax.scale(jnp.inf)), known([1.0, 2.0, 3.0]))
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert not metrics["is_finite"] and after.num_skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, after.meta_params, state.meta_params)
+    jax.tree.map(np.testing.assert_array_equal, after.carry.target, state.carry.target)
 
 
 def test_training_sees_training_tasks_only():
@@ -229,8 +343,8 @@ def test_training_sees_training_tasks_only():
     judge = lambda state, _: jaxmeta.evaluate(jax.random.key(1), learner, test, state.meta_params, num_tasks=2)
     arguments = {"num_outer_steps": 6, "num_tasks": 2, "chunk_size": 2, "progress": False}
     state, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, callbacks=[judge], **arguments)
-    memory = state.opt_state
-    for rewards in (memory.replay.rows.reward, memory.context.reward):
+    memory = state.carry
+    for rewards in (memory.buffers.rows.reward, memory.context.reward):
         np.testing.assert_array_equal(np.max(rewards, axis=1), [1, 2, 3])
         assert np.min(rewards) >= 0
 
@@ -243,15 +357,8 @@ def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, 
         parts["critic"] = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
     else:
         parts.pop("actor")
-    learner = pearl(
-        payments(),
-        told_by_z(**parts),
-        mean_reward(variance=0.1),
-        **SMALL,
-        num_train_tasks=3,
-        kl_weight=0.0,
-        temperature=0.0,
-    )
+    soft = SoftActorCritic(temperature=0.0)
+    learner = small(payments(), told_by_z(**parts), mean_reward(variance=0.1), kl_weight=0.0, sac=soft)
     state, after, _ = once(learner, known([1.0, 2.0, 3.0]))
     old, new = (s.meta_params.params for s in (state, after))
     assert (new["encoder"] != old["encoder"]) == encoder_learns
@@ -263,39 +370,31 @@ def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, 
 def test_transitions_meet_a_sample_of_their_own_tasks_belief(variance):
     """Twin critics say z, and are told what a task pays, the belief's mean: they are off by its variance."""
     critic = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
-    learner = pearl(
+    learner = small(
         payments(),
         told_by_z(critic=critic),
         mean_reward(variance),
-        num_train_tasks=3,
-        discount=0.0,
+        sac=SoftActorCritic(discount=0.0),
         optimizer=optax.sgd(0.0),
-        **SMALL | {"num_gradient_steps": 200},
+        replay=replace(SMALL, num_gradient_steps=200),
     )
     _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(metrics["critic_loss"], 2 * variance / 8, rtol=0.3, atol=1e-6)  # 8 transitions
 
 
 def test_the_target_follows_each_gradient_step():
-    learner = small(payments(), num_gradient_steps=1, optimizer=optax.sgd(0.1), target_rate=0.25)
+    replay, soft = replace(SMALL, num_gradient_steps=1), SoftActorCritic(target_rate=0.25)
+    learner = small(payments(), replay=replay, optimizer=optax.sgd(0.1), sac=soft)
     state, after, _ = once(learner, known([1.0, 2.0, 3.0]))
     old, new = (s.meta_params.params["critic"][0] for s in (state, after))
     assert new != old
-    np.testing.assert_allclose(after.opt_state.target[0], old + 0.25 * (new - old), rtol=1e-6)
+    np.testing.assert_allclose(after.carry.target[0], old + 0.25 * (new - old), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("context", "moves"), [("probabilistic", True), ("deterministic", False)])
 def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     """Nobody looks at z: only KL moves the encoder, and makes what it says smaller."""
-    learner = pearl(
-        payments(),
-        told_by_z(actor=blind),
-        mean_reward(variance=1.0),
-        **SMALL,
-        num_train_tasks=3,
-        context=context,
-        kl_weight=1.0,
-    )
+    learner = small(payments(), told_by_z(actor=blind), mean_reward(variance=1.0, context=context), kl_weight=1.0)
     _, after, metrics = once(learner, known([1.0, 2.0, 3.0]))
     assert (after.meta_params.params["encoder"] < 1) == moves
     assert (metrics["kl"] > 0) == moves
@@ -304,14 +403,13 @@ def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
 @pytest.mark.parametrize("num_batch_tasks", [1, 3])
 def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
     """Every task pays 1, so that beliefs have the mean w, and their KL the derivative w."""
-    learner = pearl(
+    learner = small(
         payments(),
         told_by_z(actor=blind),
         mean_reward(variance=1.0),
-        num_train_tasks=3,
         optimizer=optax.sgd(0.1),
         kl_weight=0.5,
-        **SMALL | {"num_gradient_steps": 1, "num_batch_tasks": num_batch_tasks},
+        replay=replace(SMALL, num_gradient_steps=1, num_batch_tasks=num_batch_tasks),
     )
     _, after, metrics = once(learner, known([1.0, 1.0, 1.0]))
     np.testing.assert_allclose(after.meta_params.params["encoder"], 1 - 0.1 * 0.5 * num_batch_tasks, rtol=1e-5)
@@ -322,14 +420,11 @@ def test_context_is_drawn_from_the_whole_of_the_last_visit():
     """Two of eight transitions, paid 0 .. 3 twice: their mean squared is 2.79 on average, .25 of the first two."""
     base = payments()
     step = lambda key, state, action, params: (state + 1, state + 1, state[0], jnp.bool_(False))
-    learner = pearl(
+    learner = small(
         base._replace(environment=base.environment._replace(step=step)),
-        told_by_z(),
-        mean_reward(variance=1.0),
-        num_train_tasks=3,
-        num_context=2,
+        encoder=mean_reward(variance=1.0),
         optimizer=optax.sgd(0.0),
-        **SMALL | {"num_gradient_steps": 100},
+        replay=replace(SMALL, num_context=2, num_gradient_steps=100),
     )
     _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
     expected = (1 / 2 + 1.5**2 + 1.25 / 2 * 6 / 7 - 1 + np.log(2)) / 2
@@ -340,17 +435,11 @@ def test_evaluation_is_algorithm_2():
     """Against a plain loop, with the deterministic context, which draws nothing. One task ends its episodes early."""
     family = paid_for_actions(max_steps=5, ends_at=3)
     environment = family.environment
-    networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
-    learner = pearl(
-        family,
-        *networks,
-        **SMALL,
-        num_train_tasks=3,
-        context="deterministic",
-        num_episodes=3,
-        num_exploration_episodes=2,
-        is_greedy=True,
+    networks = (
+        mlp_actor_critic(family, latent_size=2, hidden=(8,)),
+        mlp_encoder(family, latent_size=2, hidden=(8,), context="deterministic"),
     )
+    learner = small(family, *networks, meta_test=MetaTest(num_episodes=3, num_exploration_episodes=2, is_greedy=True))
     meta_params = jax.jit(learner.init)(jax.random.key(3)).meta_params
     params = jax.tree.map(lambda x: 3 * x, meta_params.params)  # far from 0, where all that follows is alike
     evaluate = jax.jit(learner.evaluate)
@@ -376,7 +465,8 @@ def test_evaluation_is_algorithm_2():
 
 def test_actions_are_sampled_at_test_where_a_belief_is_made_of_them():
     """As in meta-training; all else is determined. `test_without_an_encoder_there_is_no_context` has the mode."""
-    learner = small(paid_for_actions(max_steps=5), num_episodes=1, context="deterministic")
+    encoder = mean_reward(variance=0.5, context="deterministic")
+    learner = small(paid_for_actions(max_steps=5), encoder=encoder, meta_test=MetaTest(num_episodes=1))
     meta_params = learner.init(jax.random.key(0)).meta_params
     adapted = jax.jit(jax.vmap(learner.adapt, (0, None, None)))
     actions = adapted(jax.random.split(jax.random.key(1), 3), meta_params, jnp.float32(0.5)).transitions.extras
@@ -385,13 +475,13 @@ def test_actions_are_sampled_at_test_where_a_belief_is_made_of_them():
 
 def test_an_adapted_belief_acts_with_a_new_z_in_each_episode():
     family = payments()
-    learner = pearl(family, told_by_z(), mean_reward(variance=1.0), **SMALL, num_train_tasks=3, num_episodes=2)
+    learner = small(family, encoder=mean_reward(variance=1.0), meta_test=MetaTest(num_episodes=2))
     meta_params = learner.init(jax.random.key(1)).meta_params
     adapted = jax.jit(learner.adapt)(jax.random.key(0), meta_params, jnp.float32(0.5))
     np.testing.assert_allclose(adapted.belief.mean, [0.5], rtol=1e-6)
     np.testing.assert_allclose(jnp.exp(2 * adapted.belief.log_std), [1 / 8], rtol=1e-5)  # two episodes of four steps
     assert adapted.transitions.reward.shape == (2, 4)
-    agent = pearl_agent(family, told_by_z(), adapted)
+    agent = learner.agent(meta_params, adapted, is_greedy=True)
     _, transitions = rl.rollout(
         jax.random.key(2), rl.trial(family.environment, num_episodes=400), *agent, jnp.float32(0.5)
     )
@@ -400,19 +490,43 @@ def test_an_adapted_belief_acts_with_a_new_z_in_each_episode():
     assert abs(z.mean() - 0.5) < 4 * np.sqrt(1 / 8 / 400) and abs(z[:, 0].var() - 1 / 8) < 4 * np.sqrt(2 / 400) / 8
 
 
+@pytest.mark.parametrize("has_context", [True, False])
+def test_an_agent_acts_as_evaluation_does_and_under_the_prior_before_anything_is_seen(has_context):
+    """Its return is that of evaluation's first episode, with the key of that; by the mode it is another."""
+    family = paid_for_actions()
+    learner = small(family) if has_context else sac(family, mlp_actor_critic(family), num_train_tasks=3, replay=SMALL)
+    meta_params, key, task = learner.init(jax.random.key(1)).meta_params, jax.random.key(2), jnp.float32(0.5)
+    assert learner.unit == "episode"
+
+    def of(is_greedy):
+        agent = learner.agent(meta_params, is_greedy=is_greedy)
+        first = jax.random.split(key, 4)[0]
+        return rl.rollout(first, rl.trial(family.environment), *agent, task)[1].reward.sum()
+
+    returns = {is_greedy: float(of(is_greedy)) for is_greedy in (None, True, False)}
+    expected = jax.jit(learner.evaluate)(key, meta_params, task)["return"][0]
+    np.testing.assert_allclose(returns[None], expected, rtol=1e-6)
+    assert returns[None] == returns[not has_context] != returns[has_context]
+
+
+def test_training_tasks_are_judged_as_any():
+    learner = usual()[0]
+    meta_params = learner.init(jax.random.key(0)).meta_params
+    report = jaxmeta.evaluate(jax.random.key(1), learner, USUAL, meta_params, num_tasks=3)
+    assert set(np.unique(report.samples["return"])) <= {4.0, 8.0, 12.0}
+
+
 def test_critics_may_learn_from_another_reward_than_the_encoder_sees():
     learner = small(payments(), critic_reward_fn=lambda task, row: 10 * task + row.observation[0])
     _, state, _ = once(learner, known([1.0, 2.0, 3.0]))
-    rows, context = (
-        jax.tree.map(lambda x: x[:, :8], of) for of in (state.opt_state.replay.rows, state.opt_state.context)
-    )
+    rows, context = (jax.tree.map(lambda x: x[:, :8], of) for of in (state.carry.buffers.rows, state.carry.context))
     np.testing.assert_array_equal(context.reward, jnp.arange(1.0, 4.0)[:, None] * jnp.ones(8)[None])
     np.testing.assert_array_equal(rows.reward, 10 * context.reward + rows.observation[..., 0])
 
 
 def test_without_an_encoder_there_is_no_context():
     actor = lambda scale, observation, z: TanhGaussian(scale * (observation - 1), jnp.zeros_like(observation))
-    learner = sac(paid_for_actions(), told_by_z(actor=actor, latent_size=0), num_train_tasks=3, **SMALL)
+    learner = sac(paid_for_actions(), told_by_z(actor=actor, latent_size=0), num_train_tasks=3, replay=SMALL)
     _, state, metrics = once(learner, known([1.0, 2.0, 3.0]))
     assert sorted(state.meta_params.params) == ["actor", "critic", "log_temperature"]
     assert metrics["is_finite"] and metrics["kl"] == 0
@@ -445,7 +559,7 @@ def test_types_are_kept_and_seeds_and_tasks_vmap(is_x64, request):
         request.getfixturevalue("x64")
     family, keys = payments(), jax.random.split(jax.random.key(0))
     networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
-    learner = pearl(family, *networks, num_train_tasks=3, **SMALL)
+    learner = small(family, *networks)
     tasks = jax.tree.map(lambda x: jnp.stack([x, x]), known([1.0, 2.0, 3.0]))
     state = jax.eval_shape(jax.vmap(learner.init), keys)
     after, metrics = jax.eval_shape(jax.vmap(learner.update), keys, state, tasks)
@@ -470,12 +584,12 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 def test_memory_is_planned_before_it_is_allocated(caplog):
     family = payments()
     with pytest.raises(ValueError, match=r"capacity must be at most 2,240, got 2,241: 3 tasks take .* MiB"):
-        small(family, capacity=2241, memory_budget=3 * 2240 * 17)
-    learner = small(family, capacity=2240, memory_budget=3 * 2240 * 17)
+        small(family, replay=Replay(capacity=2241, memory_budget=3 * 2240 * 17))
+    learner = small(family, replay=Replay(capacity=2240, memory_budget=3 * 2240 * 17))
     with caplog.at_level("INFO", logger="jaxmeta"):
         state = jax.eval_shape(learner.init, jax.random.key(0))
     assert "replay: 3 tasks, 2,240 transitions each of 17 bytes" in caplog.text
-    rows = jax.tree.leaves(state.opt_state.replay.rows)
+    rows = jax.tree.leaves(state.carry.buffers.rows)
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in rows) == 3 * 2240 * 17
 
 
@@ -486,17 +600,49 @@ def test_wrong_arguments_are_named():
         pearl(family, networks, mlp_encoder(family, latent_size=3), num_train_tasks=3)
     with pytest.raises(ValueError, match="latent_size of actor_critic must be 0 where there is no encoder"):
         sac(family, networks, num_train_tasks=3)
-    with pytest.raises(ValueError, match="num_context must be at most the 8 transitions of a visit, got 9"):
-        pearl(family, networks, encoder, num_train_tasks=3, num_context=9)
-    with pytest.raises(ValueError, match="capacity must hold at least one visit, 8 transitions, got 7"):
-        pearl(family, networks, encoder, num_train_tasks=3, capacity=7)
-    with pytest.raises(ValueError, match="family must have real actions with finite bounds"):
+    with pytest.raises(ValueError, match="num_context of replay must be at most the 8 transitions of a visit, got 9"):
+        pearl(family, networks, encoder, num_train_tasks=3, replay=Replay(num_context=9))
+    with pytest.raises(ValueError, match="capacity of replay must hold at least one visit, 8 transitions, got 7"):
+        pearl(family, networks, encoder, num_train_tasks=3, replay=Replay(capacity=7))
+    with pytest.raises(ValueError, match="family must have real actions, .* got Discrete"):
         mlp_actor_critic(rl.families.bernoulli_bandit())
 
 
-@pytest.mark.parametrize("tasks", [jnp.ones(3), known([1.0, 2.0])])
-def test_training_tasks_are_indexed_and_as_many_as_there_are_buffers(tasks):
+def test_what_networks_and_functions_return_is_looked_at():
+    family, wide = payments(), mean_reward(variance=1.0)._replace(latent_size=2)
+    with pytest.raises(ValueError, match=r"mean of encoder must have the shape \(2, 2\) for two rows, got \(2, 1\)"):
+        small(family, mlp_actor_critic(family, latent_size=2, hidden=()), wide)
+    with pytest.raises(ValueError, match=r"critic must have the shape \(2, 2\) for two rows, got \(2, 1\)"):
+        small(family, told_by_z(critic=lambda params, observation, action, z: observation))
+    for name, fn, message in (
+        ("metrics_fn", lambda transitions: 1.0, "metrics_fn must return a dict"),
+        ("metrics_fn", lambda transitions: {"kl": 1.0}, "metrics_fn must use other names .* got kl"),
+        ("metrics_fn", lambda transitions: {"paid": transitions.reward}, r"scalars; paid has .*shape \(4, 1\)"),
+        (
+            "critic_reward_fn",
+            lambda task, row: row.observation,
+            r"critic_reward_fn must return a scalar .* got .*\(1,\)",
+        ),
+    ):
+        learner = small(family, **{name: fn})
+        state = jax.eval_shape(learner.init, jax.random.key(0))
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(learner.update, jax.random.key(1), state, known([1.0, 2.0, 3.0]))
+
+
+ONE = jax.tree.map(lambda x: x[0], known([1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (jnp.ones(3), r"tasks must come from rl.indexed_tasks\(...\) of the 3 training tasks"),
+        (known([1.0, 2.0]), r"tasks must come from rl.indexed_tasks\(...\) of the 3 training tasks, got one of 2"),
+        (ONE, "tasks must have a leading axis N"),
+    ],
+)
+def test_training_tasks_are_indexed_and_as_many_as_there_are_buffers(tasks, message):
     learner = small(payments())
     state = jax.eval_shape(learner.init, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"tasks must come from rl.indexed_tasks\(...\) of the 3 training tasks"):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(learner.update, jax.random.key(1), state, tasks)

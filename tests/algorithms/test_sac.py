@@ -8,7 +8,16 @@ import pytest
 
 import jaxmeta
 from jaxmeta import rl
-from jaxmeta.algorithms.sac import ActorCritic, Experience, bounded_space, mlp_actor_critic, rescale, soft_actor_critic
+from jaxmeta.algorithms.sac import (
+    ActorCritic,
+    Experience,
+    SoftActorCritic,
+    init_params,
+    mlp_actor_critic,
+    rescale,
+    sac_losses,
+    track,
+)
 from jaxmeta.rl import families
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
@@ -53,9 +62,12 @@ def test_the_losses_of_a_batch_worked_by_hand():
            ã = 3.25, Q = (4.25, −1), L_π = .1 · −2 + 1 = .8
     row 2: y = −10, terminated; Q = (1.5, 5), L_Q = 11.5² + 15² = 357.25; ã = 6.5, Q = (8.5, −2), L_π = 1.8
     """
-    sac = soft_actor_critic(by_hand(), discount=0.5, reward_scale=10.0, temperature=0.1)
-    params, target = sac.init(jax.random.key(0)), (jnp.array(2.0), jnp.array(4.0))
-    losses = sac.losses(jax.random.key(1), params, target, BATCH, Z)
+    options, target = (
+        SoftActorCritic(discount=0.5, reward_scale=10.0, temperature=0.1),
+        (jnp.array(2.0), jnp.array(4.0)),
+    )
+    params = init_params(jax.random.key(0), by_hand(), options)
+    losses = sac_losses(jax.random.key(1), params, target, BATCH, Z, actor_critic=by_hand(), options=options)
     np.testing.assert_allclose(losses.critic, (179.5825 + 357.25) / 2, rtol=1e-6)
     np.testing.assert_allclose(losses.actor, (0.8 + 1.8) / 2, rtol=1e-6)
     np.testing.assert_allclose(losses.log_prob, -2.0)
@@ -64,9 +76,9 @@ def test_the_losses_of_a_batch_worked_by_hand():
 @pytest.mark.parametrize(("target_entropy", "loss"), [(None, -1.0 * (-2.0 - 1)), (3.0, -1.0 * (-2.0 + 3))])
 def test_the_temperature_falls_where_there_is_more_entropy_than_wanted(target_entropy, loss):
     """−α (log π + H) with α = 1 at first and H = −A by default: the gradient step goes the other way than its sign."""
-    sac = soft_actor_critic(by_hand(), target_entropy=target_entropy)
-    params = sac.init(jax.random.key(0))
-    of = lambda params: sac.losses(jax.random.key(1), params, params["critic"], BATCH, Z).temperature
+    how = {"actor_critic": by_hand(), "options": SoftActorCritic(target_entropy=target_entropy)}
+    params = init_params(jax.random.key(0), **how)
+    of = lambda params: sac_losses(jax.random.key(1), params, params["critic"], BATCH, Z, **how).temperature
     value, grads = jax.value_and_grad(of)(params)
     np.testing.assert_allclose((value, grads["log_temperature"]), (loss, loss), rtol=1e-6)
 
@@ -81,14 +93,14 @@ def largest(tree):
 )
 def test_each_loss_teaches_its_own_and_only_the_critics_what_made_z(name, learns):
     networks = mlp_actor_critic(families.navigation(), latent_size=3, hidden=(8,))
-    sac = soft_actor_critic(networks)
-    params, target = (sac.init(jax.random.key(i)) for i in range(2))
+    how = {"actor_critic": networks, "options": SoftActorCritic()}
+    params, target = (init_params(jax.random.key(i), **how) for i in range(2))
     keys = jax.random.split(jax.random.key(2), 4)
     real = [jax.random.normal(key, (6, 2)) for key in keys[:3]]
     batch = Experience(real[0], jnp.tanh(real[1]), real[2][:, 0], real[2], jnp.zeros(6, bool))
 
     def of(params, z):
-        return getattr(sac.losses(jax.random.key(3), params, target["critic"], batch, z), name)
+        return getattr(sac_losses(jax.random.key(3), params, target["critic"], batch, z, **how), name)
 
     grads, z_grads = jax.grad(of, argnums=(0, 1))(params, jax.random.normal(keys[3], (6, 3)))
     sizes = {part: largest(tree) for part, tree in {**grads, "z": z_grads}.items()}
@@ -98,15 +110,14 @@ def test_each_loss_teaches_its_own_and_only_the_critics_what_made_z(name, learns
 
 def test_the_target_is_a_running_average():
     """After n steps towards a constant, (1 − τ)^n of the way is left."""
-    sac = soft_actor_critic(by_hand(), target_rate=0.25)
-    params, target = {"critic": jnp.array([4.0])}, jnp.array([1.0])
+    params, target = jnp.array([4.0]), jnp.array([1.0])
     for _ in range(3):
-        target = sac.track(target, params)
+        target = track(target, params, rate=0.25)
     np.testing.assert_allclose(target, [4 - 3 * 0.75**3], rtol=1e-6)
 
 
 def test_actions_in_units_of_the_box_and_back():
-    space = bounded_space(families.pendulum().environment)
+    space = families.pendulum().environment.action_space
     np.testing.assert_allclose([rescale(jnp.array([a]), space)[0] for a in (-1.0, 0.0, 1.0)], [-2, 0, 2], atol=1e-6)
 
 
@@ -119,11 +130,8 @@ def test_one_task_without_context_is_sac_and_solves_pendulum():
         family,
         mlp_actor_critic(family, hidden=(128, 128)),
         num_train_tasks=1,
-        num_batch_tasks=1,
-        batch_size=128,
-        num_prior_steps=100,
-        num_posterior_steps=100,
-        num_gradient_steps=200,
+        replay=jaxmeta.Replay(num_gradient_steps=200, num_batch_tasks=1, batch_size=128),
+        visits=jaxmeta.Visits(num_prior_steps=100, num_posterior_steps=100),
         optimizer=optax.adam(1e-3),
     )
     state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_outer_steps=60, num_tasks=1, progress=False)
