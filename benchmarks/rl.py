@@ -24,9 +24,7 @@ from benchmarks.options import choose
 from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta import nn, rl
-from jaxmeta.algorithms.pearl import AdaptedBelief
 from jaxmeta.rl import families, oracles
-from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.types import PyTree
 
 if TYPE_CHECKING:
@@ -205,22 +203,20 @@ def build_belief(case: BeliefCase) -> Built:
     family = case.family()
     networks = jaxmeta.mlp_actor_critic(family, latent_size=5, hidden=(64, 64))
     encoder = jaxmeta.mlp_encoder(family, latent_size=5)
-    learner = jaxmeta.pearl(
-        family, networks, encoder, num_train_tasks=100, num_gradient_steps=case.size, num_batch_tasks=16, batch_size=32
-    )
+    replay = jaxmeta.Replay(num_gradient_steps=case.size, num_batch_tasks=16, batch_size=32)
+    learner = jaxmeta.pearl(family, networks, encoder, num_train_tasks=100, replay=replay)
     state = learner.init(jax.random.key(0))
     keys, tasks = _tasks(family, case.num_tasks)
-    indexed = rl.IndexedTask(jax.nn.one_hot(jnp.arange(case.num_tasks), 100, dtype=bool), tasks)
+    indexed = rl.IndexedTask(jnp.arange(case.num_tasks), tasks, 100)
     trial = rl.trial(family.environment, num_episodes=2)
-    belief = Gaussian(jnp.zeros(5), jnp.zeros(5))
 
     def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
         transitions = jax.vmap(lambda key, task: rl.rollout(key, trial, *agent, task)[1])(keys, tasks)
         return transitions.reward, transitions.extras
 
     def act(state: PyTree, *args) -> PyTree:
-        adapted = AdaptedBelief(state.meta_params.params, belief, None)  # type: ignore[arg-type]  # no agent reads it
-        return play(jaxmeta.pearl_agent(family, networks, adapted), *args)
+        assert learner.agent is not None
+        return play(learner.agent(state.meta_params, is_greedy=True), *args)
 
     at_random = oracles.random_policy(family.environment.action_space)
     functions = {

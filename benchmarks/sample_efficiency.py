@@ -19,6 +19,7 @@ from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
 from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
+from jaxmeta.algorithms import Replay
 from jaxmeta.recipes.maml_rl import MAML_RL, GradientRL
 from jaxmeta.recipes.pearl import PEARL, Pearl
 from jaxmeta.recipes.rl2 import RL2, RL2_RECIPES
@@ -43,7 +44,7 @@ def _steps_of_gradients(config: GradientRL, max_steps: int) -> int:
 
 
 def _steps_of_pearl(config: Pearl, max_steps: int) -> int:
-    return config.num_tasks * ((config.num_prior_steps or max_steps) + (config.num_posterior_steps or max_steps))
+    return config.num_tasks * sum(config.visits.num_steps(max_steps))
 
 
 def _steps_of_rl2(config: RL2, max_steps: int) -> int:
@@ -57,7 +58,13 @@ CONTENDERS = {
 }
 _QUICK: dict[str, dict[str, Any]] = {
     _LEVEL: {"num_outer_steps": 20, "num_tasks": 2, "num_episodes": 2, "hidden": (4,)},
-    "PEARL": {"num_outer_steps": 20, "num_tasks": 2, "num_gradient_steps": 1, "num_train_tasks": 3, "hidden": (4,)},
+    "PEARL": {
+        "num_outer_steps": 20,
+        "num_tasks": 2,
+        "replay": Replay(num_gradient_steps=1, capacity=1000, batch_size=32, num_context=60),
+        "num_train_tasks": 3,
+        "hidden": (4,),
+    },
     "RL²": {"num_outer_steps": 20, "num_tasks": 2, "num_minibatches": 1, "num_units": 4, "num_critic_units": 4},
 }
 

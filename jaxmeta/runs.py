@@ -226,9 +226,10 @@ def _draw(
     state: MetaState,
 ) -> None:
     lines, metric = log.lines(), experiment.metric
-    steps, values = (np.array([line[column] for line in lines], float) for column in ("step", metric))
+    trained = experiment.train_metric or metric
+    steps, values = (np.array([line[column] for line in lines], float) for column in ("step", trained))
     figures = experiment.pictures(key, state.meta_params, name) | {
-        "learning_curve.png": plotting.learning_curve(steps, values, metric, name),
+        "learning_curve.png": plotting.learning_curve(steps, values, trained, name),
         "adaptation_curve.png": plotting.report(
             report,
             names=[metric],

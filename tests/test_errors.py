@@ -114,36 +114,26 @@ STEPS = dict.fromkeys(("reward", "value", "next_value", "terminated", "truncated
 
 
 PLANE = {"family": rl.families.navigation()}
-FEW = {"num_train_tasks": 2, "capacity": 200}
+FEW = {"num_train_tasks": 2, "replay": jaxmeta.Replay(capacity=200)}
 NETWORKS = jaxmeta.mlp_actor_critic(PLANE["family"], latent_size=2)
 PEARL = PLANE | {"actor_critic": NETWORKS, "encoder": jaxmeta.mlp_encoder(PLANE["family"], latent_size=2)} | FEW
 off_policy_families = st.one_of(not_callable, st.just(BANDIT), st.just(BANDIT.environment))
-OF_NETWORKS = {"family": off_policy_families, "hidden": widths, "activation": not_callable}
+OF_NETWORKS = {"family": off_policy_families, "hidden": widths, "activation": optional(not_callable)}
 OF_PEARL = {
     "family": off_policy_families,
     "actor_critic": st.one_of(not_callable, st.just(BANDIT)),
     "num_train_tasks": count(1),
-    "context": a_name,
-    "kl_weight": number,
-    "num_prior_steps": optional(count(1)),
-    "num_posterior_steps": optional(count(1)),
-    "num_extra_steps": count(0),
-    "num_gradient_steps": count(1),
-    "num_batch_tasks": count(1),
-    "batch_size": count(1),
-    "num_context": optional(st.one_of(count(1), st.integers(min_value=201))),
-    "capacity": st.one_of(count(1), st.integers(1, 199)),
-    "memory_budget": optional(count(1)),
-    "optimizer": transform,
-    "discount": number,
-    "reward_scale": number,
-    "temperature": optional(number),
-    "target_entropy": optional(st.one_of(junk, non_finite, booleans)),
-    "target_rate": number,
+    "visits": st.one_of(not_callable, st.just(jaxmeta.Replay())),
+    "replay": st.one_of(
+        not_callable,
+        st.integers(1, 199).map(lambda capacity: jaxmeta.Replay(capacity=capacity)),
+        st.integers(201, 999).map(lambda num_context: jaxmeta.Replay(num_context=num_context)),
+    ),
+    "sac": st.one_of(not_callable, st.just(jaxmeta.Visits())),
+    "meta_test": st.one_of(not_callable, st.just(jaxmeta.Visits())),
+    "optimizer": optional(transform),
     "critic_reward_fn": optional(not_callable),
-    "num_episodes": count(1),
-    "num_exploration_episodes": count(1),
-    "is_greedy": optional(st.one_of(junk, non_finite)),
+    "metrics_fn": optional(not_callable),
 }
 
 
@@ -354,13 +344,58 @@ TABLE = {
             "optimizer": transform,
         },
     ),
-    "pearl": (jaxmeta.pearl, PEARL, OF_PEARL | {"encoder": optional(st.one_of(not_callable, st.just(NETWORKS)))}),
+    "pearl": (
+        jaxmeta.pearl,
+        PEARL,
+        OF_PEARL | {"encoder": optional(st.one_of(not_callable, st.just(NETWORKS))), "kl_weight": number},
+    ),
+    "Visits": (
+        jaxmeta.Visits,
+        {},
+        {
+            "num_prior_steps": optional(count(1)),
+            "num_posterior_steps": optional(count(1)),
+            "num_extra_steps": count(0),
+        },
+    ),
+    "Replay": (
+        jaxmeta.Replay,
+        {},
+        {
+            "capacity": count(1),
+            "memory_budget": optional(count(1)),
+            "num_gradient_steps": count(1),
+            "num_batch_tasks": count(1),
+            "batch_size": count(1),
+            "num_context": optional(count(1)),
+        },
+    ),
+    "SoftActorCritic": (
+        jaxmeta.SoftActorCritic,
+        {},
+        {
+            "discount": number,
+            "reward_scale": number,
+            "temperature": optional(number),
+            "target_entropy": optional(st.one_of(junk, non_finite, booleans)),
+            "target_rate": number,
+        },
+    ),
+    "MetaTest": (
+        jaxmeta.MetaTest,
+        {},
+        {
+            "num_episodes": count(1),
+            "num_exploration_episodes": count(1),
+            "is_greedy": optional(st.one_of(junk, non_finite)),
+        },
+    ),
     "sac": (jaxmeta.sac, PLANE | {"actor_critic": jaxmeta.mlp_actor_critic(PLANE["family"])} | FEW, OF_PEARL),
     "mlp_actor_critic": (jaxmeta.mlp_actor_critic, PLANE, OF_NETWORKS | {"latent_size": count(0)}),
-    "mlp_encoder": (jaxmeta.mlp_encoder, PLANE, OF_NETWORKS | {"latent_size": count(1)}),
+    "mlp_encoder": (jaxmeta.mlp_encoder, PLANE, OF_NETWORKS | {"latent_size": count(1), "context": a_name}),
     "rl.indexed_tasks": (rl.indexed_tasks, {"tasks": np.ones(2)}, {"tasks": unstacked}),
-    "rl.replay.empty_replay": (
-        rl.replay.empty_replay,
+    "rl.replay.empty_buffers": (
+        rl.replay.empty_buffers,
         {"row": np.ones(2, np.float32), "num_tasks": 2, "capacity": 3},
         {"num_tasks": count(1), "capacity": count(1)},
     ),

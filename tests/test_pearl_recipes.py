@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmeta.__main__ import main
+from jaxmeta.algorithms import Replay, Visits
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.recipes.pearl import PEARL, told
 from jaxmeta.rl import families
@@ -21,11 +22,11 @@ SMALL = {
     "num_reference_steps": 1,
     "num_train_tasks": 3,
     "hidden": 4,
-    "num_gradient_steps": 2,
-    "num_batch_tasks": 2,
-    "batch_size": 2,
-    "num_context": 4,
-    "capacity": 200,
+    "replay.num_gradient_steps": 2,
+    "replay.num_batch_tasks": 2,
+    "replay.batch_size": 2,
+    "replay.num_context": 4,
+    "replay.capacity": 200,
     "schedule": "cosine",
 }
 
@@ -59,8 +60,23 @@ def test_a_recipe_builds_and_its_training_tasks_fit_its_learner(name):
 
 
 def test_the_protocol_tells_visits_and_widths():
-    protocol = replace(PEARL["pearl-navigation"].config(), num_prior_steps=30, num_posterior_steps=None).protocol()
+    config = PEARL["pearl-navigation"].config()
+    protocol = replace(config, visits=Visits(num_prior_steps=30)).protocol()
     assert "visits of 30 + 100 steps" in protocol and "layers of 128, 128" in protocol
+    protocol = replace(config, visits=Visits(num_prior_steps=30, num_posterior_steps=40, num_extra_steps=5)).protocol()
+    assert "visits of 30 + 40 + 5 steps" in protocol
+
+
+@pytest.mark.parametrize(("num_posterior_steps", "metric"), [(99, "reward"), (100, "return"), (None, "return")])
+def test_a_learning_curve_is_of_what_training_tells(num_posterior_steps, metric):
+    visits, small = Visits(num_prior_steps=30, num_posterior_steps=num_posterior_steps), Replay(capacity=200)
+    config = replace(PEARL["pearl-navigation"].config(), visits=visits, replay=small, hidden=(2,), num_train_tasks=2)
+    experiment = config.build()
+    state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
+    sample = jax.vmap(experiment.train_tasks.sample, (0, None))
+    tasks = jax.eval_shape(sample, jax.random.split(jax.random.key(1)), experiment.train_tasks.data)
+    assert metric in jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)[1]
+    assert experiment.train_metric == metric
 
 
 def test_a_recipe_that_needs_an_extra_names_it(tmp_path, monkeypatch, capsys):

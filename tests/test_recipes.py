@@ -251,8 +251,7 @@ def test_the_protocol_of_a_bandit_names_its_arms_and_pulls(name):
 def test_fields_of_an_inner_loop_are_where_there_is_one(name):
     fields = {field.name for field in dataclasses.fields(RECIPES[name].config())}
     of_a_loop = {"meta_gradient", "inner_optimizer", "inner_learning_rate", "num_inner_steps", "num_eval_steps"}
-    expected = set() if name in CLOSED_FORM or name in RL2_RECIPES else of_a_loop
-    expected = {"num_eval_steps"} if name in PEARL else expected  # episodes of context
+    expected = set() if name in CLOSED_FORM or name in RL2_RECIPES or name in PEARL else of_a_loop
     assert fields & of_a_loop == (expected - {"meta_gradient"} if name in MAML_RL else expected)
 
 

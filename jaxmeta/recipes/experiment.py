@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 class Experiment(NamedTuple):
     """What a recipe's dataclass builds. `pictures` takes a key, meta-parameters and the recipe's name, for titles;
     `references` takes a key and gives what is judged beside the learner; `adaptation` is what the learner adapts by, of
-    which there are K."""
+    which there are K. `train_metric` is what the learning curve is of, where training cannot know `metric`."""
 
     learner: MetaLearner
     train_tasks: TaskDistribution
@@ -39,6 +39,7 @@ class Experiment(NamedTuple):
     eval_batch_size: int = 100
     adaptation: str = "inner step"
     references: Callable[[jax.Array], dict[str, Reference]] = lambda key: {}
+    train_metric: str | None = None
 
 
 class Recipe(NamedTuple):

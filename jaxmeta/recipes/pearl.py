@@ -1,7 +1,7 @@
 """Recipes of PEARL: off-policy, beliefs about the task, compared with the same actor-critic without one and told."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import plotting
-from jaxmeta.algorithms import mlp_actor_critic, mlp_encoder, pearl, sac
-from jaxmeta.algorithms.pearl import experience_of, product_of_gaussians
+from jaxmeta.algorithms import MetaTest, Replay, SoftActorCritic, Visits, mlp_actor_critic, mlp_encoder, pearl
+from jaxmeta.algorithms.pearl import Encoder, experience_of, product_of_gaussians
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of
@@ -35,30 +35,16 @@ class Pearl(Outer):
     """Numbers that describe a task."""
     kl_weight: float = 0.1
     """Of the divergence from the prior, summed over the tasks of a gradient step."""
-    num_prior_steps: int | None = None
-    """Environment steps of a visit with z from the prior; an episode's if None."""
-    num_posterior_steps: int | None = None
-    """Then with z from the belief; an episode's if None."""
-    num_gradient_steps: int = 100
-    """Gradient steps of an outer step."""
-    num_batch_tasks: int = 16
-    """Tasks of a gradient step."""
-    batch_size: int = 32
-    """Transitions of each, for the actor and the critics."""
-    num_context: int | None = 64
-    """Transitions of each, for the encoder; all of the last visit's if None."""
-    capacity: int = 10_000
-    """Transitions that the buffer of a task holds."""
-    discount: float = 0.99
-    """γ."""
-    reward_scale: float = 1.0
-    """Of the reward that critics learn from."""
+    visits: Visits = Visits()
+    """What is played of a training task."""
+    replay: Replay = Replay(batch_size=32, num_context=64)
+    """What is kept of it, and what a gradient step draws."""
+    sac: SoftActorCritic = SoftActorCritic()
+    """What is learned from that."""
+    meta_test: MetaTest = MetaTest()
+    """How a test task is met."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of the actor, the critics and the encoder."""
-    num_eval_steps: int = 3
-    """K, episodes of context at test."""
-    num_exploration_episodes: int = 1
-    """How many of them are played with z from the prior."""
     num_reference_steps: int | None = None
     """Outer steps of what it is compared with, trained alike: without context, and told the task; as many as its own if
     None, and not at all if 0."""
@@ -68,7 +54,6 @@ class Pearl(Outer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("num_train_tasks", self.num_train_tasks, minimum=1)
-        check_integer("num_eval_steps", self.num_eval_steps, minimum=1)
         if self.num_reference_steps is not None:
             check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
 
@@ -97,38 +82,37 @@ class Pearl(Outer):
         _, played = self._played(key, meta_params, num_tasks=20)
         return {"belief.png": self._belief(meta_params, played, name)}
 
-    def learner(self, family: Family | None = None, num_eval_steps: int | None = None) -> MetaLearner:
+    def learner(self, family: Family | None = None, num_episodes: int | None = None) -> MetaLearner:
         """Without context if it is given another family."""
         has_context = family is None and self.context != "none"
         family = self.family() if family is None else family
-        latent_size = self.latent_size if has_context else 0
-        actor_critic = mlp_actor_critic(family, latent_size=latent_size, hidden=self.hidden)
-        arguments = {
-            "num_train_tasks": self.num_train_tasks,
-            "kl_weight": self.kl_weight,
-            "num_prior_steps": self.num_prior_steps,
-            "num_posterior_steps": self.num_posterior_steps,
-            "num_gradient_steps": self.num_gradient_steps,
-            "num_batch_tasks": self.num_batch_tasks,
-            "batch_size": self.batch_size,
-            "num_context": self.num_context,
-            "capacity": self.capacity,
-            "optimizer": self.outer_optimizer(),
-            "discount": self.discount,
-            "reward_scale": self.reward_scale,
-            "critic_reward_fn": self.critic_reward_fn(),
-            "num_episodes": self.num_eval_steps if num_eval_steps is None else num_eval_steps,
-            "num_exploration_episodes": self.num_exploration_episodes,
-        }
-        if not has_context:
-            return sac(family, actor_critic, **arguments)
-        encoder = mlp_encoder(
-            family, latent_size=latent_size, hidden=self.hidden, with_next_observation=self.sees_next_observation()
+        num_episodes = self.meta_test.num_episodes if num_episodes is None else num_episodes
+        networks = mlp_actor_critic(family, latent_size=self.latent_size if has_context else 0, hidden=self.hidden)
+        return pearl(
+            family,
+            networks,
+            self.encoder() if has_context else None,
+            num_train_tasks=self.num_train_tasks,
+            kl_weight=self.kl_weight,
+            visits=self.visits,
+            replay=self.replay,
+            sac=self.sac,
+            meta_test=replace(self.meta_test, num_episodes=num_episodes),
+            optimizer=self.outer_optimizer(),
+            critic_reward_fn=self.critic_reward_fn(),
         )
-        return pearl(family, actor_critic, encoder, context=self.context, **arguments)  # type: ignore[arg-type]
+
+    def encoder(self) -> Encoder:
+        return mlp_encoder(
+            self.family(),
+            latent_size=self.latent_size,
+            hidden=self.hidden,
+            with_next_observation=self.sees_next_observation(),
+            context="deterministic" if self.context == "deterministic" else "probabilistic",
+        )
 
     def num_optimizer_steps(self) -> int:
-        return self.num_outer_steps * self.num_gradient_steps
+        return self.num_outer_steps * self.replay.num_gradient_steps
 
     def train_tasks(self) -> TaskDistribution:
         """The same M tasks in every run: of a family with infinitely many, M that were drawn once."""
@@ -152,6 +136,8 @@ class Pearl(Outer):
         return found
 
     def build(self) -> Experiment:
+        max_steps = self.family().environment.max_steps
+        _, num_posterior_steps, _ = self.visits.num_steps(max_steps)
         return Experiment(
             self.learner(),
             self.train_tasks(),
@@ -162,19 +148,20 @@ class Pearl(Outer):
             eval_batch_size=50,
             adaptation="episode of context",
             references=self.references,
+            train_metric="return" if num_posterior_steps >= max_steps else "reward",
         )
 
     def protocol(self) -> str:
-        episode = self.family().environment.max_steps
-        visit = f"{self.num_prior_steps or episode} + {self.num_posterior_steps or episode} steps"
-        widths = ", ".join(map(str, self.hidden))
+        prior, posterior, extra = self.visits.num_steps(self.family().environment.max_steps)
+        visit = f"{prior} + {posterior}" + (f" + {extra}" if extra else "") + " steps"
+        widths, drawn = ", ".join(map(str, self.hidden)), self.replay
         return (
             f"{counted(self.num_outer_steps, 'outer step')}: visits of {visit} to {self.num_tasks} of "
-            f"{counted(self.num_train_tasks, 'training task')}, {counted(self.num_gradient_steps, 'gradient step')} on "
-            f"{counted(self.num_batch_tasks, 'task')}, {counted(self.batch_size, 'transition')} each, "
+            f"{counted(self.num_train_tasks, 'training task')}, {counted(drawn.num_gradient_steps, 'gradient step')} "
+            f"on {counted(drawn.num_batch_tasks, 'task')}, {counted(drawn.batch_size, 'transition')} each, "
             f"{self.optimizer} {self.learning_rate:g} ({self.schedule}); layers of {widths}; "
             f"{self.context} context, {counted(self.latent_size, 'number')}, KL weight {self.kl_weight:g}; "
-            f"discount {self.discount:g}, reward scale {self.reward_scale:g}"
+            f"discount {self.sac.discount:g}, reward scale {self.sac.reward_scale:g}"
         )
 
     def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
@@ -182,18 +169,13 @@ class Pearl(Outer):
         test = self.family().test
         task_key, play_key = jax.random.split(key)
         tasks = jax.vmap(test.sample, (0, None))(jax.random.split(task_key, num_tasks), test.data)
-        adapt_to = self.learner(num_eval_steps=self.num_eval_steps + 1).adapt
+        adapt_to = self.learner(num_episodes=self.meta_test.num_episodes + 1).adapt
         play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
         return tasks, play(jax.random.split(play_key, num_tasks), tasks)
 
     def _belief(self, meta_params: MetaParams, played: Transition, name: str) -> "Figure":
         """How far means are from those after all transitions, and deviations, against their number."""
-        encoder = mlp_encoder(
-            self.family(),
-            latent_size=self.latent_size,
-            hidden=self.hidden,
-            with_next_observation=self.sees_next_observation(),
-        )
+        encoder = self.encoder()
 
         def beliefs(transitions: Transition) -> tuple[jax.Array, jax.Array]:
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
@@ -311,18 +293,14 @@ PEARL: dict[str, Recipe] = {
             num_outer_steps=320,
             num_tasks=10,
             num_train_tasks=2000,
-            capacity=1000,
-            num_prior_steps=30,
-            num_posterior_steps=30,
-            num_context=60,
-            num_gradient_steps=250,
+            visits=Visits(num_prior_steps=30, num_posterior_steps=30),
+            replay=Replay(capacity=1000, num_gradient_steps=250, batch_size=32, num_context=60),
+            sac=SoftActorCritic(discount=0.9, reward_scale=10.0),
             learning_rate=3e-3,
             schedule="cosine",
             latent_size=16,
             kl_weight=0.001,
             hidden=(128, 128),
-            discount=0.9,
-            reward_scale=10.0,
         ),
         "PEARL on 2D navigation",
         _PEARL,
@@ -335,14 +313,10 @@ PEARL: dict[str, Recipe] = {
             num_tasks=10,
             learning_rate=3e-3,
             schedule="cosine",
-            num_prior_steps=100,
-            num_posterior_steps=300,
-            num_context=200,
-            discount=0.9,
-            reward_scale=10.0,
-            num_exploration_episodes=2,
-            num_eval_steps=10,
-            num_gradient_steps=250,
+            visits=Visits(num_prior_steps=100, num_posterior_steps=300),
+            replay=Replay(num_gradient_steps=250, batch_size=32, num_context=200),
+            sac=SoftActorCritic(discount=0.9, reward_scale=10.0),
+            meta_test=MetaTest(num_episodes=10, num_exploration_episodes=2),
             hidden=(128, 128),
             kl_weight=0.01,
         ),
@@ -358,7 +332,7 @@ PEARL: dict[str, Recipe] = {
             learning_rate=3e-3,
             schedule="cosine",
             num_train_tasks=40,
-            num_gradient_steps=200,
+            replay=Replay(num_gradient_steps=200, batch_size=32, num_context=64),
             kl_weight=0.01,
         ),
         "PEARL on a pendulum of unknown gravity",
@@ -370,11 +344,10 @@ PEARL: dict[str, Recipe] = {
         lambda: CheetahVelocity(
             num_outer_steps=200,
             num_tasks=10,
-            num_gradient_steps=400,
-            batch_size=64,
+            replay=Replay(num_gradient_steps=400, batch_size=64, num_context=64),
+            sac=SoftActorCritic(reward_scale=5.0),
             learning_rate=1e-3,
             schedule="cosine",
-            reward_scale=5.0,
         ),
         "PEARL on HalfCheetah at a hidden velocity; needs pip install 'jaxmeta[brax]'",
         _PEARL,
