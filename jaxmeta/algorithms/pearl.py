@@ -22,16 +22,16 @@ clears the context, plays with z from the prior, then with z from the belief.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmeta.algorithms.beliefs import Encoder, check_encoder, infer, prior_of
 from jaxmeta.algorithms.sac import (
     ActorCritic,
     Experience,
@@ -44,14 +44,11 @@ from jaxmeta.algorithms.sac import (
 )
 from jaxmeta.checks import (
     check_callable,
-    check_choice,
     check_fields,
     check_integer,
     check_number,
     check_params,
-    check_widths,
 )
-from jaxmeta.nn import MLP
 from jaxmeta.outer import apply_gradient, check_optimizer, counted
 from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
@@ -59,7 +56,7 @@ from jaxmeta.rl.env import Environment, Family, flatten
 from jaxmeta.rl.replay import Buffers, IndexedTask, MemoryPlan, add_rows, empty_buffers, memory_plan, sample_rows
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, rollout
 from jaxmeta.rl.trials import Inputs, trial
-from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
+from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 _log = logging.getLogger("jaxmeta")
 
@@ -158,113 +155,6 @@ class MetaTest:
             raise ValueError(f"is_greedy must be True, False or None, got {self.is_greedy!r}")
 
 
-# The encoder, and beliefs.
-
-
-class Encoder(NamedTuple):
-    """What each transition says about the task.
-
-    init:        (key) -> params
-    apply:       (params, experience [n]) -> (mean [n, L], variance [n, L]) of Gaussian factors
-    latent_size: L
-    context:     "probabilistic", a belief is the product of the factors; or "deterministic", it is the mean of their
-                 means, without deviation
-    """
-
-    init: InitFn
-    apply: Callable[[Params, Experience], tuple[jax.Array, jax.Array]]
-    latent_size: int
-    context: str = "probabilistic"
-
-
-def mlp_encoder(
-    family: Family,
-    *,
-    latent_size: int = 5,
-    hidden: Sequence[int] = (64, 64),
-    activation: Callable[[jax.Array], jax.Array] | None = None,
-    with_next_observation: bool = False,
-    context: Literal["probabilistic", "deterministic"] = "probabilistic",
-) -> Encoder:
-    """A multi-layer perceptron of (observation, action, reward), with softplus for the variance.
-
-    Args:
-      family: whose transitions they are.
-      latent_size: L.
-      hidden: widths of the layers.
-      activation: of the layers; relu if None.
-      with_next_observation: whether it sees that too: needed where tasks differ in their dynamics.
-      context: "probabilistic", or "deterministic" for a belief without deviation.
-
-    Raises:
-      ValueError: `family` is none or has no real actions, `latent_size` is no positive integer, or `context` no name.
-
-    >>> from jaxmeta.rl import families
-    >>> encoder = mlp_encoder(families.navigation(), latent_size=3)
-    """
-    check_integer("latent_size", latent_size, minimum=1)
-    check_widths("hidden", hidden)
-    check_choice("context", context, _COMBINE)
-    activation = flax.linen.relu if activation is None else activation
-    check_callable("activation", activation, "(array) -> array")
-    network = MLP(tuple(hidden), 2 * latent_size, activation=activation)
-    network_apply: Callable = network.apply
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape), leaf.dtype), experience_shapes(family))
-
-    def features(rows: Experience) -> jax.Array:
-        seen = [rows.next_observation] if with_next_observation else []
-        return jnp.concatenate([rows.observation, rows.action, rows.reward[:, None], *seen], axis=1)
-
-    def apply(params: Params, rows: Experience) -> tuple[jax.Array, jax.Array]:
-        mean, variance = jnp.split(network_apply(params, features(rows)), 2, axis=1)
-        return mean, jax.nn.softplus(variance)
-
-    return Encoder(lambda key: network.init(key, features(zeros)), apply, latent_size, context)
-
-
-def product_of_gaussians(mean: jax.Array, variance: jax.Array, mask: jax.Array) -> Gaussian:
-    """The normalised product of factors N(mean_n, variance_n), `[n, L]`, of those where `mask` `[n]` is true.
-
-        1/σ² = Σ_n 1/σ_n²,   μ = σ² Σ_n μ_n/σ_n²;   N(0, 1) if there is none
-
-    >>> belief = product_of_gaussians(jnp.array([[0.0], [3.0]]), jnp.array([[1.0], [0.5]]), jnp.array([True, True]))
-    >>> [round(float(x[0]), 4) for x in (belief.mean, jnp.exp(2 * belief.log_std))]
-    [2.0, 0.3333]
-    """
-    precision = 1 / jnp.maximum(variance, 1e-7)
-    total, weighted = (jnp.sum(jnp.where(mask[:, None], x, 0), axis=0) for x in (precision, precision * mean))
-    total = jnp.where(jnp.any(mask), total, 1)
-    return Gaussian(weighted / total, -jnp.log(total) / 2)
-
-
-def mean_of_points(mean: jax.Array, variance: jax.Array, mask: jax.Array) -> Gaussian:
-    """The deterministic context: the mean of `mean` `[n, L]` where `mask` `[n]` is true, 0 if there is none."""
-    point = jnp.sum(jnp.where(mask[:, None], mean, 0), axis=0) / jnp.maximum(jnp.sum(mask), 1)
-    return Gaussian(point, jnp.full_like(point, -jnp.inf))
-
-
-_COMBINE = {"probabilistic": product_of_gaussians, "deterministic": mean_of_points}
-
-
-def infer(params: Params, rows: Experience, mask: jax.Array, encoder: Encoder | None) -> Gaussian:
-    """q(z | c) of the rows `[n]` where `mask` is true; the prior, of no numbers, without an encoder."""
-    if encoder is None:
-        return prior_of(None)
-    return _COMBINE[encoder.context](*encoder.apply(params["encoder"], rows), mask)
-
-
-def prior_of(encoder: Encoder | None) -> Gaussian:
-    """What is believed before anything is seen: N(0, 1), or 0 for a deterministic context.
-
-    >>> prior_of(None).mean.shape
-    (0,)
-    """
-    if encoder is None:
-        return Gaussian(jnp.zeros(0), jnp.zeros(0))
-    nothing = jnp.zeros((1, encoder.latent_size))
-    return _COMBINE[encoder.context](nothing, nothing, jnp.zeros(1, bool))
-
-
 # The learner.
 
 
@@ -344,7 +234,7 @@ def pearl(
         a function returns something else than it has to.
 
     >>> import jaxmeta
-    >>> from jaxmeta.algorithms import mlp_actor_critic
+    >>> from jaxmeta.algorithms import mlp_actor_critic, mlp_encoder
     >>> from jaxmeta.rl import families, indexed_tasks
     >>> family = families.point_robot(is_sparse=False)
     >>> networks = mlp_actor_critic(family, latent_size=2, hidden=(8,)), mlp_encoder(family, latent_size=2, hidden=(8,))
@@ -545,8 +435,8 @@ def collect_visit(
     believe = lambda rows: infer(params, rows, jnp.ones(len(rows.reward), bool), encoder)
 
     def play(key: jax.Array, belief: Gaussian, num_steps: int) -> tuple[Experience, Metrics]:
-        steps, explore = trial(environment, num_steps=num_steps), partial(act, is_greedy=False)
-        _, transitions = rollout(key, steps, explore, (params, belief), prior.mean, task)
+        steps = trial(environment, num_steps=num_steps)
+        _, transitions = rollout(key, steps, act, (params, belief), prior.mean, task)
         return experience_of(transitions), report(transitions, environment.max_steps, metrics_fn)
 
     prior_key, posterior_key, extra_key = jax.random.split(key, 3)
@@ -796,8 +686,7 @@ def _check_networks(actor_critic: ActorCritic, encoder: Encoder | None, row: Exp
     fields = ("init", "actor", "critic")
     check_fields("actor_critic", actor_critic, fields, "an ActorCritic, such as mlp_actor_critic(family)")
     if encoder is not None:
-        check_fields("encoder", encoder, ("init", "apply"), "an Encoder, such as mlp_encoder(family)")
-        check_choice("context of encoder", encoder.context, _COMBINE)
+        check_encoder("encoder", encoder)
     latent_size, expected = actor_critic.latent_size, 0 if encoder is None else encoder.latent_size
     if latent_size != expected:
         what = "0 where there is no encoder" if encoder is None else "that of the encoder"

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxmeta import plotting
 from jaxmeta.algorithms import MetaTest, Replay, SoftActorCritic, Visits, mlp_actor_critic, mlp_encoder, pearl
-from jaxmeta.algorithms.pearl import Encoder, experience_of, product_of_gaussians
+from jaxmeta.algorithms.beliefs import Encoder, product_of_gaussians
+from jaxmeta.algorithms.pearl import experience_of
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of

@@ -15,17 +15,14 @@ import pytest
 
 import jaxmeta
 from jaxmeta import rl
+from jaxmeta.algorithms.beliefs import Encoder, mean_of_points, mlp_encoder, product_of_gaussians
 from jaxmeta.algorithms.pearl import (
-    Encoder,
     MetaTest,
     Replay,
     Visits,
     experience_of,
     first_episodes,
-    mean_of_points,
-    mlp_encoder,
     pearl,
-    product_of_gaussians,
     report,
     sac,
 )
