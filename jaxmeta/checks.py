@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.traced import same_contents, trace, used_inputs
-from jaxmeta.types import MetaParams, MetaState, Task
+from jaxmeta.types import MetaParams, MetaState, Task, TaskDistribution
+from jaxmeta.words import counted, short
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
     """A whole number of at least `minimum`."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {short(value)}")
 
 
 def check_number(name: str, value: Any, minimum: float = 0.0) -> None:
@@ -25,19 +26,19 @@ def check_number(name: str, value: Any, minimum: float = 0.0) -> None:
     if isinstance(value, jax.Array):
         return
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < minimum:
-        raise ValueError(f"{name} must be a finite number >= {minimum:g}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number >= {minimum:g}, got {short(value)}")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """One of a few names."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(sorted(choices))}, got {short(value)}")
 
 
 def check_widths(name: str, value: Any) -> None:
     """The widths of a network's layers, none if empty."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(f"{name} must be a sequence of widths, such as (64, 64), got {value!r}")
+        raise ValueError(f"{name} must be a sequence of widths, such as (64, 64), got {short(value)}")
     for i, width in enumerate(value):
         check_integer(f"{name}[{i}]", width, minimum=1)
 
@@ -45,14 +46,14 @@ def check_widths(name: str, value: Any) -> None:
 def check_callable(name: str, value: Any, signature: str) -> Callable:
     """A function with the given signature."""
     if not callable(value):
-        raise ValueError(f"{name} must be a function {signature}, got {value!r}")
+        raise ValueError(f"{name} must be a function {signature}, got {short(value)}")
     return value
 
 
 def check_fields(name: str, value: Any, fields: Collection[str], remedy: str) -> None:
     """Something that has the functions of one of the library's tuples."""
     if not all(callable(getattr(value, field, None)) for field in fields):
-        raise ValueError(f"{name} must have {', '.join(fields)}: {remedy}; got {value!r}")
+        raise ValueError(f"{name} must have {', '.join(fields)}: {remedy}; got {short(value)}")
 
 
 def check_learner(name: str, value: Any) -> None:
@@ -88,7 +89,7 @@ def check_loss_fn(name: str, loss_fn: Any, stochastic: bool = False) -> Callable
     def checked(params: Any, batch: Any, key: Any) -> Any:
         result = loss_fn(params, batch, key) if stochastic else loss_fn(params, batch)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            raise ValueError(f"{name} must return (loss, metrics), metrics a dict, {{}} if none; got {result!r}")
+            raise ValueError(f"{name} must return (loss, metrics), metrics a dict, {{}} if none; got {short(result)}")
         for metric, value in (("loss", result[0]), *result[1].items()):
             if _as_array(metric, value, f"{name} must return scalars").shape != ():
                 raise ValueError(f"{name} must return scalars; {metric} has shape {jnp.shape(value)}: take its mean")
@@ -147,7 +148,7 @@ def check_state(value: Any) -> None:
 def check_params(params: Any) -> Any:
     """`params` as arrays that can be differentiated, none weakly typed: an update must not change their types."""
     if not jax.tree.leaves(params):
-        raise ValueError(f"init_fn must return a pytree with at least one array, got {params!r}")
+        raise ValueError(f"init_fn must return a pytree with at least one array, got {short(params)}")
     _check_that_all_is_learned(params)
 
     def check(path: tuple, leaf: Any) -> jax.Array:
@@ -199,14 +200,14 @@ def _as_array(name: str, value: Any, what: str) -> jax.Array:
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{what}; {name} is {value!r}") from error
+        raise ValueError(f"{what}; {name} is {short(value)}") from error
 
 
 def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
     """A typed random key, or an array of them with at most `max_ndim` axes."""
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if not is_key or value.ndim > max_ndim:
-        raise ValueError(f"{name} must be a typed key, such as jax.random.key(0), got {value!r}")
+        raise ValueError(f"{name} must be a typed key, such as jax.random.key(0), got {short(value)}")
 
 
 def check_pure(name: str, fn: Callable, *args: Any) -> tuple[Any, Any]:
@@ -243,10 +244,25 @@ def check_uses_key(name: str, fn: Callable, *args: Any, remedy: str = "") -> Non
 
 def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:
     """A pytree with the structure and the shapes of `expected`."""
-    given, wanted = ([jax.tree.structure(tree), *map(np.shape, jax.tree.leaves(tree))] for tree in (value, expected))
-    if given != wanted:
-        shapes = jax.tree.map(np.shape, expected)
-        raise ValueError(f"{name} must be {remedy}, with the shapes {shapes}, got {jax.tree.map(np.shape, value)}")
+    given, wanted = (
+        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (value, expected)
+    )
+    if [given, jax.tree.structure(value)] == [wanted, jax.tree.structure(expected)]:
+        return
+    seeds = {shape[:1] for shape in given.values()}
+    if given.keys() == wanted.keys() and seeds != {()} and len(seeds) == 1:
+        (size,) = seeds.pop()
+        if all(given[path] == (size, *wanted[path]) for path in wanted):
+            raise ValueError(
+                f"{name} must be {remedy}, of one seed, got those of {size} seeds that were trained at once: "
+                "jax.tree.map(lambda x: x[0], state) is the first"
+            )
+    differing = [path for path in wanted | given if given.get(path) != wanted.get(path)]
+    where = [f"at {path} {given.get(path, 'nothing')} in place of {wanted.get(path, 'nothing')}" for path in differing]
+    more = f" and at {counted(len(where) - 3, 'other path')}" if len(where) > 3 else ""
+    difference = f"the shapes differ: {', '.join(where[:3])}{more}" if where else "the types of its nodes differ"
+    raise ValueError(f"{name} must be {remedy}, got {short(value)}: {difference}")
 
 
 def check_tasks(tasks: Task) -> int:
@@ -269,3 +285,53 @@ def check_query(task: Task) -> None:
     check_task(task)
     if not jax.tree.leaves(task.query):
         raise ValueError("task must have a query set to be judged on, got none: Task(support, query)")
+
+
+def check_arguments(name: str, fn: Callable, arguments: Sequence[str], remedy: str) -> None:
+    """A function that takes these arguments, as far as its signature tells."""
+    check_callable(name, fn, _signature(arguments))
+    if not _takes(fn, len(arguments)):
+        raise ValueError(
+            f"{name} must be a function of {_signature(arguments)}, got one of {_signature(inspect.signature(fn))}: "
+            f"{remedy}"
+        )
+
+
+def check_distribution(name: str, value: Any) -> None:
+    """A `TaskDistribution`; a finite one says how many tasks there are, and which is which."""
+    if not isinstance(value, TaskDistribution):
+        raise ValueError(
+            f"{name} must be a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid(), got {short(value)}"
+        )
+    remedy = "one task from a key, and of data what it needs, as in lambda key, data: ..."
+    check_arguments(f"{name}.sample", value.sample, ("key", "data"), remedy)
+    if (value.at is None) != (value.size is None):
+        raise ValueError(f"{name} must have both at and size where it is finite, or neither, got {short(value)}")
+    if value.at is not None:
+        check_integer(f"{name}.size", value.size, minimum=1)
+        check_arguments(f"{name}.at", value.at, ("index", "data"), "the task of a number, from data")
+
+
+def check_metrics(name: str, metrics: Any, ndim: int) -> None:
+    """What a learner's function reports: {name: scalar} of `update`, {name: [K + 1]} of `evaluate`."""
+    shapes = {key: jnp.shape(value) for key, value in metrics.items()} if isinstance(metrics, dict) else None
+    if not shapes or any(len(shape) != ndim for shape in shapes.values()):
+        what = "scalars" if ndim == 0 else "curves [K + 1], entry k after k units of adaptation"
+        raise ValueError(f"{name} must report a dict of {what}, got {short(metrics if shapes is None else shapes)}")
+
+
+def check_labels(name: str, labels: Any, num_classes: int) -> None:
+    """Integers from 0 to num_classes − 1, where they are known: traced ones are not, and pass.
+
+    >>> check_labels("labels y", np.array([0, 2]), num_classes=3)
+    """
+    if isinstance(labels, jax.core.Tracer):
+        return
+    found = np.unique(np.asarray(labels))
+    if found.size and (found[0] < 0 or found[-1] >= num_classes):
+        listed = ", ".join(map(str, found if len(found) <= 8 else [*found[:3], "...", *found[-2:]]))
+        raise ValueError(
+            f"{name} must be class numbers from 0 to {num_classes - 1}, for there are "
+            f"{counted(num_classes, 'output')}, got {listed}: number the classes of a task from 0, and have an output "
+            "for each of them"
+        )

@@ -156,7 +156,7 @@ def report(
     *,
     names: Sequence[str] | None = None,
     title: str | None = None,
-    adaptation: str = "inner step",
+    adaptation: str | None = None,
     references: dict[str, Report] | None = None,
 ) -> "Figure":
     """What `evaluate` found: a panel for each metric, its mean, 95% interval and median against steps of adaptation.
@@ -165,7 +165,7 @@ def report(
       found: of the learner, with samples `[num_tasks, K + 1]`.
       names: of the metrics that are drawn, in this order; all if None.
       title: the picture's title; the number of test tasks if None.
-      adaptation: what there are K of.
+      adaptation: what there are K of; the report's unit if None.
       references: reports of what the learner is compared with, by name; a line across where one does not adapt.
 
     Raises:
@@ -174,9 +174,10 @@ def report(
     >>> found = Report({"mse": np.array([[2.0, 1.0], [4.0, 1.0]])})
     >>> figure = report(found, references={"told the task": Report({"mse": np.zeros((2, 1))})})
     >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel(), figure.get_suptitle()
-    ('inner step', 'mse on test tasks', '2 test tasks')
+    ('step of adaptation', 'mse on test tasks', '2 test tasks')
     """
     references = references or {}
+    adaptation = f"{found.unit} of adaptation" if adaptation is None else adaptation
     names = _chosen(names, list(found.samples))
     figure, panels = _figure(len(names), width=4.2, height=3.6, beside=2.2)
     for axes, name in zip(panels, names, strict=True):

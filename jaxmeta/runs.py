@@ -32,8 +32,7 @@ from jaxmeta import __version__, plotting
 from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Omniglot, Outer
 from jaxmeta.recipes.experiment import from_dict
-from jaxmeta.training import Report, evaluate, fit
-from jaxmeta.training.checkpoint import restore_state, save_state
+from jaxmeta.training import Report, evaluate, fit, restore_state, save_state
 from jaxmeta.types import MetaState
 from jaxmeta.words import counted
 
@@ -86,6 +85,8 @@ def _train(experiment: Experiment, config: Outer, seed: int, log: "_Log") -> Met
     has_checkpoint = any(log.directory.glob("state/[0-9]*"))
     state = _restore(log.directory, experiment) if has_checkpoint else None
     log.drop_after(0 if state is None else int(state.step))
+    if state is not None and int(state.step) == config.num_outer_steps:
+        return state  # killed while it was judged or drawn
     with _choices_on_stdout():
         state, _ = fit(
             train_key,
@@ -108,6 +109,7 @@ def _result(report: Report, references: dict[str, Report], metric: str, state: M
         "num_skipped": int(state.num_skipped),
         "batch_norm": report.batch_norm,
         "num_tasks": report.num_tasks,
+        "unit": report.unit,
         "metrics": report.metrics,
         "references": {
             name: {**found.metrics, "ahead": report.ahead_of(found, metric)} for name, found in references.items()
@@ -196,9 +198,10 @@ class _Log:
 def _evaluate(
     experiment: Experiment, config: Outer, key: jax.Array, state: MetaState
 ) -> tuple[Report, dict[str, Report]]:
-    """The learner, and what it is compared with, on the same test tasks."""
-    judge = partial(evaluate, num_tasks=config.num_eval_tasks, batch_size=experiment.eval_batch_size)
+    """The learner, and what it is compared with, on the same test tasks; of a finite family at most all."""
     tasks = experiment.test_tasks
+    num_tasks = config.num_eval_tasks if tasks.size is None else min(config.num_eval_tasks, tasks.size)
+    judge = partial(evaluate, num_tasks=num_tasks, batch_size=experiment.eval_batch_size)
     report = judge(key, experiment.learner, tasks, state.meta_params, batch_norm=experiment.batch_norm)
     references = experiment.references(key).items()
     return report, {name: judge(key, learner, tasks, params) for name, (learner, params) in references}

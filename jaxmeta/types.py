@@ -1,13 +1,15 @@
 """The types that everything else meets in: tasks, meta-learners and what they carry.
 
 A pluggable thing is a `NamedTuple` of pure functions; a state is a `NamedTuple` of arrays. Letters are the
-same everywhere: N tasks, K inner steps, B examples.
+same everywhere: N tasks, K inner steps, B examples. All of them show shapes and names, not numbers, see `words.short`.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+
+from jaxmeta.words import short
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any
@@ -21,23 +23,49 @@ LossFn: TypeAlias = Callable[[Params, Batch], tuple[jax.Array, Metrics]]
 class Task(NamedTuple):
     """A supervised task: adapt on `support`, judge on `query`.
 
-    `support` and `query` are batches, any pytree of arrays with leading axis B, such as `(x, y)`; `info` is what
-    generated them (an amplitude and a phase, the classes of an episode). No learner reads `info`.
+    support: a batch, any pytree of arrays with leading axis B, such as `(x [B, ...], y [B])`; all that `adapt` reads
+    query:   another batch, often of another size; `update` and `evaluate` need it, `adapt` does not
+    info:    what generated them (an amplitude and a phase, the classes of an episode). No learner reads it
+
+    N tasks for `update` are one `Task` of arrays with one more leading axis, N.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.linspace(0, 1, 12)[:, None]
+    >>> Task(support=(x[:2], x[:2] ** 2), query=(x[2:], x[2:] ** 2))
+    Task(support=(float32[2, 1], float32[2, 1]), query=(float32[10, 1], float32[10, 1]), info=())
     """
 
     support: Batch
     query: Batch = None
     info: PyTree = ()
 
+    def __repr__(self) -> str:
+        return short(self)
+
 
 class TaskDistribution(NamedTuple):
-    """p(T), as two pure functions and what they read.
+    """p(T), as pure functions and what they read.
 
-    sample: (key, data) -> task, one drawn at random
+    sample: (key, data) -> task, one drawn at random, with `jax.random` and this key
     data:   a pytree of arrays; an argument of compiled programs and never a constant inside them, so that a large data
             set costs no compile time
-    at:     (index, data) -> task, that of a number, where there are finitely many; else None
-    size:   how many there are; None where tasks never repeat
+    at:     (index, data) -> task, that of a number 0 .. size − 1, where there are finitely many; else None
+    size:   how many there are; None where tasks never repeat. `evaluate` goes through all of a finite distribution.
+            A single task, that `sample` returns whatever its key, is said so: `size=1`
+
+    Slopes that are all there, in an array:
+
+    >>> import jax.numpy as jnp
+    >>> def at(index, slopes):
+    ...     x = jnp.linspace(-1, 1, 4)
+    ...     return Task((x, slopes[index] * x), (x, slopes[index] * x))
+    >>> def sample(key, slopes):
+    ...     return at(jax.random.randint(key, (), 0, len(slopes)), slopes)
+    >>> tasks = TaskDistribution(sample, jnp.array([-1.0, 0.5, 2.0]), at=at, size=3)
+    >>> tasks
+    TaskDistribution(sample=sample, data=float32[3], at=at, size=3)
+    >>> tasks.at(2, tasks.data).query[1].tolist()[-1]
+    2.0
     """
 
     sample: Callable[[jax.Array, PyTree], PyTree]
@@ -45,17 +73,30 @@ class TaskDistribution(NamedTuple):
     at: Callable[[jax.Array, PyTree], PyTree] | None = None
     size: int | None = None
 
+    def __repr__(self) -> str:
+        return short(self)
+
 
 class MetaParams(NamedTuple):
-    """What the outer loop learns: the initialisation θ and the inner optimizer's hyperparameters η, `()` if none.
+    """What the outer loop learns, and what stays as it is.
 
-    `constants` is what the model has beside them and no gradient moves, such as a frozen backbone: strategies and outer
-    optimizers see `learned(meta_params)`, without them.
+    params:    the initialisation θ, what `init_fn` returned
+    hyper:     the inner optimizer's hyperparameters η, such as a learned rate per parameter; `()` if none
+    constants: what the model has beside them and no gradient moves, such as a frozen backbone; `()` if nothing.
+               Strategies and outer optimizers see `learned(meta_params)`, without them
+
+    >>> import jaxmeta
+    >>> learner = jaxmeta.meta_sgd(lambda key: {"w": 2.0}, lambda params, batch: (params["w"] ** 2, {}))
+    >>> learner.init(jax.random.key(0)).meta_params
+    MetaParams(params={'w': float32(2)}, hyper={'w': float32(0.01)}, constants=())
     """
 
     params: Params
     hyper: PyTree = ()
     constants: PyTree = ()
+
+    def __repr__(self) -> str:
+        return short(self)
 
 
 def learned(meta_params: MetaParams) -> MetaParams:
@@ -68,10 +109,20 @@ def learned(meta_params: MetaParams) -> MetaParams:
 
 
 class MetaState(NamedTuple):
-    """What the outer loop carries. `num_skipped` counts outer steps that were not finite and were not applied.
+    """What the outer loop carries from step to step: a pytree of arrays, to save and to go on from.
 
-    `opt_state` is the outer optimizer's and nothing else; `carry` what a learner keeps beside it, such as a replay
-    buffer, `()` if nothing.
+    step:        outer steps taken, an int32
+    meta_params: what is learned
+    opt_state:   the outer optimizer's, and nothing else
+    num_skipped: outer steps that were not finite and were not applied, an int32
+    carry:       what a learner keeps beside the optimizer's, such as a replay buffer; `()` if nothing
+
+    S seeds that `fit` trains at once are one state of arrays with a leading axis S; `jax.tree.map(lambda x: x[0],
+    state)` is the first of them.
+
+    >>> import jax.numpy as jnp
+    >>> MetaState(jnp.int32(7), MetaParams({"w": jnp.ones((64, 5))}), (), num_skipped=jnp.int32(0)).meta_params
+    MetaParams(params={'w': float32[64, 5]}, hyper=(), constants=())
     """
 
     step: jax.Array
@@ -80,17 +131,35 @@ class MetaState(NamedTuple):
     num_skipped: jax.Array
     carry: PyTree = ()
 
+    def __repr__(self) -> str:
+        return short(self, width=300)
+
 
 class MetaLearner(NamedTuple):
-    """Four pure functions. Tasks given to `update` have a leading axis N; `adapt` and `evaluate` take one task.
+    """Pure functions, to jit and vmap at will. Tasks given to `update` have a leading axis N; all others take one task.
 
-    init:     (key) -> state
-    update:   (key, state, tasks) -> (state, metrics)
+    init:     (key) -> state, a `MetaState`
+    update:   (key, state, tasks) -> (state, metrics), one outer step; metrics are scalars
     adapt:    (key, meta_params, task) -> params, adapted to the task
     evaluate: (key, meta_params, task) -> {metric: [K + 1]}, entry k after k units of adaptation
     agent:    (meta_params, adapted or None) -> `rl.Agent`, which acts by what `adapt` returned, or, without that, as
               before any adaptation; None where there is nothing to act in
     unit:     what adaptation is counted in: "step", "episode"
+    check:    (meta_params, task, is_test) -> None, looks at the values of a task that `update` is trained on, or that
+              `evaluate` judges if `is_test`, and raises a `ValueError` where they are wrong, such as labels that the
+              network has no outputs for; None where there is nothing to look at. `fit` and `evaluate` call it with one
+              task, before anything compiles
+
+    >>> import jax.numpy as jnp, jaxmeta
+    >>> loss_fn = jaxmeta.nn.mean_squared_error(lambda params, x: params["w"] * x)
+    >>> learner = jaxmeta.maml(lambda key: {"w": 0.0}, loss_fn, inner_optimizer=jaxmeta.adapt.sgd(0.25))
+    >>> x = jnp.ones((3, 1))
+    >>> task = Task(support=(x, 2 * x), query=(x, 2 * x))
+    >>> meta_params = learner.init(jax.random.key(0)).meta_params
+    >>> learner.adapt(jax.random.key(1), meta_params, task)["w"].item()  # 0 − 0.25 · 2 (0 − 2)
+    1.0
+    >>> learner.evaluate(jax.random.key(1), meta_params, task)["mse"].tolist()
+    [4.0, 1.0]
     """
 
     init: Callable[[jax.Array], MetaState]
@@ -99,3 +168,7 @@ class MetaLearner(NamedTuple):
     evaluate: Callable[[jax.Array, MetaParams, PyTree], Metrics]
     agent: Callable[..., Any] | None = None
     unit: str = "step"
+    check: Callable[[MetaParams, PyTree, bool], None] | None = None
+
+    def __repr__(self) -> str:
+        return short(self, width=300)

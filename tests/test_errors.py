@@ -92,6 +92,7 @@ FIT = {
     "progress": False,
 }
 EVALUATE = {"key": jax.random.key(0), "learner": LEARNER, "tasks": TASKS, "meta_params": STATE.meta_params}
+VALIDATION = {"tasks": TASKS, "metric": "loss", "best": "lowest"}
 FUNCTIONS = {"init_fn": init_fn, "loss_fn": loss_fn}
 OF_CLASSIFIERS = {
     "init_fn": not_callable,
@@ -225,6 +226,7 @@ TABLE = {
             "tasks": distribution,
             "num_outer_steps": count(1),
             "num_tasks": count(1),
+            "validate": optional(st.one_of(not_callable, st.just(TASKS))),
             "chunk_size": count(1),
             "callbacks": st.one_of(
                 not_callable.map(lambda value: [value]), st.none(), st.integers(), st.just(len), st.just("ab")
@@ -239,10 +241,29 @@ TABLE = {
             "key": a_key,
             "learner": a_learner,
             "tasks": distribution,
-            "num_tasks": count(2),
+            "num_tasks": optional(count(2)),
             "batch_size": count(1),
             "meta_params": st.one_of(not_callable, st.just(STATE), st.just({"body": 1.0})),
         },
+    ),
+    "training.Validation": (
+        jaxmeta.training.Validation,
+        VALIDATION,
+        {
+            "tasks": distribution,
+            "metric": st.one_of(st.none(), st.integers(), st.just(b"mse")),
+            "best": a_name,
+            "every": count(1),
+            "patience": optional(count(1)),
+            "num_tasks": optional(count(2)),
+            "batch_size": count(1),
+            "seed": count(0),
+        },
+    ),
+    "nn.losses.one_hot": (
+        nn.losses.one_hot,
+        {"labels": np.zeros(3, int), "num_classes": 2},
+        {"labels": st.sampled_from([np.array([2]), np.array([-1, 0])])},
     ),
     "rl.family": (
         rl.family,

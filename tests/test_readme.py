@@ -51,7 +51,7 @@ def test_every_file_that_is_named_exists():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_figures_in_the_table_are_those_of_the_results(name):
-    """`metric mean ± ci95 after 3 steps`, `in episode 1`. The metric stays for what follows; dashes if not measured."""
+    """`metric mean ± ci95 after 3 steps`. The metric stays for what follows; dashes if not measured."""
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
     *_, measured, seconds, _ = (cell.strip() for cell in row.split("|"))
     assert RECIPES[name].figure in row
@@ -61,14 +61,13 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
         return
     result = json.loads((directory / "result.json").read_text())
     assert result["recipe"] == name and seconds == f"{result['seconds']:.0f} s"
-    figures = re.findall(r"(?:(\w+) )?(-?[0-9.]+) ± ([0-9.]+)(?: (after|in episode) ([0-9]+))?", measured)
+    figures = re.findall(r"(?:(\w+) )?(-?[0-9.]+) ± ([0-9.]+)(?: after ([0-9]+) (?:step|episode)s?)?", measured)
     assert figures and measured.count("±") == len(figures)
     metric = {}
-    for name_of_metric, mean, ci95, when, step in figures:
+    for name_of_metric, mean, ci95, step in figures:
         metric = result["metrics"][name_of_metric] if name_of_metric else metric
-        assert when or len(metric["mean"]) == 1
-        index = int(step) - (when == "in episode") if when else 0
-        assert (mean, ci95) == tuple(f"{metric[statistic][index]:.4f}" for statistic in ("mean", "ci95"))
+        assert step or len(metric["mean"]) == 1
+        assert (mean, ci95) == tuple(f"{metric[statistic][int(step or 0)]:.4f}" for statistic in ("mean", "ci95"))
     below = dict(re.findall(r"(?:below|and) ([^(]+) \((-?[0-9.]+)\)", measured))
     last = lambda found: found["return"]["mean"][-1]
     references = result.get("references", {})

@@ -33,6 +33,7 @@ from jaxmeta.checks import (
     check_task,
     check_tasks,
 )
+from jaxmeta.nn.losses import one_hot
 from jaxmeta.outer import check_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task, learned
 
@@ -297,6 +298,7 @@ def _closed_form(
         update=partial(_update, spec),
         adapt=partial(_adapt, spec),
         evaluate=partial(_evaluate, spec),
+        check=partial(_check, spec),
     )
 
 
@@ -324,10 +326,7 @@ def _fit(
         params = spec.condition_fn(params, support)
     z = spec.embed_fn(params, x, key)
     _check_labels(labels, z, num_ways)
-    one_hot = jax.nn.one_hot(labels, num_ways, dtype=z.dtype)
-    is_class = (labels >= 0) & (labels < num_ways)  # any other would be a row of zeros, and vanish
-    head = spec.head_of(meta_params.hyper, z, jnp.where(is_class[:, None], one_hot, jnp.nan))
-    return Adapted(params, head)
+    return Adapted(params, spec.head_of(meta_params.hyper, z, one_hot(labels, num_ways, z.dtype)))
 
 
 def _judge(
@@ -368,6 +367,17 @@ def _evaluate(spec: _ClosedForm, key: jax.Array, meta_params: MetaParams, task: 
     _, metrics = _judge(spec, _fit(spec, meta_params, task.support, spec.num_eval_ways), task.query)
     guess = {"loss": jnp.log(float(spec.num_eval_ways)), "accuracy": 1 / spec.num_eval_ways}
     return {name: jnp.stack([jnp.asarray(guess[name], after.dtype), after]) for name, after in metrics.items()}
+
+
+def _check(spec: _ClosedForm, meta_params: MetaParams, task: Task, is_test: bool) -> None:
+    """The labels of both sets, which `one_hot` and `cross_entropy` look at."""
+    check_query(task)
+    ways = spec.num_eval_ways if is_test else spec.num_ways
+    jax.eval_shape(
+        lambda given, key: _judge(spec, _fit(spec, given, task.support, ways, key), task.query, key),
+        meta_params,
+        jax.eval_shape(jax.random.key, 0),
+    )
 
 
 def _pair(support: Batch) -> tuple[jax.Array, jax.Array]:

@@ -37,6 +37,7 @@ from jaxmeta.checks import (
     check_loss_fn,
     check_meta_params,
     check_number,
+    check_pure,
     check_query,
     check_state,
     check_task,
@@ -160,6 +161,7 @@ def maml(
         update=partial(_update, spec, task_gradient),
         adapt=partial(_adapt, spec),
         evaluate=partial(_evaluate, spec),
+        check=partial(_check, spec),
     )
 
 
@@ -281,6 +283,18 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
     state, trace = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given, observe=judge)
     last = judge(spec.inner_optimizer.params(start, state.fast))
     return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
+
+
+def _check(spec: _Maml, meta_params: MetaParams, task: Task, is_test: bool) -> None:
+    """L of the whole support set and L' of the query set, so that they can look at their values, such as labels."""
+    check_query(task)
+
+    def losses(key: jax.Array, meta_params: MetaParams) -> list[jax.Array]:
+        given, start = _Given(task, meta_params.constants, None if is_test else key), learned(meta_params)
+        params = spec.inner_optimizer.params(start, spec.inner_optimizer.start(start).fast)
+        return [spec.loss_fn(unfreeze(params, given.constants), task.support, key)[0], _judge(spec, params, given)[0]]
+
+    check_pure("loss_fn", losses, jax.eval_shape(jax.random.key, 0), meta_params)
 
 
 def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.checks import check_callable, check_takes_key
+from jaxmeta.checks import check_callable, check_labels, check_takes_key
 from jaxmeta.types import Batch, LossFn, Metrics, Params
 
 ApplyFn = Callable[..., Any]  # (params, x) or (params, x, key) -> prediction; a flax module's `apply` has more
@@ -59,15 +59,17 @@ def sum_squared_error(apply_fn: ApplyFn) -> LossFn:
 
 
 def cross_entropy(apply_fn: ApplyFn) -> LossFn:
-    """The mean over examples of -log softmax(logits)[y], with metrics {"accuracy", "loss"}.
+    """−log softmax(logits)[label], the mean over the batch, with metrics {"loss", "accuracy"}.
 
-    `apply_fn(params, x)` returns logits [B, num_classes]; `y` holds integer labels [B] in [0, num_classes). A label
-    outside that range has no meaning and is not noticed: values are not known while tracing. For sequences, logits
-    [B, T, num_classes] and labels [B, T], the mean is over all tokens: with x = tokens[:, :-1] and y = tokens[:, 1:]
-    it is the loss of next-token prediction.
+    For logits = apply_fn(params, x) [B, num_classes] and integer labels [B], from 0 to num_classes − 1. For sequences,
+    logits [B, T, num_classes] and labels [B, T], the mean is over all tokens: with x = tokens[:, :-1] and
+    y = tokens[:, 1:] it is the loss of next-token prediction.
+
+    A label outside the range is never another class: where labels are known it is an error, and `fit` and `evaluate`
+    look at those of one task before anything compiles; where they are traced, loss and accuracy are NaN.
 
     Raises:
-      ValueError: while tracing, where labels are not integers or not of the logits' leading shape.
+      ValueError: while tracing, where labels are not integers, not of the logits' leading shape, or outside the range.
 
     >>> loss_fn = cross_entropy(lambda params, x: params * x)
     >>> loss, metrics = loss_fn(0.0, (jnp.ones((4, 2)), jnp.zeros(4, int)))
@@ -84,10 +86,40 @@ def cross_entropy(apply_fn: ApplyFn) -> LossFn:
                 f"labels y must be integers of shape [B] for logits [B, num_classes], got {labels.dtype} of shape "
                 f"{labels.shape} for logits {logits.shape}: pass class numbers, not one-hot rows or [B, 1]"
             )
+        check_labels("labels y", labels, logits.shape[-1])
+        labels = _wide(labels)
+        are_classes = jnp.all(_is_class(labels, logits.shape[-1]))
+        logits += jnp.where(are_classes, 0, jnp.nan).astype(logits.dtype)  # the gradient too: no inner loop goes on
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        return loss, {"loss": loss, "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+        return loss, {"loss": loss, "accuracy": jnp.where(jnp.any(jnp.isnan(logits)), jnp.nan, accuracy)}
 
     return loss_fn
+
+
+def one_hot(labels: jax.Array, num_classes: int, dtype: Any = float) -> jax.Array:
+    """[B] class numbers -> [B, num_classes], ones where the class is; the row of a label outside the range is NaN.
+
+    Raises:
+      ValueError: labels that are known, not traced, are outside the range.
+
+    >>> one_hot(jnp.array([2, 0]), 3).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    check_labels("labels", labels, num_classes)
+    labels = _wide(labels)
+    rows = jax.nn.one_hot(labels, num_classes, dtype=dtype)
+    return jnp.where(_is_class(labels, num_classes)[..., None], rows, jnp.nan)
+
+
+def _wide(labels: jax.Array) -> jax.Array:
+    """Labels in 32 bits at least: of what eight cannot hold, `jax.nn.one_hot` makes another class."""
+    labels = jnp.asarray(labels)
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+
+
+def _is_class(labels: jax.Array, num_classes: int) -> jax.Array:
+    return (labels >= 0) & (labels < num_classes)
 
 
 def _predict(apply_fn: ApplyFn, params: Params, x: Any, *key: jax.Array | None) -> jax.Array:

@@ -345,7 +345,7 @@ RL2_RECIPES: dict[str, Recipe] = {
         lambda: _gridworld,
         "RL² on a grid with a hidden goal",
         "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348",
-        "return 3.6 / 9.5 in episode 1 / 4 (best possible 4.0 / 11.1)",
+        "return 3.6 / 9.5 after 0 / 3 episodes (best possible 4.0 / 11.1)",
         4,
     ),
     "rl2-navigation": Recipe(

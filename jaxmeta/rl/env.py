@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmeta.checks import check_fields, check_integer
 from jaxmeta.types import PyTree, TaskDistribution
+from jaxmeta.words import short
 
 
 class Discrete(NamedTuple):
@@ -81,6 +82,9 @@ class Environment(NamedTuple):
     draw: Callable[[jax.Array, PyTree], PyTree] | None = None
     initial: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return short(self, width=300)
+
 
 class Family(NamedTuple):
     """An environment and its tasks, made by `rl.family` or `rl.finite_family`.
@@ -100,6 +104,9 @@ class Family(NamedTuple):
     environment: Environment
     train: TaskDistribution
     test: TaskDistribution
+
+    def __repr__(self) -> str:
+        return short(self, width=300)
 
 
 def check_environment(name: str, value: Any) -> None:

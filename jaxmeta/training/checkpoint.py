@@ -30,8 +30,17 @@ def save_state(directory: str | os.PathLike, step: int, state: PyTree) -> None:
 def restore_state(directory: str | os.PathLike, like: PyTree) -> PyTree:
     """The latest state in `directory`, with the structure, shapes and dtypes of `like` (arrays, or `jax.eval_shape`'s).
 
+    Of S seeds that were trained at once, `like` is `jax.eval_shape(jax.vmap(learner.init), keys)`.
+
     Raises:
       ValueError: there is no whole checkpoint, or it does not fit.
+
+    >>> import tempfile, jaxmeta
+    >>> learner = jaxmeta.maml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
+    >>> state, directory = learner.init(jax.random.key(0)), tempfile.mkdtemp()
+    >>> save_state(directory, int(state.step), state)
+    >>> restore_state(directory, jax.eval_shape(learner.init, jax.random.key(0))).meta_params
+    MetaParams(params={'w': float32(0)}, hyper=(), constants=())
     """
     import orbax.checkpoint as ocp
 

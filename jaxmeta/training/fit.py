@@ -5,19 +5,33 @@ saved state exactly as if it had never stopped.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_key, check_learner, check_like
+from jaxmeta.checks import (
+    check_arguments,
+    check_distribution,
+    check_integer,
+    check_key,
+    check_learner,
+    check_like,
+    check_metrics,
+    check_pure,
+)
 from jaxmeta.devices import replicated
+from jaxmeta.training.history import History
+from jaxmeta.training.looks import a_key, look_at_tasks
+from jaxmeta.training.validation import Validation, Validator, check_validation
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
+from jaxmeta.words import short
 
-Callback = Callable[[MetaState, dict[str, np.ndarray]], None]
+Callback = Callable[[MetaState, dict[str, np.ndarray]], bool | None]
 
 
 def fit(
@@ -28,32 +42,42 @@ def fit(
     num_outer_steps: int,
     num_tasks: int,
     state: MetaState | None = None,
+    validate: Validation | None = None,
     chunk_size: int = 100,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
-) -> tuple[MetaState, dict[str, np.ndarray]]:
-    """Meta-trains until `state.step` is `num_outer_steps`.
+) -> tuple[MetaState, History]:
+    """Meta-trains until `state.step` is `num_outer_steps`, or `validate` or a callback ends the run.
 
     Each chunk is one compiled, donated loop that samples its tasks itself; the second call with the same learner and
     tasks compiles nothing. Outer steps that are not finite are skipped and counted, with a warning.
+
+    Before anything compiles, what would go wrong in silence is looked at: that the sampler depends on its key; that
+    neither it nor `init_fn` draws with `np.random`, which would be a constant; and the labels of one task.
 
     Args:
       key: a typed key, or `[S]` of them to train S seeds at once: states and metrics then have a leading axis S.
       learner: what to train.
       tasks: p(T), where its tasks come from.
-      num_outer_steps: outer steps altogether.
+      num_outer_steps: outer steps altogether, those that `state` has taken included.
       num_tasks: N, tasks of an outer step.
-      state: where to go on from, with the same key; a new one if None. It is copied, not consumed.
+      state: where to go on from, with the same key; a new one if None. It is copied, not consumed. See
+        `training.save_state` and `training.restore_state`.
+      validate: a `training.Validation`: tasks apart that the state is judged on every so many steps. The best state is
+        returned, not the last, and the run ends early when its patience does. Of one seed only.
       chunk_size: outer steps between two looks at the metrics. It changes nothing in the result.
-      callbacks: each called after a chunk with the state and the chunk's metrics, `[chunk]`; the state's buffers are
-        given to the next chunk: copy what is to be kept.
+      callbacks: each called after a chunk with the state and the chunk's metrics, `[chunk]`, and the scalars
+        `"validation/..."` where it was validated. One that returns true ends the run. The state's buffers are given to
+        the next chunk: copy what is to be kept.
       progress: whether to show a bar with the rate, the time left and the loss.
 
     Returns:
-      The state, and the metrics of every step taken, `[num_outer_steps]` each.
+      The state, and a `training.History`: the metrics of every step taken, `[steps]` each. With `validate` the state is
+      the one that did best, as `state.step` says, the history that of all steps, and `history.validation` the curve; to
+      go on from that state is to take the steps after it anew.
 
     Raises:
-      ValueError: an argument is wrong.
+      ValueError: an argument is wrong, or something about `tasks`.
       FloatingPointError: every step of a chunk (of ten steps or more) was not finite, so the run cannot go on.
 
     >>> import jaxmeta
@@ -69,41 +93,85 @@ def fit(
     """
     check_key("key", key)
     check_learner("learner", learner)
-    check_fields("tasks", tasks, ("sample",), "a jaxmeta.TaskDistribution, such as jaxmeta.tasks.sinusoid()")
+    check_distribution("tasks", tasks)
     check_integer("num_outer_steps", num_outer_steps, minimum=1)
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("chunk_size", chunk_size, minimum=1)
-    if not isinstance(callbacks, Iterable):
-        raise ValueError(f"callbacks must be functions (state, metrics) -> None in a list, got {callbacks!r}")
-    callbacks = [check_callable("callbacks", callback, "(state, metrics) -> None") for callback in callbacks]
+    callbacks = _checked_callbacks(callbacks)
+    meta_params = _look_at_state(key, learner, state, num_outer_steps).meta_params
+    look_at_tasks("tasks", tasks, learner, meta_params, is_test=False)
+    if validate is not None:
+        check_validation(validate, learner, meta_params, len(key) if key.ndim else None)
+    validator = None if validate is None else Validator(validate, learner)
 
-    over_seeds = jax.vmap if key.ndim else lambda fn: fn
-    if state is not None:
-        check_like("state", state, jax.eval_shape(over_seeds(learner.init), key), "a state of this learner")
-    init_key, run_key = jnp.moveaxis(over_seeds(jax.random.split)(key), -1, 0)
+    init_key, run_key = jnp.moveaxis((jax.vmap if key.ndim else lambda fn: fn)(jax.random.split)(key), -1, 0)
     state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, replicated(state))
     state, data = replicated((state, tasks.data))
-    step = int(np.max(state.step))
-    history = []
+    step, is_over, history = int(np.max(state.step)), False, []
     run_chunk = partial(_run_chunk, learner=learner, sample=tasks.sample, num_tasks=num_tasks, chunk_size=chunk_size)
     with tqdm(total=num_outer_steps, initial=step, unit=" steps", disable=not progress) as bar:
         if step < num_outer_steps:
             state, _ = run_chunk(run_key, state, data, 0)  # takes no step: it compiles
             bar.unpause()  # so that the rate and the time left are those of steps
-        while step < num_outer_steps:
-            length = min(chunk_size, num_outer_steps - step)
+        while step < num_outer_steps and not is_over:
+            length = min(chunk_size, num_outer_steps - step, validator.steps_until(step) if validator else chunk_size)
             state, metrics = run_chunk(run_key, state, data, length)
             metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}
             _check_progress(metrics, step)
             history.append(metrics)
             step += length
-            shown = metrics.keys() - {"loss", "grad_norm", "is_finite"} or {"loss"}
-            bar.set_postfix({name: f"{metrics[name].mean():.3g}" for name in sorted(shown)}, refresh=False)
-            bar.update(length)
-            for callback in callbacks:
-                callback(state, metrics)
+            if validator and (step == num_outer_steps or validator.is_due(step)):
+                metrics = {**metrics, **validator(state)}
+            _show(bar, metrics, length)
+            is_over = _call(callbacks, state, metrics) or (validator is not None and validator.has_no_patience())
     names = history[0] if history else ()
-    return state, {name: np.concatenate([metrics[name] for metrics in history], axis=-1) for name in names}
+    whole = {name: np.concatenate([metrics[name] for metrics in history], axis=-1) for name in names}
+    if validator is None:
+        return state, History(whole)
+    return validator.chosen(state), History(whole, validator.found())
+
+
+def _look_at_state(key: jax.Array, learner: MetaLearner, state: MetaState | None, num_outer_steps: int) -> MetaState:
+    """Looks at `init` and at a state to go on from; the shapes of a state of one seed."""
+    if state is None:
+        _, shapes = check_pure("init_fn", learner.init, a_key())
+        return shapes
+    over_seeds = jax.vmap if key.ndim else lambda fn: fn
+    check_like("state", state, jax.eval_shape(over_seeds(learner.init), key), "a state of this learner")
+    step = int(np.max(np.asarray(state.step)))
+    counts = "num_outer_steps counts outer steps altogether, those that the state has taken included"
+    if step > num_outer_steps:
+        raise ValueError(
+            f"num_outer_steps must be at least the step of state, {step}, got {num_outer_steps}: {counts}; for "
+            f"{num_outer_steps} more say num_outer_steps={step + num_outer_steps}"
+        )
+    if step == num_outer_steps:
+        warnings.warn(f"nothing to do: the step of state is {step} already, and {counts}", stacklevel=3)
+    return jax.eval_shape(learner.init, a_key())
+
+
+def _checked_callbacks(callbacks: Any) -> list[Callback]:
+    if not isinstance(callbacks, Iterable):
+        raise ValueError(f"callbacks must be functions (state, metrics) -> None in a list, got {short(callbacks)}")
+    callbacks = list(callbacks)
+    for callback in callbacks:
+        check_arguments("callbacks", callback, ("state", "metrics"), "one that returns true ends the run")
+    return callbacks
+
+
+def _call(callbacks: Sequence[Callback], state: MetaState, metrics: dict[str, np.ndarray]) -> bool:
+    """Calls all of them; whether one wants the run to end."""
+    answers = [callback(state, metrics) for callback in callbacks]
+    for answer in answers:
+        if answer is not None and not isinstance(answer, bool | np.bool_):
+            raise ValueError(f"callbacks must return None, or true where the run is to end, got {short(answer)}")
+    return any(answers)
+
+
+def _show(bar: tqdm, metrics: dict[str, np.ndarray], length: int) -> None:
+    shown = metrics.keys() - {"loss", "grad_norm", "is_finite"} or {"loss"}
+    bar.set_postfix({name: f"{metrics[name].mean():.3g}" for name in sorted(shown)}, refresh=False)
+    bar.update(length)
 
 
 @partial(jax.jit, static_argnames="learner")
@@ -129,7 +197,9 @@ def _run_chunk(
     def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
         task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
         tasks = jax.vmap(sample, (0, None))(jax.random.split(task_key, num_tasks), data)
-        return learner.update(update_key, state, tasks)
+        state, metrics = learner.update(update_key, state, tasks)
+        check_metrics("learner.update", metrics, ndim=0)
+        return state, metrics
 
     over_seeds = jax.vmap(step) if key.ndim else step
 
@@ -153,5 +223,6 @@ def _check_progress(metrics: dict[str, np.ndarray], step: int) -> None:
 
 _REMEDY = (
     "Lower the inner or the outer learning rate, clip the outer gradient (optax.clip_by_global_norm); an Adam inside "
-    "needs eps_root > 0; jax.config.update('jax_debug_nans', True) finds the operation."
+    "needs eps_root > 0; a label without an output is NaN too; jax.config.update('jax_debug_nans', True) finds the "
+    "operation."
 )

@@ -336,8 +336,12 @@ def test_an_update_that_is_not_finite_is_not_applied():
 
 def test_training_sees_training_tasks_only():
     """Test tasks pay −1: no row of a run that was evaluated between has it."""
-    learner, test = usual()[0], jaxmeta.TaskDistribution(lambda key, data: jnp.float32(-1))
-    judge = lambda state, _: jaxmeta.evaluate(jax.random.key(1), learner, test, state.meta_params, num_tasks=2)
+    minus_one = lambda _, data: jnp.float32(-1)
+    learner, test = usual()[0], jaxmeta.TaskDistribution(minus_one, at=minus_one, size=1)
+
+    def judge(state, _):
+        jaxmeta.evaluate(jax.random.key(1), learner, test, state.meta_params, num_tasks=2)
+
     arguments = {"num_outer_steps": 6, "num_tasks": 2, "chunk_size": 2, "progress": False}
     state, _ = jaxmeta.fit(jax.random.key(0), learner, USUAL, callbacks=[judge], **arguments)
     memory = state.carry

@@ -365,7 +365,8 @@ def trained(family, num_steps, num_tasks=64, **kwargs):
     state, _ = jaxmeta.fit(
         jax.random.key(0), learned, family.train, num_outer_steps=num_steps, num_tasks=num_tasks, progress=False
     )
-    report = jaxmeta.evaluate(jax.random.key(1), learned, family.test, state.meta_params, num_tasks=200)
+    tasks = family.test._replace(at=None, size=None)  # with repeats: the policy's draws are averaged
+    report = jaxmeta.evaluate(jax.random.key(1), learned, tasks, state.meta_params, num_tasks=200)
     return report.metrics["total"]["mean"][0]
 
 

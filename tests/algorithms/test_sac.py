@@ -135,6 +135,7 @@ def test_one_task_without_context_is_sac_and_solves_pendulum():
         optimizer=optax.adam(1e-3),
     )
     state, _ = jaxmeta.fit(jax.random.key(0), learner, tasks, num_outer_steps=60, num_tasks=1, progress=False)
-    one = jaxmeta.TaskDistribution(lambda key, data: jax.tree.map(lambda leaf: leaf[0], data), params)
+    first = lambda _, data: jax.tree.map(lambda leaf: leaf[0], data)
+    one = jaxmeta.TaskDistribution(first, params, at=first, size=1)
     report = jaxmeta.evaluate(jax.random.key(1), learner, one, state.meta_params, num_tasks=100)
     assert report.samples["return"].mean() >= -250

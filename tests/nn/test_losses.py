@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
+from jaxmeta.nn.losses import cross_entropy, mean_squared_error, one_hot, sum_squared_error
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
 W = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2)), jnp.float32)
@@ -65,6 +65,50 @@ def test_cross_entropy_is_finite_for_extreme_logits():
     loss_fn = cross_entropy(lambda params, x: params * jnp.array([[1e4, -1e4]]))
     value, gradient = jax.jit(jax.value_and_grad(lambda w: loss_fn(w, (X[:1], jnp.array([1])))[0]))(1.0)
     np.testing.assert_allclose([value, gradient], [2e4, 2e4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
+def test_labels_of_few_bits_among_many_classes(dtype):
+    logits, labels = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(3, 300)), jnp.float32),
+        np.array([0, 5, 127], dtype),
+    )
+    loss, metrics = jax.jit(lambda labels: cross_entropy(lambda params, x: logits)(W, (X, labels)))(labels)
+    expected = jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[np.arange(3), labels.astype(int)])
+    np.testing.assert_allclose([loss, metrics["loss"]], [expected] * 2, rtol=1e-6)
+    np.testing.assert_array_equal(one_hot(labels, 300), np.eye(300)[labels])
+
+
+WRONG_LABELS = pytest.mark.parametrize("wrong", [-1, -2, 2, 300])
+
+
+@WRONG_LABELS
+def test_a_label_outside_the_range_is_named_where_it_is_known(wrong):
+    for labels in (LABELS.at[3].set(wrong), np.asarray(LABELS.at[3].set(wrong))):
+        with pytest.raises(
+            ValueError, match=rf"labels y must be class numbers from 0 to 1, .* 2 outputs, got .*{wrong}"
+        ):
+            cross_entropy(linear)(W, (X, labels))
+        with pytest.raises(ValueError, match="labels must be class numbers from 0 to 1"):
+            one_hot(labels, 2)
+        with pytest.raises(ValueError, match="labels y must be class numbers"):  # closed over, it is known in a trace
+            jax.eval_shape(lambda w, labels=labels: cross_entropy(linear)(w, (X, labels)), W)
+
+
+@WRONG_LABELS
+def test_a_label_outside_the_range_is_no_number_where_it_is_traced(wrong):
+    """Nor is its gradient, or an inner loop would learn from the other examples and be judged."""
+    labels = LABELS.at[3].set(wrong)
+    (loss, metrics), grads = jax.jit(jax.value_and_grad(cross_entropy(linear), has_aux=True))(W, (X, labels))
+    assert np.isnan(loss) and np.isnan(metrics["loss"]) and np.isnan(metrics["accuracy"]) and np.all(np.isnan(grads))
+    rows = jax.jit(lambda labels: one_hot(labels, 2))(labels)
+    np.testing.assert_array_equal(np.isnan(rows), np.arange(6)[:, None] == np.array([[3, 3]]))
+
+
+def test_a_loss_that_is_no_number_has_no_accuracy():
+    """The largest of NaNs is the first: accuracy would be the share of class 0."""
+    _, metrics = cross_entropy(linear)(W * np.nan, (X, LABELS))
+    assert np.isnan(metrics["accuracy"])
 
 
 @pytest.mark.parametrize("make", [mean_squared_error, sum_squared_error])

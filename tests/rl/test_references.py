@@ -53,8 +53,7 @@ def test_evaluate_gives_baselines_on_the_test_tasks_of_a_learner(num_compiled):
     num_compiled()
     evaluate(key)
     assert num_compiled() == 0
-    keys = [jax.random.split(jax.random.fold_in(jax.random.key(1), i))[0] for i in range(20)]
-    goals = np.array([family.test.sample(key, family.test.data).goal for key in keys])
+    goals = np.asarray(family.test.data.goal)[:20]  # one by one
     np.testing.assert_allclose(report.samples["return"], 16.1 - 1.1 * goals.sum(-1, keepdims=True), rtol=1e-5)
     assert len(np.unique(goals, axis=0)) > 5 and "return" in str(report)
 

@@ -12,12 +12,11 @@ from jaxmeta.rl.oracles.control import _linear_cartpole
 
 
 def returns_of(family, agent, num_tasks, num_episodes=1):
-    """On held-out tasks, `[N]`."""
+    """On held-out tasks, `[N]`, of a finite family with repeats: it is the agent's draws that are averaged."""
     learner = rl.reference_learner(agent, family.environment, num_episodes=num_episodes)
     meta_params = learner.init(jax.random.key(0)).meta_params
-    report = jaxmeta.evaluate(
-        jax.random.key(1), learner, family.test, meta_params, num_tasks=num_tasks, batch_size=num_tasks
-    )
+    tasks = family.test._replace(at=None, size=None)
+    report = jaxmeta.evaluate(jax.random.key(1), learner, tasks, meta_params, num_tasks=num_tasks, batch_size=num_tasks)
     return report.samples["return"][:, 0]
 
 

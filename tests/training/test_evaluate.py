@@ -3,11 +3,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmeta
-from jaxmeta import Report, adapt, evaluate
+from jaxmeta import MetaParams, Report, Task, TaskDistribution, adapt, evaluate
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -79,7 +80,7 @@ def test_a_saved_report_is_its_numbers(report, tmp_path):
     named = report._replace(batch_norm="test batch")
     named.save(tmp_path / "report.json")
     content = json.loads((tmp_path / "report.json").read_text())
-    assert content == {"num_tasks": NUM_TASKS, "batch_norm": "test batch", "metrics": report.metrics}
+    assert content == {"num_tasks": NUM_TASKS, "batch_norm": "test batch", "unit": "step", "metrics": report.metrics}
     assert report_of(batch_norm="test batch").batch_norm == "test batch"
 
 
@@ -89,10 +90,33 @@ def test_the_table_holds_every_number(report):
     assert "4 test tasks" in lines[0] and "batch norm: test batch" in lines[0] and len(lines) == 1 + 2 * 3
     for name, start in (("mse", 1), ("accuracy", 4)):
         assert lines[start].split() == [name, "mean", "±", "95%", "median"]
-        for step in range(2):
+        for step, when in enumerate(("after 0 steps", "after 1 step")):
             summary = both.metrics[name]
             numbers = [f"{summary[statistic][step]:.4f}" for statistic in ("mean", "ci95", "median")]
-            assert lines[start + 1 + step].split() == ["step", str(step), *numbers]
+            assert lines[start + 1 + step].split() == [*when.split(), *numbers]
+
+
+def test_the_table_counts_in_the_learners_unit_and_what_has_no_curve_in_nothing():
+    lines = str(Report({"return": SAMPLES, "total": SAMPLES.sum(1, keepdims=True)}, unit="episode")).splitlines()
+    assert [line.split("  ")[0].strip() or line.split()[0] for line in lines[2:4]] == [
+        "after 0 episodes",
+        "after 1 episode",
+    ]
+    assert lines[5].split() == ["24.0000", f"{1.96 * np.std([11, 22, 4, 59], ddof=1) / 2:.4f}", "16.5000"]
+
+
+def test_a_report_shows_itself_in_a_line_and_in_a_notebook_as_a_table():
+    report = Report({"mse": np.array([[1.0, np.inf], [2.0, 1.0]])}, "test batch", "episode")
+    assert repr(report) == "Report(2 test tasks, batch norm: test batch; mse 1.5 after 0 episodes, - after 1 episode)"
+    table = report._repr_html_()
+    assert table.startswith("<table><caption>2 test tasks, batch norm: test batch</caption>")
+    assert "<th>mse after 1 episode</th><td>-</td><td>-</td><td>-</td><td>1 task diverged</td>" in table
+
+
+def test_a_report_counts_in_the_unit_of_the_learner():
+    learner = LEARNER._replace(unit="episode")
+    meta_params = learner.init(jax.random.key(0)).meta_params
+    assert evaluate(jax.random.key(1), learner, TASKS, meta_params, num_tasks=2).unit == "episode"
 
 
 def test_a_diverged_task_is_reported_and_the_file_stays_json(tmp_path):
@@ -113,5 +137,69 @@ def test_one_report_is_ahead_of_another_task_by_task():
     ahead = Report({"return": np.hstack([tasks, tasks + gain])}).ahead_of(Report({"return": tasks}), "return")
     np.testing.assert_allclose(ahead["mean"], gain.mean(), rtol=1e-9)
     np.testing.assert_allclose(ahead["ci95"], 1.96 * gain.std(ddof=1) / np.sqrt(50), rtol=1e-9)
-    with pytest.raises(ValueError, match="same 50 tasks"):
+    with pytest.raises(ValueError, match="same 50 tasks, got a report of 4"):
         Report({"return": tasks}).ahead_of(Report({"return": tasks[:4]}), "return")
+    for one, other in (("return", "mse"), ("mse", "return")):
+        with pytest.raises(ValueError, match="metric must be one of mse for .*, got 'return'"):
+            Report({one: tasks}).ahead_of(Report({other: tasks}), "return")
+
+
+SLOPES = np.linspace(-2, 2, 7).astype(np.float32)
+
+
+def slope(index, slopes):
+    x = jnp.linspace(-1, 1, 4)[:, None]
+    batch = x, jnp.asarray(slopes)[index] * x
+    return Task(batch, batch)
+
+
+FINITE = TaskDistribution(
+    lambda key, slopes: slope(jax.random.randint(key, (), 0, len(SLOPES)), slopes), SLOPES, at=slope, size=7
+)
+
+
+def test_a_finite_distribution_is_evaluated_task_by_task():
+    """At the origin the error of a slope s is the mean of (s x)²: every row is known, and its place."""
+    still = LEARNER._replace(init=lambda key: LEARNER.init(key)._replace(meta_params=MetaParams(jnp.zeros(2))))
+    report = evaluate(jax.random.key(1), still, FINITE, MetaParams(jnp.zeros(2)), batch_size=3)
+    expected = np.mean(np.square(np.outer(SLOPES, np.linspace(-1, 1, 4))), axis=1)
+    np.testing.assert_allclose(report.samples["mse"][:, 0], expected, rtol=1e-5)
+    first = evaluate(jax.random.key(2), still, FINITE, MetaParams(jnp.zeros(2)), num_tasks=3)
+    np.testing.assert_allclose(first.samples["mse"], report.samples["mse"][:3], rtol=1e-5)
+    with pytest.raises(ValueError, match="num_tasks must be at most the 7 tasks that there are, got 8"):
+        evaluate(jax.random.key(1), still, FINITE, MetaParams(jnp.zeros(2)), num_tasks=8)
+
+
+def test_a_single_task_has_no_interval():
+    single = FINITE._replace(sample=lambda key, slopes: slope(3, slopes), at=slope, size=1)
+    report = report_of_tasks(single)
+    assert report.num_tasks == 1 and report.metrics["mse"]["ci95"] == [None] * 3
+    again = report_of_tasks(single, num_tasks=4).samples["mse"]
+    np.testing.assert_allclose(again, np.tile(report.samples["mse"], (4, 1)), rtol=1e-5)  # this learner draws nothing
+
+
+@pytest.mark.parametrize("metrics", [{}, {"mse": 1.0}, {"mse": np.ones((2, 2))}, np.ones(3)], ids=str)
+def test_what_is_no_curve_is_refused(metrics):
+    learner = LEARNER._replace(evaluate=lambda key, meta_params, task: metrics)
+    with pytest.raises(ValueError, match=r"learner.evaluate must report a dict of curves \[K \+ 1\]"):
+        evaluate(jax.random.key(1), learner, TASKS, LEARNER.init(jax.random.key(0)).meta_params)
+
+
+def report_of_tasks(tasks, **arguments):
+    return evaluate(jax.random.key(1), LEARNER, tasks, LEARNER.init(jax.random.key(0)).meta_params, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("meta_params", "match"),
+    [
+        (lambda state: state, "such as state.meta_params, got MetaState$"),
+        (lambda state: jax.tree.map(lambda x: jnp.stack([x] * 3), state.meta_params), r"of 3 seeds .*lambda x: x\[0\]"),
+        (lambda state: state.meta_params._replace(params=jnp.ones(5)), r"at .params \(5,\) in place of \(2,\)$"),
+        (lambda state: state.meta_params.params, "must be a jaxmeta.MetaParams, such as"),
+    ],
+    ids=["a state", "seeds", "another shape", "bare parameters"],
+)
+def test_what_is_not_this_learners_is_named_in_a_line(meta_params, match):
+    with pytest.raises(ValueError, match=match) as error:
+        evaluate(jax.random.key(1), LEARNER, TASKS, meta_params(LEARNER.init(jax.random.key(0))))
+    assert len(str(error.value)) < 300

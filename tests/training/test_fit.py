@@ -1,9 +1,11 @@
 """The outer loop: independent of chunks, pauses and other seeds; what it compiles; what it does with NaN."""
 
+import re
 import sys
 import time
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 import jaxmeta
 from jaxmeta import TaskDistribution, adapt, fit
+from jaxmeta.training import History
 from jaxmeta.training.fit import _run_chunk
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
@@ -34,9 +37,9 @@ def run(key, num_steps, chunk_size=CHUNK, tasks=TASKS, learner=LEARNER, **argume
 
 
 def assert_same_bits(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, e in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        assert a.dtype == e.dtype and np.asarray(a).tobytes() == np.asarray(e).tobytes()
+    chex.assert_trees_all_equal_structs(actual, expected)
+    chex.assert_trees_all_equal_dtypes(actual, expected)
+    chex.assert_trees_all_equal(actual, expected)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +79,61 @@ def test_a_run_that_was_stopped_and_saved_goes_on_bit_identically(key, whole):
     saved = jax.tree.map(np.array, state)
     state, second = run(key, 1000, state=saved)
     assert_same_bits(state, whole[0])
-    assert_same_bits({name: np.concatenate([first[name], second[name]]) for name in first}, whole[1])
+    assert_same_bits(History({name: np.concatenate([first[name], second[name]]) for name in first}), whole[1])
 
 
-def test_a_finished_run_has_nothing_to_do(key, whole):
-    state, history = run(key, 1000, state=whole[0])
+def test_a_finished_run_says_that_it_has_nothing_to_do(key, whole):
+    with pytest.warns(UserWarning, match="nothing to do: the step of state is 1000 already") as warned:
+        state, history = run(key, 1000, state=whole[0])
+    assert [warning.filename for warning in warned] == [__file__]
     assert_same_bits(state, whole[0])
-    assert history == {}
+    assert history == {} and repr(history) == "History(0 outer steps)"
+
+
+@pytest.mark.parametrize("metrics", [{}, {"loss": jnp.ones(2)}, jnp.ones(())], ids=str)
+def test_what_is_no_scalar_is_refused(key, metrics):
+    learner = LEARNER._replace(update=lambda key, state, tasks: (state, metrics))
+    with pytest.raises(ValueError, match="learner.update must report a dict of scalars"):
+        run(key, 5, learner=learner)
+
+
+def test_fewer_steps_than_the_state_has_taken_are_refused(key, whole):
+    with pytest.raises(ValueError, match="at least the step of state, 1000, got 100: .*num_outer_steps=1100"):
+        run(key, 100, state=whole[0])
+
+
+def test_a_callback_that_returns_true_ends_the_run(key, whole):
+    """All callbacks of the chunk are called, and what is returned is what there is."""
+    seen = []
+    stops = lambda state, metrics: bool(state.step >= 400)
+    state, history = run(key, 1000, callbacks=[stops, lambda state, metrics: seen.append(int(state.step))])
+    assert int(state.step) == 474 and seen == [237, 474]
+    assert_same_bits(history, jax.tree.map(lambda values: values[:474], whole[1]))
+
+
+def test_a_callback_returns_nothing_or_a_truth(key):
+    with pytest.raises(ValueError, match="callbacks must return None, or true where the run is to end, got 0.5"):
+        run(key, 5, callbacks=[lambda state, metrics: 0.5])
+    with pytest.raises(ValueError, match=r"callbacks must be a function of \(state, metrics\), got one of \(state\)"):
+        run(key, 5, callbacks=[lambda state: None])
+
+
+def test_a_saved_state_goes_on(key, whole, tmp_path):
+    state, _ = run(key, 400)
+    jaxmeta.training.save_state(tmp_path, 400, state)
+    restored = jaxmeta.training.restore_state(tmp_path, jax.eval_shape(LEARNER.init, key))
+    assert_same_bits(run(key, 1000, state=restored)[0], whole[0])
+
+
+def test_a_history_shows_itself_in_a_line_and_in_a_notebook_as_a_table(whole):
+    _, history = whole
+    late = history["loss"][-100:].mean()
+    assert re.search(rf"^History\(1,000 outer steps; .*loss {late:.4g}.* over the last 100\)$", repr(history))
+    assert f"<th>loss</th><td>{late:.4g}</td>" in history._repr_html_()
+    seeds = History({"loss": np.ones((3, 20)), "is_finite": np.array([[False] * 19 + [True]] * 3)})
+    assert repr(seeds) == "History(20 outer steps of 3 seeds, 57 skipped; loss 1 over the last 2)"
+    nothing = History({"loss": np.full(20, np.nan), "is_finite": np.zeros(20, bool)})
+    assert repr(nothing) == "History(20 outer steps, 20 skipped; loss nan over the last 2)"
 
 
 def test_the_callers_state_survives(key, whole):
@@ -112,6 +163,14 @@ def test_the_second_call_and_the_shorter_last_chunk_compile_nothing(key, whole, 
     assert num_compiled() == 0 and _run_chunk._cache_size() == programs
     run(key, 7, chunk_size=7)  # the control: another chunk size is another program
     assert num_compiled() > 0 and _run_chunk._cache_size() == programs + 1
+
+
+def test_the_second_call_traces_the_update_no_more(key):
+    """The first does for the shapes of its metrics and for the loop; looking at tasks and labels needs none."""
+    chex.clear_trace_counter()
+    learner = LEARNER._replace(update=chex.assert_max_traces(lambda *args: LEARNER.update(*args), 2))
+    run(key, 5, learner=learner)
+    run(key, 9, learner=learner)
 
 
 def test_the_second_call_with_seeds_compiles_nothing(key, num_compiled):

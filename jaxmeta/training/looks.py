@@ -1,0 +1,58 @@
+"""What `fit` and `evaluate` look at before anything compiles: samplers, and the values of one task."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.checks import check_distribution, check_pure, check_uses_key
+from jaxmeta.devices import replicated
+from jaxmeta.traced import used_inputs
+from jaxmeta.types import MetaLearner, MetaParams, PyTree, Task, TaskDistribution
+
+_CONSTANT = ". Where one task is wanted, say so: TaskDistribution(sample, data, at=lambda index, data: task, size=1)"
+
+
+def look_at_tasks(
+    name: str, tasks: TaskDistribution, learner: MetaLearner, meta_params: MetaParams, *, is_test: bool
+) -> None:
+    """Looks at a distribution, and with the learner's `check` at a task of it, whose values are known, not traced.
+
+    Args:
+      name: of the distribution, for errors.
+      tasks: the distribution.
+      learner: what learns from it.
+      meta_params: the learner's, or their shapes.
+      is_test: whether tasks are for `evaluate`, not for `update`.
+
+    Raises:
+      ValueError: `sample` does not take (key, data), does not depend on its key where there is more than one task, or
+        draws with `np.random`; the learner finds something wrong about a task.
+    """
+    check_distribution(name, tasks)
+    check_sample = check_pure if tasks.size == 1 else partial(check_uses_key, remedy=_CONSTANT)
+    check_sample(f"{name}.sample", tasks.sample, a_key(), tasks.data)
+    if tasks.at is not None:
+        jaxpr, _ = check_pure(f"{name}.at", tasks.at, jax.ShapeDtypeStruct((), jnp.int32), tasks.data)
+        if tasks.size != 1 and not used_inputs(jaxpr)[0]:
+            raise ValueError(f"{name}.at must depend on the index, or all {tasks.size} tasks are one: say size=1 then")
+    shapes = jax.eval_shape(tasks.sample, a_key(), tasks.data)
+    check = getattr(learner, "check", None)
+    if check is not None and isinstance(shapes, Task) and _holds_integers(shapes):
+        check(meta_params, _draw(*replicated((jax.random.key(0), tasks.data)), sample=tasks.sample), is_test)
+
+
+def a_key() -> jax.ShapeDtypeStruct:
+    """The shape of a key."""
+    return jax.eval_shape(jax.random.key, 0)
+
+
+def _holds_integers(task: Task) -> bool:
+    """Whether there are labels in it: what else is wrong about a task shows in its shapes."""
+    return any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves((task.support, task.query)))
+
+
+@partial(jax.jit, static_argnames="sample")
+def _draw(key: jax.Array, data: PyTree, *, sample: Callable) -> PyTree:
+    return sample(key, data)
