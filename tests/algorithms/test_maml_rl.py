@@ -60,17 +60,20 @@ def learner(**kwargs):
 # The loop, written out: each episode is a Python list of its steps.
 
 
+ONE = rl.trial(hall())
+reset_fn, step_fn = jax.jit(ONE.reset), jax.jit(ONE.step)
+act = jax.jit(lambda key, params, o: POLICY.apply(params, o).sample(key))
+log_prob_of = jax.jit(lambda params, o, a: POLICY.apply(params, o).log_prob(a))
+
+
 def play(key, params, task):
     """E episodes, each a list of (observation, action, reward), the reward to go added last."""
     episodes = []
-    one = rl.trial(hall())
-    reset_fn, step_fn = jax.jit(one.reset), jax.jit(one.step)
-    act = jax.jit(lambda key, params, o: POLICY.apply(params, o).sample(key))
     for episode_key in jax.random.split(key, E):
         reset_key, scan_key = jax.random.split(episode_key)
         inputs, state = reset_fn(reset_key, task)
         steps = []
-        for step_key in jax.random.split(scan_key, one.num_steps):
+        for step_key in jax.random.split(scan_key, ONE.num_steps):
             policy_key, env_key = jax.random.split(step_key)
             action = act(policy_key, params, inputs.observation)
             observation = inputs.observation
@@ -109,7 +112,7 @@ def with_advantages(episodes, baseline):
 def loss_by_hand(params, episodes, estimator):
     total, count = 0.0, 0
     for observation, action, advantage in episodes:
-        log_prob = jnp.stack([POLICY.apply(params, o).log_prob(a) for o, a in zip(observation, action, strict=True)])
+        log_prob = jnp.stack([log_prob_of(params, o, a) for o, a in zip(observation, action, strict=True)])
         ratio = jnp.exp(log_prob - jax.lax.stop_gradient(log_prob))
         if estimator == "biased":
             terms = log_prob * advantage
