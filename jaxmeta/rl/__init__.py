@@ -22,7 +22,7 @@ from jaxmeta.rl.replay import IndexedTask, indexed_tasks
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.tasks import family, finite_family
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
-from jaxmeta.rl.trust_region import TrustRegionState, trust_region
+from jaxmeta.rl.trust_region import TrustRegion, TrustRegionState, trust_region
 
 __all__ = [
     "Agent",
@@ -39,6 +39,7 @@ __all__ = [
     "Transition",
     "Trial",
     "TrialState",
+    "TrustRegion",
     "TrustRegionState",
     "distributions",
     "episode_of",
