@@ -22,6 +22,7 @@ from benchmarks.report import Row, print_table, write_report
 from jaxmeta.recipes.maml_rl import MAML_RL, GradientRL
 from jaxmeta.recipes.pearl import PEARL, Pearl
 from jaxmeta.recipes.rl2 import RL2, RL2_RECIPES
+from jaxmeta.rl.on_policy import PPO
 from jaxmeta.training import evaluate, fit
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ CONTENDERS = {
 _QUICK: dict[str, dict[str, Any]] = {
     _LEVEL: {"num_outer_steps": 20, "num_tasks": 2, "num_episodes": 2, "hidden": (4,)},
     "PEARL": {"num_outer_steps": 20, "num_tasks": 2, "num_gradient_steps": 1, "num_train_tasks": 3, "hidden": (4,)},
-    "RL²": {"num_outer_steps": 20, "num_tasks": 2, "num_minibatches": 1, "num_units": 4, "num_critic_units": 4},
+    "RL²": {"num_outer_steps": 20, "num_tasks": 2, "ppo": PPO(), "num_units": 4, "num_critic_units": 4},
 }
 
 

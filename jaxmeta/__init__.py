@@ -13,6 +13,7 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
 
 from jaxmeta import adapt, nn, outer, plotting, rl, tasks, training
 from jaxmeta.algorithms import (
+    Surrogate,
     anil,
     cavia,
     e_maml,
@@ -27,28 +28,30 @@ from jaxmeta.algorithms import (
     multi_step_weights,
     pearl,
     pearl_agent,
-    ppo,
     promp,
     protonet,
     reptile,
     ridge,
     rl2,
-    rl2_agent,
     sac,
-    trpo,
-    vpg,
 )
 from jaxmeta.devices import over_devices, replicated
+from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PPO",
+    "TRPO",
+    "VPG",
+    "Advantages",
     "MetaLearner",
     "MetaParams",
     "MetaState",
     "Report",
+    "Surrogate",
     "Task",
     "TaskDistribution",
     "adapt",
@@ -72,7 +75,6 @@ __all__ = [
     "pearl",
     "pearl_agent",
     "plotting",
-    "ppo",
     "promp",
     "protonet",
     "replicated",
@@ -80,10 +82,7 @@ __all__ = [
     "ridge",
     "rl",
     "rl2",
-    "rl2_agent",
     "sac",
     "tasks",
     "training",
-    "trpo",
-    "vpg",
 ]

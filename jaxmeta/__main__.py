@@ -98,14 +98,16 @@ def _train(argv: list[str]) -> None:
 
     recipe = RECIPES[name]
     default = recipe.config()
-    arguments = dataclasses.make_dataclass("Train", [("run", TrainOptions), ("recipe", type(default))])
+    flat = tyro.conf.arg(name="")  # --num-tasks, and --ppo.clip of what is nested in a recipe
+    arguments = dataclasses.make_dataclass(
+        "Train", [("run", Annotated[TrainOptions, flat]), ("recipe", Annotated[type(default), flat])]
+    )
     parsed = tyro.cli(
         arguments,
         prog=f"jaxmeta train {name}",
         description=f"{recipe.description}. {recipe.paper}\nTo reach: {recipe.figure}.",
         args=argv[1:],
         default=arguments(TrainOptions(), default),
-        config=(tyro.conf.OmitArgPrefixes,),
     )
     train_recipe(name, parsed.recipe, parsed.run.seed, parsed.run.out, parsed.run.resume)
 

@@ -17,7 +17,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import optax
 from jaxmeta import __version__, plotting
 from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Omniglot, Outer
+from jaxmeta.recipes.experiment import from_dict
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.training.checkpoint import restore_state, save_state
 from jaxmeta.types import MetaState
@@ -289,10 +290,8 @@ def _read_config(directory: Path) -> tuple[str, int, Outer]:
     name, seed = content.pop("recipe", None), content.pop("seed", None)
     if name not in RECIPES:
         raise ValueError(f"DIR {directory} holds a run of {name!r}, which is no recipe of this version")
-    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in content.items()}
     try:
-        config: Callable[..., Outer] = type(RECIPES[name].config())
-        return name, seed, config(**fields)
+        return name, seed, from_dict(type(RECIPES[name].config()), content)
     except TypeError as error:
         raise ValueError(f"DIR {directory} holds a run of another version: {error}") from error
 

@@ -3,12 +3,13 @@
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
-from jaxmeta.algorithms.maml_rl import e_maml, maml_rl, ppo, promp, trpo, vpg
+from jaxmeta.algorithms.maml_rl import Surrogate, e_maml, maml_rl, promp
 from jaxmeta.algorithms.pearl import mlp_encoder, pearl, pearl_agent, sac
-from jaxmeta.algorithms.rl2 import rl2, rl2_agent
+from jaxmeta.algorithms.rl2 import rl2
 from jaxmeta.algorithms.sac import mlp_actor_critic
 
 __all__ = [
+    "Surrogate",
     "anil",
     "cavia",
     "e_maml",
@@ -23,14 +24,10 @@ __all__ = [
     "multi_step_weights",
     "pearl",
     "pearl_agent",
-    "ppo",
     "promp",
     "protonet",
     "reptile",
     "ridge",
     "rl2",
-    "rl2_agent",
     "sac",
-    "trpo",
-    "vpg",
 ]

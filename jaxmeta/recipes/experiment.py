@@ -1,8 +1,8 @@
 """What a recipe is made of: the choices that all outer loops share, and what training, evaluation and drawing need."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 import jax
 import numpy as np
@@ -49,6 +49,27 @@ class Recipe(NamedTuple):
     paper: str
     figure: str
     minutes: float
+
+
+def from_dict(cls: type, content: dict[str, Any]) -> Any:
+    """The dataclass that `dataclasses.asdict` made `content` of, and JSON kept, with the dataclasses in it.
+
+    Raises:
+      TypeError: a field is unknown, or one without a default is missing.
+
+    >>> import dataclasses
+    >>> from jaxmeta.rl.on_policy import PPO
+    >>> from_dict(PPO, dataclasses.asdict(PPO(clip=0.1)))
+    PPO(clip=0.1, num_epochs=1, num_minibatches=1)
+    """
+    types = get_type_hints(cls)
+
+    def value_of(name: str, value: Any) -> Any:
+        if isinstance(value, dict) and is_dataclass(types.get(name)):
+            return from_dict(types[name], value)
+        return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+
+    return cls(**{name: value_of(name, value) for name, value in content.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

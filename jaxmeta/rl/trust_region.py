@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.checks import check_callable, check_integer, check_number
-from jaxmeta.types import Params, PyTree
+from jaxmeta.types import Metrics, Params, PyTree
 
 
 class TrustRegionState(NamedTuple):
@@ -35,6 +35,15 @@ class TrustRegionState(NamedTuple):
     is_accepted: jax.Array
 
 
+def kl_of(state: TrustRegionState) -> Metrics:
+    """What an update reports of its step.
+
+    >>> sorted(kl_of(trust_region().init(jnp.zeros(2))))
+    ['is_accepted', 'kl']
+    """
+    return {"kl": state.kl, "is_accepted": state.is_accepted}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrustRegion:
     """How far a step may go, and how it is found.
@@ -46,7 +55,7 @@ class TrustRegion:
     10
     """
 
-    max_kl: float | jax.Array = 0.01
+    max_kl: float = 0.01
     """δ > 0, the bound of the mean divergence."""
     num_cg_steps: int = 10
     """Conjugate gradient steps, each a product with F."""
@@ -139,7 +148,7 @@ def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransfor
 def natural_direction(product: Callable[[Params], Params], grads: Params, num_cg_steps: int) -> Params:
     """s with F s = ∇L, by `num_cg_steps` conjugate gradient steps; product is v ↦ F v.
 
-    >>> natural_direction(lambda v: jnp.array([1.0, 4.0]) * v, jnp.array([1.0, 2.0]), 2).tolist()
+    >>> natural_direction(lambda v: jnp.array([1.0, 4.0]) * v, jnp.array([1.0, 2.0]), 2).round(3).tolist()
     [1.0, 0.5]
     """
     precision = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps
@@ -202,7 +211,7 @@ def fisher_product(
     outputs_fn: Callable[[Params], PyTree],
     kl_fn: Callable[[PyTree, PyTree], jax.Array],
     params: Params,
-    damping: float | jax.Array = 0.0,
+    damping: float = 0.0,
 ) -> tuple[PyTree, Callable[[Params], Params]]:
     """The outputs at `params`, and v ↦ Jᵀ M J v + damping · v, with the Hessian of the mean KL at `params`.
 
