@@ -140,8 +140,14 @@ def build(case: Case) -> Built:
     trial = rl.trial(family.environment, num_episodes=case.num_episodes)
     num_steps = case.num_tasks * trial.num_steps
     learner = jaxmeta.rl2(
-        family, num_episodes=case.num_episodes, actor=core, critic=nn.gru(case.size // 2), num_minibatches=4
+        family,
+        num_episodes=case.num_episodes,
+        actor=core,
+        critic=nn.gru(case.size // 2),
+        outer=jaxmeta.PPO(num_minibatches=4),
     )
+    assert learner.agent is not None
+    agent_of = learner.agent
     state = learner.init(jax.random.key(0))
     keys, tasks = _tasks(family, case.num_tasks)
 
@@ -154,7 +160,7 @@ def build(case: Case) -> Built:
     functions = {
         _TRAINING: (learner.update, (jax.random.key(2), state, tasks)),
         _ROLLOUT: (
-            lambda state, *args: play(jaxmeta.rl2_agent(family, core, state.meta_params), *args),
+            lambda state, *args: play(agent_of(state.meta_params), *args),
             (state, keys, tasks),
         ),
         _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
@@ -171,9 +177,8 @@ def build_gradient(case: GradientCase) -> Built:
     keys, tasks = _tasks(family, case.num_tasks)
     num_steps = 2 * case.num_tasks * case.size * trial.num_steps
 
-    def act(key: jax.Array, params: PyTree, carry: tuple, inputs: rl.Inputs):
-        distribution = policy.apply(params, inputs.observation)
-        return distribution.sample(key), carry, distribution
+    assert learner.agent is not None
+    agent_of = learner.agent
 
     def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
         run = lambda key, task: rl.rollout(key, trial, *agent, task)[1]
@@ -190,7 +195,7 @@ def build_gradient(case: GradientCase) -> Built:
             (jax.random.split(jax.random.key(2), _NUM_SEEDS), repeated(state), repeated(tasks)),
         ),
         _ROLLOUT: (
-            lambda state, *args: play(rl.Agent(act, state.meta_params.params), *args),
+            lambda state, *args: play(agent_of(state.meta_params), *args),
             (state, keys, tasks),
         ),
         _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),

@@ -22,12 +22,14 @@ from benchmarks.pictures import legend_below, panels, words
 from benchmarks.report import Row, print_table, write_report
 from jaxmeta.recipes.rl2 import MDPRL2, RL2, BanditRL2
 from jaxmeta.rl import Agent, reference_learner
+from jaxmeta.rl.on_policy import PPO, Advantages
 from jaxmeta.training import Report, evaluate, fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BATCH = 250_000  # steps of an update
+_PPO = PPO(num_epochs=2, num_minibatches=32)
 _STRATEGIES = ("Gittins", "UCB1, tuned", "Thompson", "PSRL", "random")
 
 
@@ -44,14 +46,13 @@ def _bandit(num_arms: int, num_pulls: int, paper: float | None, **fields) -> Cel
         "num_critic_units": 128,
         "num_outer_steps": 1000,
         "learning_rate": 1e-3,
-        "num_epochs": 2,
     }
     num_tasks = _BATCH // num_pulls // 64 * 64
     entropy = 0.01 if num_pulls < 100 else 0.02
     config = BanditRL2(
         num_arms=num_arms,
         num_pulls=num_pulls,
-        **{**recipe, "num_tasks": num_tasks, "num_minibatches": 32, "entropy_weight": entropy, **fields},
+        **{**recipe, "num_tasks": num_tasks, "ppo": _PPO, "entropy_weight": entropy, **fields},
     )
     return Cell(config, paper)
 
@@ -66,10 +67,9 @@ def _mdp(num_episodes: int, paper: float) -> Cell:
             num_layer_units=128,
             num_outer_steps=5000,
             num_tasks=num_tasks,
-            num_minibatches=32,
+            ppo=_PPO,
             learning_rate=1e-3,
-            num_epochs=2,
-            gae_lambda=0.5,
+            advantages=Advantages(gae_lambda=0.5),
             entropy_weight=0.03,
             final_entropy_weight=0.0,
         ),
@@ -88,7 +88,7 @@ CELLS = {
         for num_arms, paper in of_arms.items()
     },
     **{f"mdp-n{n}": _mdp(n, paper) for n, paper in {10: 156.2, 25: 445.7, 50: 936.1, 75: 1428.8, 100: 1913.7}.items()},
-    "tiny": _bandit(2, 4, None, num_units=8, num_critic_units=4, num_tasks=64, num_minibatches=2, num_outer_steps=5),
+    "tiny": _bandit(2, 4, None, num_units=8, num_critic_units=4, num_tasks=64, num_outer_steps=5),
 }
 
 

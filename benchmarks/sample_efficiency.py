@@ -23,6 +23,7 @@ from jaxmeta.algorithms import Replay
 from jaxmeta.recipes.maml_rl import MAML_RL, GradientRL
 from jaxmeta.recipes.pearl import PEARL, Pearl
 from jaxmeta.recipes.rl2 import RL2, RL2_RECIPES
+from jaxmeta.rl.on_policy import PPO
 from jaxmeta.training import evaluate, fit
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ _QUICK: dict[str, dict[str, Any]] = {
         "num_train_tasks": 3,
         "hidden": (4,),
     },
-    "RL²": {"num_outer_steps": 20, "num_tasks": 2, "num_minibatches": 1, "num_units": 4, "num_critic_units": 4},
+    "RL²": {"num_outer_steps": 20, "num_tasks": 2, "ppo": PPO(), "num_units": 4, "num_critic_units": 4},
 }
 
 

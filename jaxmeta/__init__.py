@@ -16,6 +16,7 @@ from jaxmeta.algorithms import (
     MetaTest,
     Replay,
     SoftActorCritic,
+    Surrogate,
     Visits,
     anil,
     cavia,
@@ -30,24 +31,25 @@ from jaxmeta.algorithms import (
     mlp_encoder,
     multi_step_weights,
     pearl,
-    ppo,
     promp,
     protonet,
     reptile,
     ridge,
     rl2,
-    rl2_agent,
     sac,
-    trpo,
-    vpg,
 )
 from jaxmeta.devices import over_devices, replicated
+from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PPO",
+    "TRPO",
+    "VPG",
+    "Advantages",
     "MetaLearner",
     "MetaParams",
     "MetaState",
@@ -55,6 +57,7 @@ __all__ = [
     "Replay",
     "Report",
     "SoftActorCritic",
+    "Surrogate",
     "Task",
     "TaskDistribution",
     "Visits",
@@ -78,7 +81,6 @@ __all__ = [
     "over_devices",
     "pearl",
     "plotting",
-    "ppo",
     "promp",
     "protonet",
     "replicated",
@@ -86,10 +88,7 @@ __all__ = [
     "ridge",
     "rl",
     "rl2",
-    "rl2_agent",
     "sac",
     "tasks",
     "training",
-    "trpo",
-    "vpg",
 ]

@@ -50,6 +50,12 @@ def check_callable(name: str, value: Any, signature: str) -> Callable:
     return value
 
 
+def check_instance(name: str, value: Any, options: type) -> None:
+    """A bundle of options, which has checked itself."""
+    if not isinstance(value, options):
+        raise ValueError(f"{name} must be a {options.__name__}(...), got {value!r}")
+
+
 def check_fields(name: str, value: Any, fields: Collection[str], remedy: str) -> None:
     """Something that has the functions of one of the library's tuples."""
     if not all(callable(getattr(value, field, None)) for field in fields):
@@ -268,10 +274,15 @@ def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:
 def check_tasks(tasks: Task) -> int:
     """N, the leading axis that all arrays of `tasks` share."""
     check_query(tasks)
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
+    return check_stacked("tasks", tasks)
+
+
+def check_stacked(name: str, tree: Any) -> int:
+    """N, the leading axis that all arrays of `tree` share."""
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
-            f"tasks must be stacked, every array with the same leading axis N; the leading axes are {sizes}"
+            f"{name} must be stacked, every array with the same leading axis N; the leading axes are {sizes}"
         )
     return sizes.pop()[0]
 

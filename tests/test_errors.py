@@ -67,6 +67,7 @@ a_name = st.one_of(not_callable, st.just("moving"))
 a_key = st.one_of(not_callable, st.just(np.zeros(2, np.uint32)), st.just(lambda: None))
 transform = st.one_of(not_callable, st.just(optax.sgd), st.just(len))
 inner = st.one_of(not_callable, st.just(optax.sgd(0.1)), st.just(adapt.sgd))
+not_options = st.one_of(not_callable, st.just(optax.adam(0.1)), st.just(jaxmeta.PPO))
 distribution = st.one_of(not_callable, st.just(tasks.linear), st.just(Task((), ())))
 a_learner = st.one_of(not_callable, st.just(jaxmeta.maml), st.just(LEARNER[:3]))
 
@@ -324,22 +325,29 @@ TABLE = {
             "init_fn": not_callable,
             "apply_fn": not_callable,
             "environment": environments,
-            "inner_optimizer": inner,
+            "inner_optimizer": optional(inner),
             "num_inner_steps": count(1),
             "num_eval_steps": optional(count(1)),
             "num_episodes": count(1),
-            "estimator": a_name,
-            "outer": st.one_of(not_callable, st.just(optax.adam(0.1))),
-            "inner_kl_weight": number,
-            "exploration_weight": number,
-            "discount": number,
-            "lambda_": number,
+            "advantages": not_options,
             "baseline": a_name,
-            "value_weight": number,
+            "surrogate": not_options,
+            "outer": not_options,
+            "optimizer": st.just(optax.adam(0.1)),  # TRPO has none
             "metrics_fn": optional(not_callable),
-            "meta_gradient": not_callable,
+            "meta_gradient": optional(not_callable),
             "microbatch": optional(count(1)),
         },
+    ),
+    "promp": (
+        jaxmeta.promp,
+        {"init_fn": init_fn, "apply_fn": len, "environment": BANDIT.environment},
+        {"inner_kl_weight": number, "optimizer": optional(transform)},
+    ),
+    "e_maml": (
+        jaxmeta.e_maml,
+        {"init_fn": init_fn, "apply_fn": len, "environment": BANDIT.environment},
+        {"exploration_weight": number},
     ),
     "rl2": (
         jaxmeta.rl2,
@@ -348,21 +356,16 @@ TABLE = {
             "family": st.one_of(not_callable, st.just(BANDIT.environment)),
             "num_episodes": count(1),
             "num_eval_episodes": optional(count(1)),
-            "actor": st.one_of(cores, st.just(nn.causal_transformer(19))),
-            "critic": optional(cores),
-            "algorithm": a_name,
-            "discount": number,
-            "lambda_": number,
-            "num_epochs": count(1),
-            "num_minibatches": count(1),
-            "clip": number,
-            "value_weight": number,
-            "entropy_weight": number,
-            "max_kl": positive,
-            "max_grad_norm": optional(positive),
-            "truncation": optional(st.one_of(count(1), st.just(7))),
             "num_exploration_episodes": st.one_of(count(0), st.just(2)),
-            "optimizer": transform,
+            "actor": optional(st.one_of(cores, st.just(nn.causal_transformer(19)))),
+            "critic": optional(cores),
+            "truncation": optional(st.one_of(count(1), st.just(7))),
+            "advantages": not_options,
+            "outer": not_options,
+            "optimizer": optional(transform),
+            "max_grad_norm": optional(positive),
+            "entropy_weight": number,
+            "metrics_fn": optional(not_callable),
         },
     ),
     "pearl": (
@@ -411,6 +414,27 @@ TABLE = {
             "is_greedy": optional(st.one_of(junk, non_finite)),
         },
     ),
+    "Advantages": (
+        jaxmeta.Advantages,
+        {},
+        {
+            "discount": number,
+            "gae_lambda": number,
+            "value_weight": number,
+            "normalize": st.one_of(st.none(), junk, st.integers()),
+        },
+    ),
+    "Surrogate": (
+        jaxmeta.Surrogate,
+        {},
+        {"estimator": a_name, "exploration_weight": number, "inner_kl_weight": number},
+    ),
+    "PPO": (jaxmeta.PPO, {}, {"clip": number, "num_epochs": count(1), "num_minibatches": count(1)}),
+    "TRPO": (
+        jaxmeta.TRPO,
+        {},
+        {"max_kl": positive, "num_critic_epochs": count(1), "num_critic_minibatches": count(1)},
+    ),
     "sac": (jaxmeta.sac, PLANE | {"actor_critic": jaxmeta.mlp_actor_critic(PLANE["family"])} | FEW, OF_PEARL),
     "mlp_actor_critic": (jaxmeta.mlp_actor_critic, PLANE, OF_NETWORKS | {"latent_size": count(0)}),
     "mlp_encoder": (jaxmeta.mlp_encoder, PLANE, OF_NETWORKS | {"latent_size": count(1), "context": a_name}),
@@ -425,7 +449,6 @@ TABLE = {
         {"row": {"x": np.ones(2, np.float32)}, "num_tasks": 2, "capacity": 3, "budget": 48},
         {"num_tasks": count(1), "capacity": st.one_of(count(1), st.integers(min_value=4))},
     ),
-    "ppo": (jaxmeta.ppo, {}, {"num_updates": count(1), "clip": number}),
     "rl.mlp_policy": (
         rl.mlp_policy,
         {"family": BANDIT},
@@ -456,8 +479,9 @@ TABLE = {
         {"log_prob": np.zeros(3), "old_log_prob": np.zeros(3), "advantage": np.zeros(3), "clip": 0.2},
         {"clip": number, "old_log_prob": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
     ),
-    "rl.trust_region": (
-        rl.trust_region,
+    "rl.trust_region": (rl.trust_region, {}, {"options": not_options}),
+    "rl.TrustRegion": (
+        rl.TrustRegion,
         {},
         {
             "max_kl": positive,

@@ -34,7 +34,7 @@ def test_the_example_of_reinforcement_learning_runs_and_learns():
     exec(compile(RL_EXAMPLE, "README.md", "exec"), names)
     mean = names["report"].metrics["return"]["mean"]
     assert mean[0] < 6 and mean[1] > 7  # 5 by chance, 8.3 for who is told the best arm
-    assert names["action"].shape == () and names["adapted"].transitions.reward.shape == (1, 10, 20)
+    assert names["played"].reward.shape == (10,) and names["adapted"].transitions.reward.shape == (1, 10, 20)
 
 
 def test_every_recipe_is_in_the_table():

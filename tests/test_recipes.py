@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,12 +12,15 @@ import optax
 import pytest
 
 import jaxmeta
-from jaxmeta import plotting
+from jaxmeta import plotting, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
+from jaxmeta.recipes.experiment import from_dict
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
 from jaxmeta.recipes.pearl import PEARL
+from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES
+from jaxmeta.rl.on_policy import PPO
 from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot"]
@@ -39,13 +43,16 @@ SMALL_RL2 = (
     "2",
     "--num-tasks",
     "2",
-    "--num-minibatches",
+    "--ppo.num-minibatches",
+    "1",
+    "--trpo.num-critic-minibatches",
     "1",
     "--num-units",
     "4",
     "--num-eval-tasks",
     "4",
 )
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu"
 BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714}
 
 
@@ -192,7 +199,7 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     [
         pytest.param(("--core", "min_gru"), marks=pytest.mark.slow),
         ("--core", "causal_transformer", "--num-layer-units", "4", "--final-entropy-weight", "0"),
-        ("--algorithm", "trpo"),
+        ("--outer", "trpo"),
     ],
 )
 def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_with_the_run):
@@ -236,6 +243,8 @@ def test_a_protocol_of_ones_has_no_plurals(name):
     counts = {field.name for field in dataclasses.fields(config) if type(getattr(config, field.name)) is int}
     kept = {"num_eval_tasks", "split_seed", "size", "num_exploration_episodes", "capacity"}  # not 1, or no count
     ones = replace(config, **dict.fromkeys(counts - kept, 1))
+    if isinstance(config, OnPolicy):
+        ones = replace(ones, ppo=PPO())  # one epoch of one minibatch
     protocol = ones.protocol() if isinstance(config, Omniglot) else ones.build().protocol
     assert re.search(r"\b1 (outer |inner |training |gradient )?(step|shot)", protocol)
     assert not re.findall(r"(?<![+] )\b1 (?:\w+ )?(?:\w+s|queries)\b(?= |,|;|\.|\)|$)", protocol)
@@ -245,6 +254,22 @@ def test_a_protocol_of_ones_has_no_plurals(name):
 def test_the_protocol_of_a_bandit_names_its_arms_and_pulls(name):
     protocol = replace(RECIPES[name].config(), num_arms=7, num_pulls=100).protocol()
     assert "bandits of 7 arms, 100 pulls" in protocol
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_configuration_comes_back_from_what_is_written_of_it(name):
+    """Through JSON, with the bundles of options in it."""
+    config = RECIPES[name].config()
+    written = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_dict(type(config), written) == config
+    with pytest.raises(TypeError, match="num_stepz"):
+        from_dict(type(config), {**written, "num_stepz": 3})
+
+
+@pytest.mark.parametrize("name", [*MAML_RL, *RL2_RECIPES])
+def test_the_committed_results_are_of_the_recipes(name):
+    *_, config = runs._read_config(RESULTS / name)
+    assert config == RECIPES[name].config()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -22,21 +22,13 @@ MODULES = (
 MODULES_OF_FUNCTIONS = ("jaxmeta.rl.objectives", "jaxmeta.rl.replay", "jaxmeta.rl.returns", "jaxmeta.plotting")
 
 TO_BE_MENDED = {  # what does not keep this yet
-    "jaxmeta.e_maml",
-    "jaxmeta.maml_rl",
     "jaxmeta.mlp_actor_critic",
     "jaxmeta.mlp_encoder",
     "jaxmeta.nn.Conv",
     "jaxmeta.nn.ConvBatchNorm",
     "jaxmeta.nn.MLP",
     "jaxmeta.pearl",
-    "jaxmeta.ppo",
-    "jaxmeta.promp",
-    "jaxmeta.rl.mlp_policy",
-    "jaxmeta.rl2",
     "jaxmeta.sac",
-    "jaxmeta.trpo",
-    "jaxmeta.vpg",
 }
 OF_AN_OPTIMIZER = {"jaxmeta.outer.apply_gradient", "jaxmeta.outer.outer_step"}  # `**extra` is whatever it takes
 OF_FLAX = ("parent", "name")  # what every module has besides its own fields

@@ -4,15 +4,16 @@ from jaxmeta.algorithms.beliefs import mlp_encoder
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
-from jaxmeta.algorithms.maml_rl import e_maml, maml_rl, ppo, promp, trpo, vpg
+from jaxmeta.algorithms.maml_rl import Surrogate, e_maml, maml_rl, promp
 from jaxmeta.algorithms.pearl import MetaTest, Replay, Visits, pearl, sac
-from jaxmeta.algorithms.rl2 import rl2, rl2_agent
+from jaxmeta.algorithms.rl2 import rl2
 from jaxmeta.algorithms.sac import SoftActorCritic, mlp_actor_critic
 
 __all__ = [
     "MetaTest",
     "Replay",
     "SoftActorCritic",
+    "Surrogate",
     "Visits",
     "anil",
     "cavia",
@@ -27,14 +28,10 @@ __all__ = [
     "mlp_encoder",
     "multi_step_weights",
     "pearl",
-    "ppo",
     "promp",
     "protonet",
     "reptile",
     "ridge",
     "rl2",
-    "rl2_agent",
     "sac",
-    "trpo",
-    "vpg",
 ]

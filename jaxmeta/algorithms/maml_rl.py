@@ -4,21 +4,23 @@
     θ ← θ + β ∇_θ mean_i E[R(τ'_i)],  τ' ~ π_{θ_K}           the outer loop, through the inner one
 
 Episodes are played once, by the policy that is there; then the inner loop is run again on what was recorded, as a
-function of θ, and that is differentiated. What is right about its second derivatives is the inner loss's choice,
-`estimator`; what is done with the gradient is `outer`'s.
+function of θ, and that is differentiated. What is right about its second derivatives is the inner loss's choice, the
+`estimator` of a `Surrogate`; what is done with the gradient is `outer`'s.
 
 | the paper    | how                                                                                                   |
 |--------------|-------------------------------------------------------------------------------------------------------|
-| MAML         | `maml_rl(...)`: `outer=trpo()`; as first published `estimator="biased"`                               |
+| MAML         | `maml_rl(...)`: `outer=TRPO()`; as first published `Surrogate(estimator="biased")`                    |
 | E-MAML       | `e_maml(...)`: `exploration_weight`, what was played before gets credit for what came of it           |
-| ProMP        | `promp(...)`: `estimator="lvc"`, `outer=ppo()`, `inner_kl_weight`                                     |
-| DiCE         | `estimator="dice"`, `outer=vpg()`                                                                     |
+| ProMP        | `promp(...)`: `estimator="lvc"`, `outer=PPO(num_epochs=5, clip=0.3)`, `inner_kl_weight`               |
+| DiCE         | `Surrogate(estimator="dice")`, `outer=VPG()`                                                          |
 | FOMAML       | `meta_gradient=adapt.first_order()`                                                                   |
 | ANIL         | `inner_optimizer=adapt.adapt_only(adapt.sgd(0.1), "head")`                                            |
 | Meta-SGD     | `inner_optimizer=adapt.meta_sgd(0.1)`                                                                 |
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,16 +29,43 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.checks import check_callable, check_choice, check_integer, check_number, check_params
-from jaxmeta.outer import mean_over_tasks, outer_step
+from jaxmeta.checks import (
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_params,
+    check_stacked,
+)
+from jaxmeta.outer import check_optimizer, counted, mean_over_tasks
 from jaxmeta.rl import objectives
-from jaxmeta.rl.distributions import each_step
-from jaxmeta.rl.env import Environment, check_environment, flatten
+from jaxmeta.rl.distributions import Categorical, each_step
+from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
+from jaxmeta.rl.on_policy import (
+    ALIKE_SCALE,
+    PPO,
+    TRPO,
+    Advantages,
+    MetricsFn,
+    PolicyStep,
+    beside,
+    check_metrics_fn,
+    check_policy_step,
+    descend,
+    masked_mean,
+    metrics_of,
+    normalized,
+    of_update,
+)
 from jaxmeta.rl.returns import discounted_returns, fit_linear_baseline, gae, linear_features
-from jaxmeta.rl.rollout import Transition, rollout
-from jaxmeta.rl.trials import trial
-from jaxmeta.rl.trust_region import TrustRegionState, trust_region
+from jaxmeta.rl.rollout import Agent, Transition, rollout
+from jaxmeta.rl.trials import Inputs, Trial, trial
+from jaxmeta.rl.trust_region import TrustRegionState, kl_of, trust_region
 from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
+
+# (params, observation) -> distribution over actions, or (distribution, value)
+PolicyFn = Callable[[Params, PyTree], Any]
 
 # Inner losses, term by term: (log π, log π of the policy that acted, advantage) -> [T, E].
 ESTIMATORS: dict[str, Callable] = {
@@ -45,48 +74,34 @@ ESTIMATORS: dict[str, Callable] = {
     "dice": lambda log_prob, old_log_prob, advantage: objectives.loaded_dice(log_prob, advantage),
 }
 
-
-class OuterUpdate(NamedTuple):
-    """What is done with the tasks' episodes after adaptation: an optimizer, which may want the extra arguments of
-    `rl.trust_region`, the loss of each step, and how many updates are made of the same episodes."""
-
-    optimizer: optax.GradientTransformation
-    loss_fn: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = objectives.importance_weighted
-    num_updates: int = 1
+# Of the distributions at all steps `[T, E]`, each asked for itself: what a policy returns is one step's.
+log_prob_of = each_step(lambda distribution, action: distribution.log_prob(action))
+kl_between = each_step(lambda old, new: old.kl(new))
 
 
-def vpg(optimizer: optax.GradientTransformation = optax.adam(1e-3)) -> OuterUpdate:
-    """One step along the policy gradient.
-
-    >>> outer = vpg(optax.adam(1e-3))
-    """
-    return OuterUpdate(optimizer)
-
-
-def ppo(
-    optimizer: optax.GradientTransformation = optax.adam(1e-3), *, num_updates: int = 5, clip: float = 0.3
-) -> OuterUpdate:
-    """Several steps on the same episodes, with PPO's clipped loss; the inner loop is run again in each.
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """What the episodes before adaptation are to the outer loss.
 
     Raises:
-      ValueError: `num_updates` is no positive integer, or `clip` is negative.
+      ValueError: a field is wrong.
 
-    >>> outer = ppo(num_updates=3)
+    >>> Surrogate(estimator="dice").exploration_weight
+    0.0
     """
-    check_integer("num_updates", num_updates, minimum=1)
-    check_number("clip", clip)
-    loss_fn = lambda log_prob, old_log_prob, advantage: objectives.ppo_clip(
-        log_prob, old_log_prob, advantage, clip=clip
-    )
-    return OuterUpdate(optimizer, loss_fn, num_updates)
 
+    estimator: Literal["biased", "lvc", "dice"] = "lvc"
+    """The inner loss, by what its Hessian keeps: log π · A, the importance ratio, or all of it."""
+    exploration_weight: float = 0.0
+    """Of the credit that they get for the return that they lead to; E-MAML has 1, and more looks for what no episode
+    found."""
+    inner_kl_weight: float = 0.0
+    """Of KL(π_acted ‖ π_{θ_k}) before each inner step, added to the outer loss; ProMP has 5e-4."""
 
-def trpo(**kwargs) -> OuterUpdate:
-    """The largest step for which the adapted policies stay close to those that acted: see `rl.trust_region`.
-
-    >>> outer = trpo(max_kl=0.01)
-    """
-    return OuterUpdate(trust_region(**kwargs))
+    def __post_init__(self) -> None:
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        check_number("exploration_weight", self.exploration_weight)
+        check_number("inner_kl_weight", self.inner_kl_weight)
 
 
 class Episodes(NamedTuple):
@@ -99,6 +114,13 @@ class Episodes(NamedTuple):
     scale: jax.Array
 
 
+class Judged(NamedTuple):
+    """A task's episodes after adaptation, and what they are to the credit of those before, see `credit_of`."""
+
+    after: Episodes
+    credit: jax.Array
+
+
 class AdaptedPolicy(NamedTuple):
     """Parameters after adaptation, and the episodes that it took, `[K, T, E]`."""
 
@@ -106,26 +128,74 @@ class AdaptedPolicy(NamedTuple):
     transitions: Transition
 
 
+class Actor(NamedTuple):
+    """A user's `apply_fn`, which also says the value of an observation or does not."""
+
+    apply_fn: PolicyFn
+    has_value: bool
+    action_space: Discrete | Continuous
+
+    def at(self, params: Params, observation: PyTree) -> tuple[Any, jax.Array]:
+        """The distribution over actions, and the value, at one observation."""
+        output = self.apply_fn(params, observation)
+        is_pair = type(output) is tuple and len(output) == 2
+        if self.has_value != is_pair or not hasattr(output[0] if is_pair else output, "log_prob"):
+            what = "(distribution, value)" if self.has_value else "a distribution, see jaxmeta.rl.distributions"
+            raise ValueError(f"apply_fn must return {what}, got {output!r}")
+        distribution, value = output if is_pair else (output, jnp.zeros(()))
+        if jnp.shape(value) != ():
+            raise ValueError(f"apply_fn must return a value of shape () for one observation, got {jnp.shape(value)}")
+        return distribution, value
+
+    def on(self, params: Params, observation: PyTree) -> tuple[Any, jax.Array]:
+        """The same at every step `[T, E]`."""
+        over = lambda fn: jax.vmap(fn, (None, 0))
+        return over(over(self.at))(params, observation)
+
+    def act(self, key: jax.Array, params: Params, carry: tuple, inputs: Inputs):
+        """As an `rl.Policy` that samples, and keeps distribution and value."""
+        distribution, value = self.at(params, inputs.observation)
+        action = distribution.sample(key)
+        check_distribution("apply_fn", distribution, action, self.action_space)
+        return action, carry, (distribution, value)
+
+
+class Parts(NamedTuple):
+    """What a learner is made of, all of it checked; see the arguments of `maml_rl`."""
+
+    init_fn: InitFn
+    actor: Actor
+    episode: Trial
+    inner_optimizer: InnerOptimizer
+    num_inner_steps: int
+    num_eval_steps: int
+    num_episodes: int
+    advantages: Advantages
+    baseline: str
+    surrogate: Surrogate
+    outer: PolicyStep
+    optimizer: optax.GradientTransformation
+    metrics_fn: MetricsFn | None
+    meta_gradient: adapt.MetaGradient
+    microbatch: int | None
+
+
 def maml_rl(
     init_fn: InitFn,
-    apply_fn: Callable[[Params, PyTree], Any],
+    apply_fn: PolicyFn,
     environment: Environment,
     *,
-    inner_optimizer: InnerOptimizer = adapt.sgd(0.1),
+    inner_optimizer: InnerOptimizer | None = None,
     num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     num_episodes: int = 20,
-    estimator: Literal["biased", "lvc", "dice"] = "lvc",
-    outer: OuterUpdate = trpo(),
-    exploration_weight: float = 0.0,
-    inner_kl_weight: float = 0.0,
-    discount: float = 0.99,
-    lambda_: float = 1.0,
+    advantages: Advantages = Advantages(),
     baseline: Literal["linear", "none", "value"] = "linear",
-    value_weight: float = 0.5,
-    normalize_advantages: bool = True,
-    metrics_fn: Callable[[Transition], Metrics] | None = None,
-    meta_gradient: adapt.MetaGradient = adapt.exact(),
+    surrogate: Surrogate = Surrogate(),
+    outer: PolicyStep = TRPO(),
+    optimizer: optax.GradientTransformation | None = None,
+    metrics_fn: MetricsFn | None = None,
+    meta_gradient: adapt.MetaGradient | None = None,
     microbatch: int | None = None,
 ) -> MetaLearner:
     """MAML for reinforcement learning, its estimators and its outer loops by argument.
@@ -138,308 +208,374 @@ def maml_rl(
     Args:
       init_fn: (key) -> params of the policy, such as `rl.mlp_policy(family).init`.
       apply_fn: (params, observation) -> distribution over actions, see `rl.distributions`; with `baseline="value"`
-        (distribution, value).
+        (distribution, value). It sees one observation at a time.
       environment: whose params are the tasks. An episode ends where it terminates, or after `max_steps`.
-      inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`).
+      inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`); `adapt.sgd(0.1)` if None.
       num_inner_steps: K, inner steps while meta-training.
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       num_episodes: E, episodes that each inner step and the outer one learn from.
-      estimator: the inner loss, by its Hessian: "biased" (log π · A), "lvc" (importance ratio), "dice" (all of it).
-      outer: `vpg(...)`, `ppo(...)` or `trpo(...)`.
-      exploration_weight: of E-MAML's term, see `e_maml`; there it is 1, and more looks for what no episode found.
-      inner_kl_weight: of KL(π_acted ‖ π_{θ_k}) before each inner step, added to the outer loss (ProMP).
-      discount: γ.
-      lambda_: λ of generalised advantage estimation.
+      advantages: how actions are judged; γ = 0.99 and λ = 1 by default, normalised for each task and step.
       baseline: "linear" is fitted to the returns of each task and each step, for which the time limit is an end as any
         other; "value" is a value that the policy's network returns, learned and adapted with it, which bootstraps from
         the observation at the time limit; or "none".
-      value_weight: of the squared error of "value", inside and outside.
-      normalize_advantages: to mean 0 and deviation 1 for each task and step.
-      metrics_fn: (transitions of E episodes) -> {name: scalar}, what `update` and `evaluate` report beside "return",
-        the mean of the undiscounted sum of an episode's rewards.
-      meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`).
+      surrogate: the estimator of the inner loss, and what else the episodes before adaptation are to the outer loss.
+      outer: `TRPO(...)`, `PPO(...)`, which runs the inner loop again in each of its steps, or `VPG()`.
+      optimizer: what steps outside, with `PPO` and `VPG`; Adam with rate 1e-3 if None. `TRPO` has no rate.
+      metrics_fn: (transitions of E episodes, `[T, E]`) -> {name: scalar}, what `update` and `evaluate` report beside
+        "return", the mean of the undiscounted sum of an episode's rewards; see `rl.Transition`.
+      meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `adapt.exact()` if None.
       microbatch: tasks that are differentiated at a time, see `outer.mean_over_tasks`.
 
     Returns:
-      A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns an `AdaptedPolicy`; `evaluate`
-      {"return": [K + 1]}. `update` reports the returns before and after adaptation.
+      A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns an `AdaptedPolicy`, whose
+      `agent(meta_params, adapted)` acts as `evaluate` does; `evaluate` {"return": [K + 1]}. `update` reports the
+      returns before and after adaptation, and `num_env_steps`, the steps that were played.
 
     Raises:
-      ValueError: an argument is wrong; while tracing, what a function of the user returned has a wrong shape.
+      ValueError: an argument is wrong; while tracing, what a function of the user returned has a wrong shape, or
+        `num_minibatches` does not divide the number of tasks.
 
     >>> from jaxmeta.rl import families, mlp_policy
+    >>> from jaxmeta.rl.on_policy import VPG
     >>> family = families.bernoulli_bandit(num_arms=2)
     >>> policy = mlp_policy(family, hidden=())
-    >>> learner = maml_rl(policy.init, policy.apply, family.environment, num_episodes=4, outer=vpg())
+    >>> learner = maml_rl(policy.init, policy.apply, family.environment, num_episodes=4, outer=VPG())
     >>> state = learner.init(jax.random.key(0))
     >>> tasks = jax.vmap(family.train.sample, (0, None))(jax.random.split(jax.random.key(1), 3), family.train.data)
     >>> state, metrics = jax.jit(learner.update)(jax.random.key(2), state, tasks)
     >>> bool(metrics["is_finite"]), sorted(metrics)
-    (True, ['grad_norm', 'is_finite', 'loss', 'return', 'return_before'])
+    (True, ['grad_norm', 'is_finite', 'loss', 'num_env_steps', 'return', 'return_before'])
+    >>> int(metrics["num_env_steps"])  # 3 tasks, 4 episodes of 10 pulls before adaptation, and 4 after it
+    240
     """
     check_callable("init_fn", init_fn, "(key) -> params")
     check_callable("apply_fn", apply_fn, "(params, observation) -> distribution")
     check_environment("environment", environment)
+    inner_optimizer = adapt.sgd(0.1) if inner_optimizer is None else inner_optimizer
     check_inner_optimizer("inner_optimizer", inner_optimizer)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
     num_eval_steps = num_inner_steps if num_eval_steps is None else num_eval_steps
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
     check_integer("num_episodes", num_episodes, minimum=1)
-    check_choice("estimator", estimator, ESTIMATORS)
-    if not isinstance(outer, OuterUpdate):
-        raise ValueError(f"outer must be vpg(...), ppo(...) or trpo(...), got {outer!r}")
-    check_number("exploration_weight", exploration_weight)
-    check_number("inner_kl_weight", inner_kl_weight)
-    check_number("discount", discount)
-    check_number("lambda_", lambda_)
-    check_number("value_weight", value_weight)
+    check_instance("advantages", advantages, Advantages)
     check_choice("baseline", baseline, ("linear", "none", "value"))
+    check_instance("surrogate", surrogate, Surrogate)
+    check_policy_step("outer", outer)
+    check_metrics_fn(metrics_fn, "T, E")
+    meta_gradient = adapt.exact() if meta_gradient is None else meta_gradient
     check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
-    report = _reporter(metrics_fn)
-    actor = _Actor(apply_fn, has_value=baseline == "value")
-    play = _player(actor, environment, num_episodes, baseline, discount, lambda_, normalize_advantages)
-
-    def loss_of(terms_fn: Callable, params: Params, episodes: Episodes) -> jax.Array:
-        """The mean over the steps of `episodes` of a policy's loss, and of its value's."""
-        distribution, value = actor.on(params, episodes.transitions)
-        old_log_prob, log_prob = (_log_prob(d, episodes.transitions.action) for d in (_old(episodes), distribution))
-        terms = terms_fn(log_prob, old_log_prob, episodes.advantage)
-        if actor.has_value:
-            terms += value_weight * (value - episodes.target) ** 2
-        return _mean(terms, episodes)
-
-    def inner_loss(params: Params, episodes: Episodes) -> tuple[jax.Array, Metrics]:
-        return loss_of(ESTIMATORS[estimator], params, episodes), {}
-
-    def live(key: jax.Array, meta_params: MetaParams, task: PyTree, num_steps: int) -> tuple[Params, Episodes]:
-        """The adapted parameters, and the episodes that each inner step learned from, `[K, T, E]`."""
-        draw = lambda key, params: jax.lax.stop_gradient(play(key, params, task))
-        keys = jax.random.split(key, num_steps)
-        state, trace = adapt.unroll(inner_optimizer, inner_loss, draw, meta_params, keys)
-        return inner_optimizer.params(meta_params, state.fast), trace.batch
-
-    def observe(params: Params, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
-        """How much likelier `params` make the episodes, and KL(π_acted ‖ π)."""
-        distribution, _ = actor.on(params, episodes.transitions)
-        old, mask, action = _old(episodes), episodes.transitions.mask, episodes.transitions.action
-        log_ratio = jnp.sum(jnp.where(mask, _log_prob(distribution, action) - _log_prob(old, action), 0))
-        return log_ratio, _mean(_kl(old, distribution), episodes)
-
-    def inner(meta_params: MetaParams, before: Episodes, judged: _Judged, **how) -> tuple[adapt.Adapted, InnerState]:
-        """The inner loop again, on what was recorded."""
-        if exploration_weight or inner_kl_weight:
-            how["observe"] = observe
-        replay = lambda episodes, params: episodes
-        state, trace = adapt.unroll(inner_optimizer, inner_loss, replay, meta_params, before, **how)
-        return adapt.Adapted(inner_optimizer.params(meta_params, state.fast), trace.observed), state
-
-    def outer_loss(adapted: adapt.Adapted, judged: _Judged) -> tuple[jax.Array, Metrics]:
-        loss = loss_of(outer.loss_fn, adapted.params, judged.after)
-        if exploration_weight:
-            loss -= exploration_weight * judged.credit * jnp.sum(adapted.observed[0])
-        if inner_kl_weight:
-            loss += inner_kl_weight * jnp.sum(adapted.observed[1])
-        return loss, {}
-
-    task_gradient = meta_gradient(inner, outer_loss)
-
-    def sample(key: jax.Array, meta_params: MetaParams, task: PyTree) -> tuple[Episodes, Episodes, Metrics]:
-        before_key, after_key = jax.random.split(key)
-        params, before = live(before_key, meta_params, task, num_inner_steps)
-        after = jax.lax.stop_gradient(play(after_key, params, task))
-        first = jax.tree.map(lambda x: x[0], before.transitions)
-        metrics = {f"{name}_before": value for name, value in report(first).items()} | report(after.transitions)
-        return before, after, metrics
-
-    def init(key: jax.Array) -> MetaState:
-        params = check_params(init_fn(key))
-        meta_params = MetaParams(params, inner_optimizer.init(params))
-        return MetaState(jnp.int32(0), meta_params, outer.optimizer.init(meta_params), jnp.int32(0))
-
-    def update(key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
-        num_tasks = _num_tasks(tasks)
-        sample_key, gradient_key = jax.random.split(key)
-        before, after, metrics = jax.vmap(sample, (0, None, 0))(
-            jax.random.split(sample_key, num_tasks), state.meta_params, tasks
-        )
-        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
-        recorded = (before, _Judged(after, _credit(after, discount)))
-        keys = jax.random.split(gradient_key, num_tasks)
-
-        def gradient(meta_params: MetaParams, per_task: tuple):
-            key, before, judged = per_task
-            return task_gradient(key, meta_params, before, judged)
-
-        def loss_fn(meta_params: MetaParams) -> jax.Array:
-            return jnp.mean(jax.vmap(lambda b, j: outer_loss(inner(meta_params, b, j)[0], j)[0])(*recorded))
-
-        def outputs_fn(meta_params: MetaParams) -> PyTree:
-            adapted_to = lambda b, j: actor.on(inner(meta_params, b, j)[0].params, j.after.transitions)[0]
-            return jax.vmap(adapted_to)(*recorded)
-
-        def kl_fn(old: Any, new: Any) -> jax.Array:
-            return jnp.mean(jax.vmap(lambda o, n, episodes: _mean(_kl(o, n), episodes))(old, new, after))
-
-        def step(stepped: MetaState, _: None) -> tuple[MetaState, Metrics]:
-            (loss, _), grads = mean_over_tasks(gradient, microbatch, stepped.meta_params, (keys, *recorded))
-            functions = {"loss_fn": loss_fn, "outputs_fn": outputs_fn, "kl_fn": kl_fn}
-            return outer_step(outer.optimizer, stepped, loss, {}, grads, **functions)
-
-        stepped, curves = jax.lax.scan(step, state, length=outer.num_updates)
-        is_finite = jnp.all(curves.pop("is_finite"))
-        metrics |= {name: curve[0] for name, curve in curves.items()} | {"is_finite": is_finite}
-        if isinstance(stepped.opt_state, TrustRegionState):
-            metrics |= {"kl": stepped.opt_state.kl, "is_accepted": stepped.opt_state.is_accepted}
-        return stepped._replace(step=state.step + 1, num_skipped=state.num_skipped + ~is_finite), metrics
-
-    def adapt_to(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedPolicy:
-        params, episodes = live(key, meta_params, task, num_eval_steps)
-        return AdaptedPolicy(params, episodes.transitions)
-
-    def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
-        before_key, after_key = jax.random.split(key)
-        params, before = live(before_key, meta_params, task, num_eval_steps)
-        last = report(play(after_key, params, task).transitions)
-        return jax.tree.map(jnp.append, jax.vmap(report)(before.transitions), last)
-
-    return MetaLearner(init, update, adapt_to, evaluate)
+    parts = Parts(
+        init_fn,
+        Actor(apply_fn, baseline == "value", environment.action_space),
+        trial(environment, num_episodes=1),
+        inner_optimizer,
+        num_inner_steps,
+        num_eval_steps,
+        num_episodes,
+        advantages,
+        baseline,
+        surrogate,
+        outer,
+        _optimizer(outer, optimizer),
+        metrics_fn,
+        meta_gradient,
+        microbatch,
+    )
+    return MetaLearner(
+        partial(_init, parts),
+        partial(_update, parts),
+        partial(_adapt, parts),
+        partial(_evaluate, parts),
+        partial(_agent, parts),
+    )
 
 
-class _Judged(NamedTuple):
-    """A task's episodes after adaptation, and what they are to the credit of those before, see `_credit`."""
-
-    after: Episodes
-    credit: jax.Array
+# What a policy plays in one task, and how its actions are judged.
 
 
-class _Actor(NamedTuple):
-    """`apply_fn`, with or without a value."""
-
-    apply_fn: Callable
-    has_value: bool
-
-    def at(self, params: Params, observation: PyTree) -> tuple[Any, jax.Array]:
-        output = self.apply_fn(params, observation)
-        distribution, value = output if self.has_value else (output, jnp.zeros(()))
-        if not hasattr(distribution, "log_prob"):
-            what = "(distribution, value)" if self.has_value else "a distribution, see jaxmeta.rl.distributions"
-            raise ValueError(f"apply_fn must return {what}, got {output!r}")
-        return distribution, value
-
-    def on(self, params: Params, transitions: Transition) -> tuple[Any, jax.Array]:
-        """At every step `[T, E]`."""
-        over = lambda fn: jax.vmap(fn, (None, 0))
-        return over(over(self.at))(params, transitions.inputs.observation)
-
-
-def _player(
-    actor: _Actor,
-    environment: Environment,
-    num_episodes: int,
-    baseline: str,
-    discount: float,
-    lambda_: float,
-    normalize: bool,
-) -> Callable[[jax.Array, Params, PyTree], Episodes]:
-    """(key, params, task) -> E episodes of the policy, with their advantages."""
-    one = trial(environment, num_episodes=1)
-
-    def policy(key: jax.Array, params: Params, carry: tuple, inputs):
-        distribution, value = actor.at(params, inputs.observation)
-        return distribution.sample(key), carry, (distribution, value)
-
-    def values(params: Params, transitions: Transition, done: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """V(s_t), and V(s'_t) where the time limit cut an episode off."""
-        if baseline == "value":
-            seen = transitions._replace(inputs=transitions.inputs._replace(observation=transitions.next_observation))
-            return transitions.extras[1], actor.on(params, seen)[1]
-        if baseline == "none":
-            zeros = jnp.zeros_like(transitions.reward)
-            return zeros, zeros
-        observation = jax.vmap(jax.vmap(flatten))(transitions.inputs.observation)
-        features = linear_features(observation, transitions.inputs.time)
-        returns = discounted_returns(transitions.reward, done, discount=discount)
-        value = features @ fit_linear_baseline(features, returns, transitions.mask)
-        return value, jnp.concatenate([value[1:], jnp.zeros_like(value[:1])])
-
-    def play(key: jax.Array, params: Params, task: PyTree) -> Episodes:
-        run = lambda key: rollout(key, one, policy, params, (), task)[1]
-        transitions = jax.vmap(run, out_axes=1)(jax.random.split(key, num_episodes))
-        done = transitions.terminated | transitions.truncated
-        value, next_value = values(params, transitions, done)
-        terminated = transitions.terminated if baseline == "value" else done
-        advantage, target = gae(
-            transitions.reward,
-            value,
-            next_value,
-            terminated,
-            transitions.truncated,
-            discount=discount,
-            lambda_=lambda_,
-        )
-        episodes = Episodes(transitions, advantage, target, jnp.ones(()))
-        return _normalized(episodes) if normalize else episodes
-
-    return play
+def play(parts: Parts, key: jax.Array, params: Params, task: PyTree) -> Episodes:
+    """E episodes of the policy, and the advantages of its actions."""
+    run = lambda key: rollout(key, parts.episode, parts.actor.act, params, (), task)[1]
+    transitions = jax.vmap(run, out_axes=1)(jax.random.split(key, parts.num_episodes))
+    done = transitions.terminated | transitions.truncated
+    to_go = discounted_returns(transitions.reward, done, discount=parts.advantages.discount)
+    value, next_value = baseline_values(parts.actor, params, transitions, to_go, parts.baseline)
+    advantage, target = gae(
+        transitions.reward,
+        value,
+        next_value,
+        transitions.terminated if parts.baseline == "value" else done,
+        transitions.truncated,
+        discount=parts.advantages.discount,
+        lambda_=parts.advantages.gae_lambda,
+    )
+    if not parts.advantages.normalize:
+        return Episodes(transitions, advantage, target, jnp.ones(()))
+    advantage, scale = normalized(advantage, transitions.mask, to_go)
+    return Episodes(transitions, advantage, target, scale)
 
 
-def _normalized(episodes: Episodes) -> Episodes:
-    centred = episodes.advantage - _mean(episodes.advantage, episodes)
-    scale = jnp.sqrt(_mean(centred**2, episodes)) + 1e-8
-    return episodes._replace(advantage=centred / scale, scale=scale)
+def baseline_values(
+    actor: Actor, params: Params, transitions: Transition, to_go: jax.Array, baseline: str
+) -> tuple[jax.Array, jax.Array]:
+    """V(s_t), and V(s_t+1) where the time limit cut an episode off; "linear" is fitted to the returns `to_go`."""
+    if baseline == "value":
+        return transitions.extras[1], actor.on(params, transitions.next_observation)[1]
+    if baseline == "none":
+        zeros = jnp.zeros_like(transitions.reward)
+        return zeros, zeros
+    observation = jax.vmap(jax.vmap(flatten))(transitions.inputs.observation)
+    features = linear_features(observation, transitions.inputs.time)
+    value = features @ fit_linear_baseline(features, to_go, transitions.mask)
+    return value, jnp.concatenate([value[1:], jnp.zeros_like(value[:1])])
 
 
-def _credit(after: Episodes, discount: float) -> jax.Array:
+# The inner loop: live, on episodes that each policy plays, and again, on what was recorded.
+
+
+def policy_loss(
+    actor: Actor, params: Params, episodes: Episodes, terms_fn: Callable, value_weight: float | jax.Array
+) -> jax.Array:
+    """The mean over the steps of `episodes` of a policy's loss, and of its value's."""
+    transitions = episodes.transitions
+    distribution, value = actor.on(params, transitions.inputs.observation)
+    log_prob, old_log_prob = (log_prob_of(d, transitions.action) for d in (distribution, acted(episodes)))
+    terms = terms_fn(log_prob, old_log_prob, episodes.advantage)
+    if actor.has_value:
+        terms += value_weight * (value - episodes.target) ** 2
+    return masked_mean(terms, transitions.mask)
+
+
+def inner_loss(parts: Parts, params: Params, episodes: Episodes) -> tuple[jax.Array, Metrics]:
+    """L(θ; τ), by the estimator of its Hessian."""
+    terms_fn = ESTIMATORS[parts.surrogate.estimator]
+    return policy_loss(parts.actor, params, episodes, terms_fn, parts.advantages.value_weight), {}
+
+
+def adapt_live(
+    parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree, num_steps: int
+) -> tuple[Params, Episodes]:
+    """The adapted parameters, and the episodes that each inner step learned from, `[K, T, E]`."""
+    draw = lambda key, params: jax.lax.stop_gradient(play(parts, key, params, task))
+    keys = jax.random.split(key, num_steps)
+    state, trace = adapt.unroll(parts.inner_optimizer, partial(inner_loss, parts), draw, meta_params, keys)
+    return parts.inner_optimizer.params(meta_params, state.fast), trace.batch
+
+
+def adapt_again(
+    parts: Parts, meta_params: MetaParams, before: Episodes, judged: Judged, **how: Any
+) -> tuple[adapt.Adapted, InnerState]:
+    """The inner loop again, on what was recorded, with what the outer loss wants to know of each step."""
+    if parts.surrogate.exploration_weight or parts.surrogate.inner_kl_weight:
+        how["observe"] = partial(observe, parts.actor)
+    replay = lambda episodes, params: episodes
+    state, trace = adapt.unroll(parts.inner_optimizer, partial(inner_loss, parts), replay, meta_params, before, **how)
+    return adapt.Adapted(parts.inner_optimizer.params(meta_params, state.fast), trace.observed), state
+
+
+def observe(actor: Actor, params: Params, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
+    """How much likelier `params` make the episodes, and KL(π_acted ‖ π)."""
+    transitions, old = episodes.transitions, acted(episodes)
+    distribution, _ = actor.on(params, transitions.inputs.observation)
+    log_ratio = log_prob_of(distribution, transitions.action) - log_prob_of(old, transitions.action)
+    kl = masked_mean(kl_between(old, distribution), transitions.mask)
+    return jnp.sum(jnp.where(transitions.mask, log_ratio, 0)), kl
+
+
+def acted(episodes: Episodes) -> Any:
+    """The distributions that acted."""
+    return episodes.transitions.extras[0]
+
+
+# The outer loop: episodes of all tasks, then steps through the inner loop on them.
+
+
+def outer_loss(parts: Parts, adapted: adapt.Adapted, judged: Judged) -> tuple[jax.Array, Metrics]:
+    """The adapted policy's loss, with the terms of E-MAML and of ProMP."""
+    surrogate = parts.surrogate
+    loss = policy_loss(parts.actor, adapted.params, judged.after, parts.outer.terms, parts.advantages.value_weight)
+    if surrogate.exploration_weight:
+        loss -= surrogate.exploration_weight * judged.credit * jnp.sum(adapted.observed[0])
+    if surrogate.inner_kl_weight:
+        loss += surrogate.inner_kl_weight * jnp.sum(adapted.observed[1])
+    return loss, {}
+
+
+def credit_of(after: Episodes, discount: float | jax.Array) -> jax.Array:
     """What a task's return is above that of the other tasks, `[N]`, in the units of the outer loss.
 
     The others' return is a baseline that does not depend on what the task itself played before. The loss is a mean
     over steps, of advantages that were scaled; the return is one over episodes. The mean scale of all tasks, for that
-    of a task whose episodes were all alike is 0.
+    of a task whose episodes were all alike is 0; where all tasks are such there is nothing to credit.
     """
     reward, mask = after.transitions.reward, after.transitions.mask  # [N, T, E]
     weights = discount ** jnp.arange(reward.shape[1], dtype=reward.dtype)
     returns = jnp.mean(jnp.einsum("nte,t->ne", reward, weights), axis=1)
     others = (jnp.sum(returns) - returns) / max(len(returns) - 1, 1)
-    return (returns - others) * reward.shape[2] / jnp.sum(mask, axis=(1, 2)) / jnp.mean(after.scale)
+    above = jnp.where(jnp.mean(after.scale) > 2 * ALIKE_SCALE, returns - others, 0)
+    return above * reward.shape[2] / jnp.sum(mask, axis=(1, 2)) / jnp.mean(after.scale)
 
 
-# Of distributions at all steps `[T, E]`, each asked for itself: what a policy returns is one step's.
-_log_prob = each_step(lambda distribution, action: distribution.log_prob(action))
-_kl = each_step(lambda old, new: old.kl(new))
+def sample(
+    parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree
+) -> tuple[Episodes, Episodes, tuple[Metrics, Metrics]]:
+    """A task's episodes before and after adaptation; the learner's metrics and the user's."""
+    before_key, after_key = jax.random.split(key)
+    params, before = adapt_live(parts, before_key, meta_params, task, parts.num_inner_steps)
+    after = jax.lax.stop_gradient(play(parts, after_key, params, task))
+    first = jax.tree.map(lambda x: x[0], before.transitions)
+    reports = [
+        {f"{name}_before": value for name, value in of_first.items()} | of_last
+        for of_first, of_last in zip(report(parts, first), report(parts, after.transitions), strict=True)
+    ]
+    return before, after, (reports[0], reports[1])
 
 
-def _old(episodes: Episodes) -> Any:
-    """The distributions that acted."""
-    return episodes.transitions.extras[0]
+def report(parts: Parts, transitions: Transition) -> tuple[Metrics, Metrics]:
+    """Of E episodes: the mean return, and what `metrics_fn` says."""
+    return {"return": jnp.mean(jnp.sum(transitions.reward, axis=0))}, metrics_of(parts.metrics_fn, transitions)
 
 
-def _reporter(metrics_fn: Callable[[Transition], Metrics] | None) -> Callable[[Transition], Metrics]:
-    if metrics_fn is not None:
-        check_callable("metrics_fn", metrics_fn, "(transitions [T, E]) -> {name: scalar}")
+def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
+    num_tasks = check_stacked("tasks", tasks)
+    sample_key, gradient_key = jax.random.split(key)
 
-    def report(transitions: Transition) -> Metrics:
-        metrics = {} if metrics_fn is None else metrics_fn(transitions)
-        return {**metrics, "return": jnp.mean(jnp.sum(transitions.reward, axis=0))}
+    # Every task is adapted to and played in, before and after.
+    each = jax.vmap(partial(sample, parts), (0, None, 0))
+    before, after, reports = each(jax.random.split(sample_key, num_tasks), state.meta_params, tasks)
+    own, of_user = jax.tree.map(lambda x: jnp.mean(x, axis=0), reports)
+    num_env_steps = jnp.sum(before.transitions.mask) + jnp.sum(after.transitions.mask)
 
-    return report
+    # The outer steps, through the inner loop on what was played.
+    judged = Judged(after, credit_of(after, parts.advantages.discount))
+    keys = jax.random.split(gradient_key, num_tasks + 1)
+    meta_params, opt_state, curves = descend(
+        keys[-1],
+        parts.optimizer,
+        partial(meta_gradient_of, parts),
+        state.meta_params,
+        state.opt_state,
+        (keys[:-1], before, judged),
+        axis=0,
+        num_epochs=parts.outer.num_epochs,
+        num_minibatches=parts.outer.num_minibatches,
+        **trust_functions(parts, before, judged),
+    )
+    learned = own | of_update(curves) | {"num_env_steps": num_env_steps}
+    if isinstance(opt_state, TrustRegionState):
+        learned |= kl_of(opt_state)
+    return counted(state, meta_params, opt_state, learned["is_finite"]), beside(of_user, learned)
 
 
-def _num_tasks(tasks: PyTree) -> int:
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-    if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(f"tasks must be stacked params, every array with the same leading axis N, got axes {sizes}")
-    return sizes.pop()[0]
+def meta_gradient_of(parts: Parts, meta_params: MetaParams, data: PyTree) -> tuple:
+    """((loss, metrics), gradient), the means over the tasks of `data`: their keys and episodes."""
+    task_gradient = parts.meta_gradient(partial(adapt_again, parts), partial(outer_loss, parts))
+
+    def of_task(meta_params: MetaParams, per_task: tuple):
+        key, before, judged = per_task
+        return task_gradient(key, meta_params, before, judged)
+
+    return mean_over_tasks(of_task, parts.microbatch, meta_params, data)
 
 
-def _mean(x: jax.Array, episodes: Episodes) -> jax.Array:
-    """Over the steps that were played, of `[T, E]`."""
-    mask = episodes.transitions.mask
-    return jnp.sum(jnp.where(mask, x, 0)) / jnp.sum(mask)
+def trust_functions(parts: Parts, before: Episodes, judged: Judged) -> dict[str, Callable]:
+    """What `rl.trust_region` asks for: the outer loss, and the adapted policies, which are to stay close to those that
+    acted; through the inner loop."""
+
+    def loss_fn(meta_params: MetaParams) -> jax.Array:
+        of_task = lambda b, j: outer_loss(parts, adapt_again(parts, meta_params, b, j)[0], j)[0]
+        return jnp.mean(jax.vmap(of_task)(before, judged))
+
+    def outputs_fn(meta_params: MetaParams) -> PyTree:
+        def of_task(before: Episodes, judged: Judged) -> Any:
+            adapted, _ = adapt_again(parts, meta_params, before, judged)
+            return parts.actor.on(adapted.params, judged.after.transitions.inputs.observation)[0]
+
+        return jax.vmap(of_task)(before, judged)
+
+    def kl_fn(old: Any, new: Any) -> jax.Array:
+        of_task = lambda old, new, mask: masked_mean(kl_between(old, new), mask)
+        return jnp.mean(jax.vmap(of_task)(old, new, judged.after.transitions.mask))
+
+    return {"loss_fn": loss_fn, "outputs_fn": outputs_fn, "kl_fn": kl_fn}
 
 
-def e_maml(*args, **kwargs) -> MetaLearner:
+# The rest of a learner.
+
+
+def _init(parts: Parts, key: jax.Array) -> MetaState:
+    params = check_params(parts.init_fn(key))
+    meta_params = MetaParams(params, parts.inner_optimizer.init(params))
+    return MetaState(jnp.int32(0), meta_params, parts.optimizer.init(meta_params), jnp.int32(0))
+
+
+def _adapt(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedPolicy:
+    params, episodes = adapt_live(parts, key, meta_params, task, parts.num_eval_steps)
+    return AdaptedPolicy(params, episodes.transitions)
+
+
+def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
+    before_key, after_key = jax.random.split(key)
+    params, before = adapt_live(parts, before_key, meta_params, task, parts.num_eval_steps)
+    last = play(parts, after_key, params, task).transitions
+    reported = lambda transitions: beside(*reversed(report(parts, transitions)))
+    return jax.tree.map(jnp.append, jax.vmap(reported)(before.transitions), reported(last))
+
+
+def _agent(parts: Parts, meta_params: MetaParams, adapted: AdaptedPolicy | None = None) -> Agent:
+    """Acts as in `evaluate`, by what `adapt` returned, or as before the first inner step."""
+    if adapted is not None and not isinstance(adapted, AdaptedPolicy):
+        raise ValueError(f"adapted must be what adapt returned, an AdaptedPolicy, got {type(adapted).__name__}")
+    optimizer = parts.inner_optimizer
+    initial = lambda: optimizer.params(meta_params, optimizer.start(meta_params).fast)
+    return Agent(parts.actor.act, initial() if adapted is None else adapted.params)
+
+
+def _optimizer(outer: PolicyStep, optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
+    if isinstance(outer, TRPO):
+        if optimizer is not None:
+            raise ValueError("optimizer must be None with TRPO, whose step has no rate: its length is max_kl's")
+        return trust_region(outer)
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    check_optimizer("optimizer", optimizer)
+    return optimizer
+
+
+def check_distribution(name: str, distribution: Any, action: jax.Array, space: Discrete | Continuous) -> None:
+    """What `name` returned for one observation is of one action of the environment's."""
+    shape = () if isinstance(space, Discrete) else jnp.shape(space.low)
+    of_action = jnp.shape(distribution.log_prob(action))
+    if jnp.shape(action) != shape or of_action != ():
+        raise ValueError(
+            f"{name} must return a distribution over actions of shape {shape}, of one observation; got a "
+            f"{type(distribution).__name__} with samples of shape {jnp.shape(action)}, log_prob of shape {of_action}"
+        )
+    if isinstance(space, Discrete) and isinstance(distribution, Categorical):
+        num_logits = distribution.logits.shape[-1]
+        if num_logits != space.num_actions:
+            raise ValueError(f"{name} must return {space.num_actions} logits, one for each action, got {num_logits}")
+
+
+def e_maml(
+    init_fn: InitFn,
+    apply_fn: PolicyFn,
+    environment: Environment,
+    *,
+    exploration_weight: float = 1.0,
+    inner_optimizer: InnerOptimizer | None = None,
+    num_inner_steps: int = 1,
+    num_eval_steps: int | None = None,
+    num_episodes: int = 20,
+    advantages: Advantages = Advantages(),
+    baseline: Literal["linear", "none", "value"] = "linear",
+    outer: PolicyStep = TRPO(),
+    optimizer: optax.GradientTransformation | None = None,
+    metrics_fn: MetricsFn | None = None,
+    meta_gradient: adapt.MetaGradient | None = None,
+    microbatch: int | None = None,
+) -> MetaLearner:
     """E-MAML: `maml_rl` in which what was played before adaptation gets credit for the return that it leads to.
 
     The expected return after adaptation depends on θ twice, E_{τ ~ π_θ} E_{τ' ~ π_{θ'(τ, θ)}} R(τ'), and so does its
@@ -453,16 +589,52 @@ def e_maml(*args, **kwargs) -> MetaLearner:
     Stadie et al., "Some Considerations on Learning to Explore via Meta-Reinforcement Learning" (2018),
     https://arxiv.org/abs/1803.01118
 
-    Args, returns and errors as for `maml_rl`.
+    Args:
+      exploration_weight: of the second term.
+
+    The other arguments, returns and errors as for `maml_rl`.
 
     >>> from jaxmeta.rl import families, mlp_policy
     >>> family = families.bernoulli_bandit(num_arms=2)
-    >>> learner = e_maml(*mlp_policy(family), family.environment, outer=vpg())
+    >>> learner = e_maml(*mlp_policy(family), family.environment)
     """
-    return maml_rl(*args, **{"estimator": "biased", "exploration_weight": 1.0, **kwargs})
+    return maml_rl(
+        init_fn,
+        apply_fn,
+        environment,
+        surrogate=Surrogate(estimator="biased", exploration_weight=exploration_weight),
+        inner_optimizer=inner_optimizer,
+        num_inner_steps=num_inner_steps,
+        num_eval_steps=num_eval_steps,
+        num_episodes=num_episodes,
+        advantages=advantages,
+        baseline=baseline,
+        outer=outer,
+        optimizer=optimizer,
+        metrics_fn=metrics_fn,
+        meta_gradient=meta_gradient,
+        microbatch=microbatch,
+    )
 
 
-def promp(*args, **kwargs) -> MetaLearner:
+def promp(
+    init_fn: InitFn,
+    apply_fn: PolicyFn,
+    environment: Environment,
+    *,
+    inner_kl_weight: float = 5e-4,
+    inner_optimizer: InnerOptimizer | None = None,
+    num_inner_steps: int = 1,
+    num_eval_steps: int | None = None,
+    num_episodes: int = 20,
+    advantages: Advantages = Advantages(),
+    baseline: Literal["linear", "none", "value"] = "linear",
+    outer: PolicyStep = PPO(num_epochs=5, clip=0.3),
+    optimizer: optax.GradientTransformation | None = None,
+    metrics_fn: MetricsFn | None = None,
+    meta_gradient: adapt.MetaGradient | None = None,
+    microbatch: int | None = None,
+) -> MetaLearner:
     """ProMP: `maml_rl` with low-variance curvature inside, and outside several steps of PPO that redo the inner loop.
 
         min  E[ −min(ρ A, clip(ρ) A) ] + η Σ_k KL(π_acted,k ‖ π_{θ_k}),  ρ = π_{θ'}(a | s) / π_acted(a | s)
@@ -470,10 +642,29 @@ def promp(*args, **kwargs) -> MetaLearner:
     Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search" (2018),
     https://arxiv.org/abs/1810.06784
 
-    Args, returns and errors as for `maml_rl`; η is `inner_kl_weight`.
+    Args:
+      inner_kl_weight: η.
+
+    The other arguments, returns and errors as for `maml_rl`.
 
     >>> from jaxmeta.rl import families, mlp_policy
     >>> family = families.navigation()
     >>> learner = promp(*mlp_policy(family), family.environment)
     """
-    return maml_rl(*args, **{"estimator": "lvc", "outer": ppo(), "inner_kl_weight": 5e-4, **kwargs})
+    return maml_rl(
+        init_fn,
+        apply_fn,
+        environment,
+        surrogate=Surrogate(estimator="lvc", inner_kl_weight=inner_kl_weight),
+        inner_optimizer=inner_optimizer,
+        num_inner_steps=num_inner_steps,
+        num_eval_steps=num_eval_steps,
+        num_episodes=num_episodes,
+        advantages=advantages,
+        baseline=baseline,
+        outer=outer,
+        optimizer=optimizer,
+        metrics_fn=metrics_fn,
+        meta_gradient=meta_gradient,
+        microbatch=microbatch,
+    )

@@ -8,29 +8,43 @@ next. The hidden state begins with the trial and with nothing else.
 
 | the paper                                    | how                                                          |
 |----------------------------------------------|--------------------------------------------------------------|
-| RL² (Duan et al. 2016)                       | `rl2(..., algorithm="trpo", lambda_=0.3)`, GRUs of 256 units |
-| learning to reinforcement learn (Wang 2016)  | `rl2(..., actor=nn.lstm(48), num_epochs=1)`                  |
+| RL² (Duan et al. 2016)                       | `outer=TRPO()`, λ = 0.3, GRUs of 256 units                   |
+| learning to reinforcement learn (Wang 2016)  | `outer=VPG()`, `actor=nn.lstm(48)`                           |
 | E-RL² (Stadie et al. 2018)                   | `num_exploration_episodes`                                   |
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.checks import check_choice, check_fields, check_integer, check_number
+from jaxmeta.checks import check_instance, check_integer, check_number, check_stacked
 from jaxmeta.nn.recurrent import Recurrent, gru
-from jaxmeta.outer import outer_step
-from jaxmeta.rl.env import Family, check_environment
-from jaxmeta.rl.objectives import importance_weighted, ppo_clip
-from jaxmeta.rl.policies import action_head
-from jaxmeta.rl.returns import gae
-from jaxmeta.rl.rollout import Agent, episode_of, episode_returns, rollout
-from jaxmeta.rl.trials import Inputs, Trial, trial
-from jaxmeta.rl.trust_region import trust_region
+from jaxmeta.outer import check_optimizer, counted
+from jaxmeta.rl.env import Family, check_family
+from jaxmeta.rl.on_policy import (
+    PPO,
+    TRPO,
+    Advantages,
+    MetricsFn,
+    PolicyStep,
+    beside,
+    check_metrics_fn,
+    check_policy_step,
+    descend,
+    masked_mean,
+    metrics_of,
+    normalized,
+    of_update,
+)
+from jaxmeta.rl.recurrent import RecurrentNetwork, acting, check_core, recurrent_policy, recurrent_value
+from jaxmeta.rl.returns import discounted_returns, gae
+from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
+from jaxmeta.rl.trials import Trial, trial
+from jaxmeta.rl.trust_region import kl_of, trust_region
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 
@@ -46,26 +60,46 @@ class Experience(NamedTuple):
     mask: jax.Array
 
 
+class Parts(NamedTuple):
+    """What a learner is made of, all of it checked; see the arguments of `rl2`.
+
+    `actor` and `critic` are the networks that learn, `policy` is how the actor acts, from the carry
+    `start()`.
+    """
+
+    train_trial: Trial
+    eval_trial: Trial
+    num_episodes: int
+    num_eval_episodes: int
+    num_exploration_episodes: int
+    num_inputs: Callable[[], int]
+    actor: RecurrentNetwork
+    critic: RecurrentNetwork
+    policy: Policy
+    start: Callable[[], PyTree]
+    outer: PolicyStep
+    optimizer: optax.GradientTransformation
+    max_grad_norm: float | None
+    advantages: Advantages
+    entropy_weight: optax.Schedule
+    metrics_fn: MetricsFn | None
+
+
 def rl2(
     family: Family,
     *,
     num_episodes: int = 1,
     num_eval_episodes: int | None = None,
-    actor: Recurrent = gru(128),
-    critic: Recurrent | None = None,
-    algorithm: Literal["ppo", "trpo"] = "ppo",
-    discount: float = 0.99,
-    lambda_: float = 0.95,
-    num_epochs: int = 1,
-    num_minibatches: int = 8,
-    clip: float = 0.2,
-    value_weight: float = 0.5,
-    entropy_weight: float | optax.Schedule = 0.0,
-    max_kl: float = 0.01,
-    max_grad_norm: float | None = 0.5,
-    truncation: int | None = None,
     num_exploration_episodes: int = 0,
-    optimizer: optax.GradientTransformation = optax.adam(1e-3),
+    actor: Recurrent | None = None,
+    critic: Recurrent | None = None,
+    truncation: int | None = None,
+    advantages: Advantages = Advantages(gae_lambda=0.95),
+    outer: PolicyStep = PPO(num_minibatches=8),
+    optimizer: optax.GradientTransformation | None = None,
+    max_grad_norm: float | None = 0.5,
+    entropy_weight: float | optax.Schedule = 0.0,
+    metrics_fn: MetricsFn | None = None,
 ) -> MetaLearner:
     """Meta-learns a recurrent policy by reinforcement learning over whole trials.
 
@@ -78,289 +112,284 @@ def rl2(
       family: whose environment's params are the tasks. `update` plays one trial of each task that it is given.
       num_episodes: of a trial.
       num_eval_episodes: of a trial in `adapt` and `evaluate`; `num_episodes` if None.
-      actor: the recurrent network of the policy, such as `nn.gru(128)`; a linear layer makes its output actions.
+      num_exploration_episodes: the first episodes of a trial whose rewards are seen but not counted (E-RL²).
+      actor: the recurrent network of the policy, `nn.gru(128)` if None; a linear layer makes its output actions.
       critic: that of the value, with parameters of its own; of the actor's kind if None.
-      algorithm: "ppo", or "trpo": one natural-gradient step of the actor on all trials, Adam on the critic's.
-      discount: γ, over the whole trial.
-      lambda_: λ of generalised advantage estimation, likewise.
-      num_epochs: how often each trial is learned from.
-      num_minibatches: steps of an epoch, each on its share of the trials.
-      clip: ε of PPO.
-      value_weight: of the squared error of the value.
-      entropy_weight: of the policy's entropy; or an optax schedule of it, (step of `update`) -> weight.
-      max_kl: the bound of TRPO.
+      truncation: steps that gradients flow back at most, in blocks of this length; through the whole trial if None.
+      advantages: over the whole trial, whose baseline is the critic; γ = 0.99 and λ = 0.95 by default. They are
+        normalised over all trials together.
+      outer: `PPO(...)`, eight minibatches by default; `TRPO(...)`: one natural-gradient step of the actor on all
+        trials, the optimizer on the critic's; or `VPG()`.
+      optimizer: steps actor and critic, or with `TRPO` the critic alone; Adam with rate 1e-3 if None.
       max_grad_norm: what the actor's and the critic's gradient are clipped to, each by itself: the value's may be a
         hundred times the policy's. None does not clip.
-      truncation: steps that gradients flow back at most, in blocks of this length; through the whole trial if None.
-      num_exploration_episodes: the first episodes of a trial whose rewards are seen but not counted (E-RL²).
-      optimizer: the outer optimizer, which steps `num_epochs` · `num_minibatches` times in an update.
+      entropy_weight: of the policy's entropy; or an optax schedule of it, (step of `update`) -> weight.
+      metrics_fn: (transitions of a trial, `[T]`) -> {name: scalar}, what `update` and `evaluate` report beside their
+        own; see `rl.Transition`.
 
     Returns:
       A `MetaLearner`. `evaluate` gives {"return": [num_eval_episodes], "total": [1]}, the undiscounted sum of rewards
-      of each episode of a trial and of all of them; `update` reports the means over episodes and trials. `adapt` gives
-      the policy's carry after a trial, from which `rl2_agent(...)._replace(carry=carry)` goes on.
+      of each episode of a trial, entry k after k episodes, and of all of them; `update` reports the means over episodes
+      and trials, and `num_env_steps`, the steps that were played. `adapt` gives the policy's carry after a trial, from
+      which `agent(meta_params, carry)` goes on; `agent(meta_params)` begins one.
 
     Raises:
-      ValueError: an argument is wrong; while tracing, the tasks are not stacked, or do not fit `num_minibatches`.
+      ValueError: an argument is wrong; while tracing, the tasks are not stacked, `num_minibatches` does not divide
+        their number, or `metrics_fn` returns something else.
 
     >>> from jaxmeta.rl import families
     >>> family = families.bernoulli_bandit(num_arms=2)
-    >>> learner = rl2(family, actor=gru(4), num_minibatches=2)
+    >>> learner = rl2(family, actor=gru(4), outer=PPO(num_minibatches=2))
     >>> state = learner.init(jax.random.key(0))
     >>> tasks = jax.vmap(family.train.sample, (0, None))(jax.random.split(jax.random.key(1), 8), family.train.data)
     >>> state, metrics = jax.jit(learner.update)(jax.random.key(2), state, tasks)
-    >>> bool(metrics["is_finite"]), sorted(metrics)
-    (True, ['entropy', 'grad_norm', 'is_finite', 'loss', 'return', 'total', 'value_loss'])
-    """
-    check_environment("environment of family", getattr(family, "environment", None))
-    check_integer("num_episodes", num_episodes, minimum=1)
-    num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
-    check_integer("num_eval_episodes", num_eval_episodes, minimum=1)
-    critic = actor if critic is None else critic
-    check_choice("algorithm", algorithm, ("ppo", "trpo"))
-    for name, count in (("num_epochs", num_epochs), ("num_minibatches", num_minibatches)):
-        check_integer(name, count, minimum=1)
-    numbers = {"discount": discount, "lambda_": lambda_, "clip": clip, "value_weight": value_weight}
-    numbers |= {} if callable(entropy_weight) else {"entropy_weight": entropy_weight}
-    for name, number in numbers.items():
-        check_number(name, number)
-    if max_grad_norm is not None:
-        check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
-    check_integer("num_exploration_episodes", num_exploration_episodes, minimum=0)
-    if num_exploration_episodes >= num_episodes:
-        raise ValueError(f"num_exploration_episodes must be less than num_episodes, got {num_exploration_episodes}")
-    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
-    train_trial = trial(family.environment, num_episodes=num_episodes)
-    eval_trial = trial(family.environment, num_episodes=num_eval_episodes)
-    _check_core("actor", actor, max(train_trial.num_steps, eval_trial.num_steps))
-    _check_core("critic", critic, train_trial.num_steps)
-    _check_truncation(truncation, train_trial.num_steps)
-    policy_net, value_net = _policy_network(family, actor, truncation), _value_network(critic, truncation)
-    act = _acting(policy_net, train_trial.encode)
-    trust = trust_region(max_kl=max_kl)
-
-    def init(key: jax.Array) -> MetaState:
-        actor_key, critic_key = jax.random.split(key)
-        num_inputs = _num_inputs(family, train_trial)
-        params = {"actor": policy_net.init(actor_key, num_inputs), "critic": value_net.init(critic_key, num_inputs)}
-        meta_params = MetaParams(params)
-        if algorithm == "ppo":
-            opt_state = optimizer.init(meta_params)
-        else:
-            opt_state = {"actor": trust.init(params["actor"]), "critic": optimizer.init(params["critic"])}
-        return MetaState(jnp.int32(0), meta_params, opt_state, jnp.int32(0))
-
-    def play(key: jax.Array, params: Params, tasks: PyTree) -> tuple[Experience, Metrics]:
-        """A trial of each task, and what is to be learned from it."""
-        keys = jax.random.split(key, _num_tasks(tasks, num_minibatches))
-        run = lambda key, task: rollout(key, train_trial, act, params["actor"], actor.start(()), task)[1]
-        trials = jax.vmap(run, out_axes=1)(keys, tasks)
-        is_counted = episode_of(trials) >= num_exploration_episodes
-        value = value_net.apply(params["critic"], trials.extras.x)
-        is_last = trials.mask & ~jnp.append(trials.mask[1:], jnp.zeros_like(trials.mask[:1]), axis=0)
-        advantage, target = gae(
-            jnp.where(is_counted, trials.reward, 0),
-            value,
-            jnp.append(value[1:], value[:1], axis=0),
-            is_last,
-            jnp.zeros_like(is_last),
-            discount=discount,
-            lambda_=lambda_,
-        )
-        advantage = _normalized(advantage, trials.mask)
-        experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
-        total = jnp.mean(jnp.sum(trials.reward, axis=0))
-        return experience, {"return": total / num_episodes, "total": total}
-
-    def policy_loss(
-        params: Params, batch: Experience, terms_fn: Callable, of_entropy: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        distribution = policy_net.apply(params, batch.x)
-        terms = terms_fn(distribution.log_prob(batch.action), batch.log_prob, batch.advantage)
-        entropy = _mean(distribution.entropy(), batch.mask)
-        return _mean(terms, batch.mask) - of_entropy * entropy, {"entropy": entropy}
-
-    def value_loss(params: Params, batch: Experience) -> tuple[jax.Array, Metrics]:
-        loss = _mean((value_net.apply(params, batch.x) - batch.target) ** 2, batch.mask)
-        return loss, {"value_loss": loss}
-
-    def ppo_loss(meta_params: MetaParams, batch: Experience, of_entropy: jax.Array) -> tuple[jax.Array, Metrics]:
-        terms_fn = lambda *args: ppo_clip(*args, clip=clip)
-        of_policy, entropy = policy_loss(meta_params.params["actor"], batch, terms_fn, of_entropy)
-        of_value, metrics = value_loss(meta_params.params["critic"], batch)
-        return of_policy + value_weight * of_value, metrics | entropy
-
-    clip_each = lambda grads: MetaParams({name: _clipped(of, max_grad_norm) for name, of in grads.params.items()})
-
-    def descend(key: jax.Array, state: MetaState, loss_fn: Callable, clip_fn: Callable, experience: Experience):
-        """The optimizer's steps, over all trials `num_epochs` times."""
-        num_trials = experience.mask.shape[1]
-        keys = jax.random.split(key, num_epochs)
-        orders = jax.vmap(jax.random.permutation, (0, None))(keys, num_trials)
-
-        def step(state: MetaState, chosen: jax.Array) -> tuple[MetaState, Metrics]:
-            batch = jax.tree.map(lambda x: x[:, chosen], experience)
-            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.meta_params, batch)
-            return outer_step(optimizer, state, loss, metrics, clip_fn(grads))
-
-        return jax.lax.scan(step, state, orders.reshape(num_epochs * num_minibatches, -1))
-
-    def climb(state: MetaState, experience: Experience, of_entropy: jax.Array) -> tuple[MetaState, Metrics]:
-        """TRPO's step of the actor alone."""
-        loss_fn = lambda params: policy_loss(params, experience, importance_weighted, of_entropy)
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.meta_params)
-        stepped, metrics = outer_step(
-            trust,
-            state,
-            loss,
-            metrics,
-            grads,
-            loss_fn=lambda params: loss_fn(params)[0],
-            outputs_fn=lambda params: policy_net.apply(params, experience.x),
-            kl_fn=lambda old, new: _mean(old.kl(new), experience.mask),
-        )
-        return stepped, metrics | {"kl": stepped.opt_state.kl, "is_accepted": stepped.opt_state.is_accepted}
-
-    def update(key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
-        play_key, learn_key = jax.random.split(key)
-        params = state.meta_params.params
-        experience, metrics = play(play_key, params, tasks)
-        of_entropy = jnp.asarray(entropy_weight(state.step) if callable(entropy_weight) else entropy_weight)
-        if algorithm == "ppo":
-            loss_fn = partial(ppo_loss, of_entropy=of_entropy)
-            stepped, curves = descend(learn_key, state, loss_fn, clip_each, experience)
-        else:
-            of = lambda name: state._replace(meta_params=params[name], opt_state=state.opt_state[name])
-            clip_fn = lambda grads: _clipped(grads, max_grad_norm)
-            fitted, curves = descend(learn_key, of("critic"), value_loss, clip_fn, experience)
-            climbed, of_actor = climb(of("actor"), experience, of_entropy)
-            curves |= jax.tree.map(lambda x: x[None], of_actor)
-            stepped = climbed._replace(
-                meta_params=MetaParams({"actor": climbed.meta_params, "critic": fitted.meta_params}),
-                opt_state={"actor": climbed.opt_state, "critic": fitted.opt_state},
-            )
-        is_finite = jnp.all(curves.pop("is_finite"))
-        metrics |= {name: curve[0] for name, curve in curves.items()} | {"is_finite": is_finite}
-        return stepped._replace(step=state.step + 1, num_skipped=state.num_skipped + ~is_finite), metrics
-
-    def adapt_to(key: jax.Array, meta_params: MetaParams, task: PyTree) -> PyTree:
-        return rollout(key, eval_trial, act, meta_params.params["actor"], actor.start(()), task)[0]
-
-    def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
-        _, steps = rollout(key, eval_trial, act, meta_params.params["actor"], actor.start(()), task)
-        return {"return": episode_returns(steps, num_eval_episodes), "total": jnp.sum(steps.reward, keepdims=True)}
-
-    return MetaLearner(init, update, adapt_to, evaluate)
-
-
-def rl2_agent(family: Family, actor: Recurrent, meta_params: MetaParams) -> Agent:
-    """What `rl2(family, actor=actor)` has meta-learned, as an agent: `rollout(key, trial, *agent, task)` runs it.
-
-    Its carry is that of a trial's beginning. In the place of it, what `adapt` returned goes on from there.
-
-    >>> from jaxmeta.rl import families
-    >>> family = families.bernoulli_bandit(num_arms=2)
-    >>> learner = rl2(family, actor=gru(4))
-    >>> meta_params = learner.init(jax.random.key(0)).meta_params
-    >>> task = family.test.sample(jax.random.key(1), family.test.data)
-    >>> carry = learner.adapt(jax.random.key(2), meta_params, task)
-    >>> agent = rl2_agent(family, gru(4), meta_params)._replace(carry=carry)
-    >>> rollout(jax.random.key(3), trial(family.environment), *agent, task)[1].reward.shape
+    >>> bool(metrics["is_finite"]), sorted(metrics)  # doctest: +NORMALIZE_WHITESPACE
+    (True, ['entropy', 'grad_norm', 'is_finite', 'loss', 'num_env_steps', 'return', 'total', 'value_loss'])
+    >>> task = jax.tree.map(lambda leaf: leaf[0], tasks)
+    >>> carry = learner.adapt(jax.random.key(3), state.meta_params, task)
+    >>> agent = learner.agent(state.meta_params, carry)
+    >>> rollout(jax.random.key(4), trial(family.environment), *agent, task)[1].reward.shape
     (10,)
     """
-    policy = _acting(_policy_network(family, actor, None), trial(family.environment).encode)
-    return Agent(policy, meta_params.params["actor"], actor.start(()))
+    check_family("family", family)
+    num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
+    _check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
+    check_instance("advantages", advantages, Advantages)
+    check_policy_step("outer", outer)
+    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    check_optimizer("optimizer", optimizer)
+    if max_grad_norm is not None:
+        check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
+    of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)
+    check_metrics_fn(metrics_fn, "T")
+    train_trial = trial(family.environment, num_episodes=num_episodes)
+    eval_trial = trial(family.environment, num_episodes=num_eval_episodes)
+    actor = gru(128) if actor is None else actor
+    critic = actor if critic is None else critic
+    _check_cores(actor, critic, truncation, train_trial, eval_trial)
+
+    network = recurrent_policy(family.environment.action_space, actor, truncation=truncation)
+    parts = Parts(
+        train_trial,
+        eval_trial,
+        num_episodes,
+        num_eval_episodes,
+        num_exploration_episodes,
+        partial(_num_inputs, family, train_trial),
+        network,
+        recurrent_value(critic, truncation=truncation),
+        acting(network, train_trial.encode),
+        partial(actor.start, ()),
+        outer,
+        optimizer,
+        max_grad_norm,
+        advantages,
+        of_entropy,
+        metrics_fn,
+    )
+    return MetaLearner(
+        partial(_init, parts),
+        partial(_update, parts),
+        partial(_adapt, parts),
+        partial(_evaluate, parts),
+        partial(_agent, parts),
+        unit="episode",
+    )
 
 
-class _Network(NamedTuple):
-    """A recurrent network with a linear layer.
+def _init(parts: Parts, key: jax.Array) -> MetaState:
+    actor_key, critic_key = jax.random.split(key)
+    num_inputs = parts.num_inputs()
+    params = {"actor": parts.actor.init(actor_key, num_inputs), "critic": parts.critic.init(critic_key, num_inputs)}
+    meta_params = MetaParams(params)
+    if not isinstance(parts.outer, TRPO):
+        return MetaState(jnp.int32(0), meta_params, parts.optimizer.init(meta_params), jnp.int32(0))
+    of_actor, of_critic = trust_region(parts.outer).init(params["actor"]), parts.optimizer.init(params["critic"])
+    return MetaState(jnp.int32(0), meta_params, {"actor": of_actor, "critic": of_critic}, jnp.int32(0))
 
-    init:  (key, D) -> params
-    step:  (params, carry, x [..., D]) -> (carry, output [..., O])
-    apply: (params, xs [T, ..., D]) -> outputs [T, ..., O], from the start of a trial
+
+def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
+    play_key, learn_key = jax.random.split(key)
+
+    # A trial of each task, by the policy that there is.
+    experience, played, of_user = play(parts, play_key, state.meta_params.params, tasks)
+
+    # One step in a trust region, or the optimizer's, on all of them.
+    entropy_weight = jnp.asarray(parts.entropy_weight(state.step))
+    learn = learn_by_trust_region if isinstance(parts.outer, TRPO) else learn_by_gradients
+    params, opt_state, learned = learn(parts, learn_key, state, experience, entropy_weight)
+    stepped = counted(state, MetaParams(params), opt_state, learned["is_finite"])
+    return stepped, beside(of_user, played | learned)
+
+
+def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[Experience, Metrics, Metrics]:
+    """A trial of each task, and what is to be learned from it; the learner's metrics and the user's."""
+    keys = jax.random.split(key, check_stacked("tasks", tasks))
+    run = lambda key, task: rollout(key, parts.train_trial, parts.policy, params["actor"], parts.start(), task)[1]
+    trials = jax.vmap(run, out_axes=1)(keys, tasks)
+    value = parts.critic.apply(params["critic"], trials.extras.x)
+    advantage, target = trial_advantages(trials, value, parts.advantages, parts.num_exploration_episodes)
+    experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
+    total = jnp.mean(jnp.sum(trials.reward, axis=0))
+    of_user = jax.vmap(partial(metrics_of, parts.metrics_fn), in_axes=1)(trials)
+    own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
+    return experience, own, jax.tree.map(jnp.mean, of_user)
+
+
+def trial_advantages(
+    trials: Transition, value: jax.Array, options: Advantages, num_exploration_episodes: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """Advantages, and what values are fitted to, both `[T, N]`: one return goes through the ends of episodes, and ends
+    with the trial. The rewards of the first `num_exploration_episodes` do not count."""
+    reward = jnp.where(episode_of(trials) >= num_exploration_episodes, trials.reward, 0)
+    is_last = trials.mask & ~jnp.append(trials.mask[1:], jnp.zeros_like(trials.mask[:1]), axis=0)
+    advantage, target = gae(
+        reward,
+        value,
+        jnp.append(value[1:], value[:1], axis=0),
+        is_last,
+        jnp.zeros_like(is_last),
+        discount=options.discount,
+        lambda_=options.gae_lambda,
+    )
+    if options.normalize:
+        to_go = discounted_returns(reward, is_last, discount=options.discount)
+        advantage, _ = normalized(advantage, trials.mask, to_go)
+    return advantage, target
+
+
+def policy_loss(
+    actor: RecurrentNetwork, params: Params, batch: Experience, outer: PolicyStep, entropy_weight: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The surrogate loss of the actor, less its entropy."""
+    distribution = actor.apply(params, batch.x)
+    terms = outer.terms(distribution.log_prob(batch.action), batch.log_prob, batch.advantage)
+    entropy = masked_mean(distribution.entropy(), batch.mask)
+    return masked_mean(terms, batch.mask) - entropy_weight * entropy, {"entropy": entropy}
+
+
+def value_loss(critic: RecurrentNetwork, params: Params, batch: Experience) -> tuple[jax.Array, Metrics]:
+    """The squared error of the critic."""
+    loss = masked_mean((critic.apply(params, batch.x) - batch.target) ** 2, batch.mask)
+    return loss, {"value_loss": loss}
+
+
+Learned = tuple[Params, PyTree, Metrics]
+
+
+def learn_by_gradients(
+    parts: Parts, key: jax.Array, state: MetaState, experience: Experience, entropy_weight: jax.Array
+) -> Learned:
+    """The optimizer's steps of actor and critic, as PPO makes them: L_policy + c L_value."""
+
+    def loss_fn(meta_params: MetaParams, batch: Experience) -> tuple[jax.Array, Metrics]:
+        params = meta_params.params
+        of_policy, entropy = policy_loss(parts.actor, params["actor"], batch, parts.outer, entropy_weight)
+        of_value, metrics = value_loss(parts.critic, params["critic"], batch)
+        return of_policy + parts.advantages.value_weight * of_value, metrics | entropy
+
+    def gradient_fn(meta_params: MetaParams, batch: Experience) -> tuple[tuple[jax.Array, Metrics], MetaParams]:
+        loss, grads = jax.value_and_grad(loss_fn, has_aux=True)(meta_params, batch)
+        return loss, MetaParams({name: clipped(of, parts.max_grad_norm) for name, of in grads.params.items()})
+
+    meta_params, opt_state, curves = descend(
+        key,
+        parts.optimizer,
+        gradient_fn,
+        state.meta_params,
+        state.opt_state,
+        experience,
+        axis=1,
+        num_epochs=parts.outer.num_epochs,
+        num_minibatches=parts.outer.num_minibatches,
+    )
+    return meta_params.params, opt_state, of_update(curves)
+
+
+def learn_by_trust_region(
+    parts: Parts, key: jax.Array, state: MetaState, experience: Experience, entropy_weight: jax.Array
+) -> Learned:
+    """TRPO's step of the actor on all trials, and the optimizer's steps of the critic."""
+    params, outer = state.meta_params.params, parts.outer
+    assert isinstance(outer, TRPO)
+    critic, of_critic, fitted = fit_critic(parts, key, params["critic"], state.opt_state["critic"], experience)
+
+    loss_fn = lambda params: policy_loss(parts.actor, params, experience, outer, entropy_weight)
+    actor, of_actor, climbed = descend(
+        key,
+        trust_region(outer),
+        lambda params, _: jax.value_and_grad(loss_fn, has_aux=True)(params),
+        params["actor"],
+        state.opt_state["actor"],
+        experience,
+        axis=1,
+        num_epochs=1,
+        num_minibatches=1,
+        loss_fn=lambda params: loss_fn(params)[0],
+        outputs_fn=lambda params: parts.actor.apply(params, experience.x),
+        kl_fn=lambda old, new: masked_mean(old.kl(new), experience.mask),
+    )
+    of_step = of_update(climbed)
+    is_finite = fitted["is_finite"] & of_step["is_finite"]
+    metrics = fitted | of_step | kl_of(of_actor) | {"is_finite": is_finite}
+    return {"actor": actor, "critic": critic}, {"actor": of_actor, "critic": of_critic}, metrics
+
+
+def fit_critic(parts: Parts, key: jax.Array, params: Params, opt_state: PyTree, experience: Experience) -> Learned:
+    """The optimizer's steps of the critic alone."""
+    assert isinstance(parts.outer, TRPO)
+
+    def gradient_fn(params: Params, batch: Experience) -> tuple[tuple[jax.Array, Metrics], Params]:
+        loss, grads = jax.value_and_grad(partial(value_loss, parts.critic), has_aux=True)(params, batch)
+        return loss, clipped(grads, parts.max_grad_norm)
+
+    params, opt_state, curves = descend(
+        key,
+        parts.optimizer,
+        gradient_fn,
+        params,
+        opt_state,
+        experience,
+        axis=1,
+        num_epochs=parts.outer.num_critic_epochs,
+        num_minibatches=parts.outer.num_critic_minibatches,
+    )
+    return params, opt_state, of_update(curves)
+
+
+def clipped(grads: Params, max_norm: float | None) -> Params:
+    """The gradient, no longer than `max_norm`.
+
+    >>> clipped(jnp.array([3.0, 4.0]), 2.5).tolist()
+    [1.5, 2.0]
     """
-
-    init: Callable[[jax.Array, int], Params]
-    step: Callable[[Params, PyTree, jax.Array], tuple[PyTree, Any]]
-    apply: Callable[[Params, jax.Array], Any]
-
-
-def _policy_network(family: Family, core: Recurrent, truncation: int | None) -> _Network:
-    head = action_head(family.environment.action_space)
-    return _network(core, head.num_outputs, head.init(), head.apply, truncation)
-
-
-def _value_network(core: Recurrent, truncation: int | None) -> _Network:
-    return _network(core, 1, {}, lambda params, output: output[..., 0], truncation)
-
-
-def _network(core: Recurrent, num_outputs: int, more: Params, output_fn: Callable, truncation: int | None) -> _Network:
-    def init(key: jax.Array, num_inputs: int) -> Params:
-        core_key, head_key = jax.random.split(key)
-        kernel = 0.01 * jax.random.normal(head_key, (core.num_outputs, num_outputs)) / core.num_outputs**0.5
-        head = {"kernel": kernel, "bias": jnp.zeros(num_outputs)}
-        return {"core": core.init(core_key, num_inputs), "head": head, **more}
-
-    def outputs(params: Params, h: jax.Array) -> Any:
-        bias = jnp.expand_dims(params["head"]["bias"], range(h.ndim - 1))
-        return output_fn(params, h @ params["head"]["kernel"] + bias)
-
-    def step(params: Params, carry: PyTree, x: jax.Array) -> tuple[PyTree, Any]:
-        carry, h = core.step(params["core"], carry, x)
-        return carry, outputs(params, h)
-
-    def apply(params: Params, xs: jax.Array) -> Any:
-        return outputs(params, _sequence(core, params["core"], xs, truncation))
-
-    return _Network(init, step, apply)
-
-
-def _sequence(core: Recurrent, params: Params, xs: jax.Array, truncation: int | None) -> jax.Array:
-    """`core.sequence` from its start; gradients do not flow from one block of `truncation` steps to the one before."""
-    start = core.start(xs.shape[1:-1])
-    if truncation is None or truncation >= len(xs):
-        return core.sequence(params, start, xs)[1]
-
-    def block(carry: PyTree, xs: jax.Array) -> tuple[PyTree, jax.Array]:
-        carry, hs = core.sequence(params, carry, xs)
-        return jax.lax.stop_gradient(carry), hs
-
-    _, hs = jax.lax.scan(block, start, xs.reshape(-1, truncation, *xs.shape[1:]))
-    return hs.reshape(len(xs), *hs.shape[2:])
-
-
-class _Acted(NamedTuple):
-    """What is kept of a step: the encoded inputs, and log π of the action."""
-
-    x: jax.Array
-    log_prob: jax.Array
-
-
-def _acting(network: _Network, encode: Callable[[Inputs], jax.Array]) -> Callable:
-    def policy(key: jax.Array, params: Params, carry: PyTree, inputs: Inputs):
-        x = encode(inputs)
-        carry, distribution = network.step(params, carry, x)
-        action = distribution.sample(key)
-        return action, carry, _Acted(x, distribution.log_prob(action))
-
-    return policy
-
-
-def _normalized(advantage: jax.Array, mask: jax.Array) -> jax.Array:
-    centred = advantage - _mean(advantage, mask)
-    return centred / (jnp.sqrt(_mean(centred**2, mask)) + 1e-8)
-
-
-def _clipped(grads: Params, max_norm: float | None) -> Params:
     if max_norm is None:
         return grads
     norm = optax.tree.norm(grads)
     return jax.tree.map(lambda g: g * jnp.minimum(1, max_norm / (norm + 1e-12)).astype(g.dtype), grads)
 
 
-def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Over the steps that were played."""
-    return jnp.sum(jnp.where(mask, x, 0)) / jnp.sum(mask)
+def _adapt(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> PyTree:
+    """What the policy remembers at the end of a trial."""
+    return rollout(key, parts.eval_trial, *_agent(parts, meta_params), task)[0]
+
+
+def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
+    _, played = rollout(key, parts.eval_trial, *_agent(parts, meta_params), task)
+    of_user = {name: jnp.asarray(value)[None] for name, value in metrics_of(parts.metrics_fn, played).items()}
+    returns = episode_returns(played, parts.num_eval_episodes)
+    return beside(of_user, {"return": returns, "total": jnp.sum(played.reward, keepdims=True)})
+
+
+def _agent(parts: Parts, meta_params: MetaParams, adapted: PyTree = None) -> Agent:
+    """At the beginning of a trial, or going on from what `adapt` returned."""
+    carry = parts.start() if adapted is None else adapted
+    return Agent(parts.policy, meta_params.params["actor"], carry)
+
+
+def _constant(name: str, value: float) -> optax.Schedule:
+    check_number(name, value)
+    return lambda step: value
 
 
 def _num_inputs(family: Family, of_trial: Trial) -> int:
@@ -368,25 +397,21 @@ def _num_inputs(family: Family, of_trial: Trial) -> int:
     return jax.eval_shape(encoded, jax.random.key(0)).shape[0]
 
 
-def _num_tasks(tasks: PyTree, num_minibatches: int) -> int:
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-    if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(f"tasks must be stacked params, every array with the same leading axis N, got axes {sizes}")
-    num_tasks = sizes.pop()[0]
-    if num_tasks % num_minibatches:
-        raise ValueError(f"num_minibatches must divide the number of tasks, {num_tasks}, got {num_minibatches}")
-    return num_tasks
+def _check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_episodes: int) -> None:
+    check_integer("num_episodes", num_episodes, minimum=1)
+    check_integer("num_eval_episodes", num_eval_episodes, minimum=1)
+    check_integer("num_exploration_episodes", num_exploration_episodes, minimum=0)
+    if num_exploration_episodes >= num_episodes:
+        raise ValueError(f"num_exploration_episodes must be less than num_episodes, got {num_exploration_episodes}")
 
 
-def _check_core(name: str, core: Any, num_steps: int) -> None:
-    check_fields(name, core, ("init", "start", "step", "sequence"), "a Recurrent, such as jaxmeta.nn.gru(128)")
-    if core.max_steps is not None and core.max_steps < num_steps:
-        raise ValueError(f"max_steps of {name} must be at least the trial's {num_steps} steps, got {core.max_steps}")
-
-
-def _check_truncation(truncation: int | None, num_steps: int) -> None:
-    if truncation is None:
-        return
-    check_integer("truncation", truncation, minimum=1)
-    if truncation < num_steps and num_steps % truncation:
-        raise ValueError(f"truncation must divide the trial's {num_steps} steps, got {truncation}")
+def _check_cores(
+    actor: Recurrent, critic: Recurrent, truncation: int | None, train_trial: Trial, eval_trial: Trial
+) -> None:
+    num_steps = train_trial.num_steps
+    check_core("actor", actor, max(num_steps, eval_trial.num_steps))
+    check_core("critic", critic, num_steps)
+    if truncation is not None:
+        check_integer("truncation", truncation, minimum=1)
+        if truncation < num_steps and num_steps % truncation:
+            raise ValueError(f"truncation must divide the trial's {num_steps} steps, got {truncation}")

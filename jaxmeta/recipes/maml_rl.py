@@ -1,8 +1,7 @@
 """Recipes of meta-reinforcement-learning by gradients: MAML, E-MAML and ProMP on families of environments."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,41 +10,31 @@ import optax
 
 from jaxmeta import adapt, plotting
 from jaxmeta.adapt import InnerOptimizer
-from jaxmeta.algorithms import maml_rl
-from jaxmeta.algorithms.maml_rl import OuterUpdate, ppo, trpo, vpg
+from jaxmeta.algorithms import Surrogate, maml_rl
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of
-from jaxmeta.rl import Agent, Family, Transition, families, mlp_policy, oracles, reference_learner
+from jaxmeta.recipes.experiment import Experiment, Recipe, Reference, paths_of
+from jaxmeta.recipes.rl import OnPolicy, Oracle, played, references_of, sampled
+from jaxmeta.rl import Family, Transition, families, mlp_policy, oracles, reference_learner
+from jaxmeta.rl.on_policy import PPO, Advantages
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree
 from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Oracle: TypeAlias = Callable[[PyTree], Agent]
 SCRATCH = (1, 10)  # the inner rates of training from scratch, in those of the recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientRL(Outer):
+class GradientRL(OnPolicy):
     """The choices of meta-reinforcement-learning by gradients, whatever the family."""
 
     num_episodes: int = 20
     """E, episodes of a task that each inner step, and the outer one, learns from."""
-    estimator: Literal["biased", "lvc", "dice"] = "lvc"
-    """The inner loss, by what its Hessian keeps: log π · A, the importance ratio, or everything."""
-    exploration_weight: float = 0.0
-    """Of the credit that episodes before adaptation get for the return that they lead to (E-MAML: 1)."""
-    outer: Literal["trpo", "ppo", "vpg"] = "ppo"
-    """What is done with the meta-gradient; trpo has no learning rate."""
-    max_kl: float = 0.01
-    """The bound of trpo."""
-    num_updates: int = 5
-    """Steps of ppo on the same episodes."""
-    clip: float = 0.3
-    """The interval of ppo's ratio, 1 ± `clip`."""
-    inner_kl_weight: float = 0.0
-    """Of the divergence from the policies that acted before adaptation (ProMP: 5e-4)."""
+    surrogate: Surrogate = Surrogate()
+    """What the episodes before adaptation are to the outer loss."""
+    ppo: PPO = PPO(num_epochs=5, clip=0.3)
+    """Of outer "ppo", which runs the inner loop again in each step."""
     inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head"] = "sgd"
     """How to step inside: one rate, a learned rate per parameter (Meta-SGD), only the last layer (ANIL)."""
     inner_learning_rate: float = 0.1
@@ -56,10 +45,6 @@ class GradientRL(Outer):
     """K, inner steps while training."""
     num_eval_steps: int = 3
     """Inner steps at test."""
-    discount: float = 0.99
-    """γ."""
-    gae_lambda: float = 1.0
-    """λ of the advantages."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the policy's hidden layers, with tanh."""
     init_std: float = 1.0
@@ -74,9 +59,6 @@ class GradientRL(Outer):
         check_integer("num_eval_steps", self.num_eval_steps, minimum=1)
         check_number("inner_learning_rate", self.inner_learning_rate)
         check_number("rate_decay", self.rate_decay, minimum=1e-6)
-
-    def family(self) -> Family:
-        raise NotImplementedError
 
     def oracle(self) -> Oracle | None:
         """(task) -> an agent that is told the task."""
@@ -100,12 +82,10 @@ class GradientRL(Outer):
             num_inner_steps=self.num_inner_steps,
             num_eval_steps=self.num_eval_steps if num_eval_steps is None else num_eval_steps,
             num_episodes=self.num_episodes,
-            estimator=self.estimator,
-            outer=self._outer(),
-            exploration_weight=self.exploration_weight,
-            inner_kl_weight=self.inner_kl_weight,
-            discount=self.discount,
-            lambda_=self.gae_lambda,
+            advantages=self.advantages,
+            surrogate=self.surrogate,
+            outer=self.policy_step(),
+            optimizer=None if self.outer == "trpo" else self.outer_optimizer(),
             metrics_fn=self.metrics,
         )
 
@@ -119,14 +99,8 @@ class GradientRL(Outer):
         }[self.inner_optimizer]
 
     def num_optimizer_steps(self) -> int:
-        return self.num_outer_steps * (self.num_updates if self.outer == "ppo" else 1)
-
-    def _outer(self) -> OuterUpdate:
-        return {
-            "trpo": lambda: trpo(max_kl=self.max_kl),
-            "ppo": lambda: ppo(self.outer_optimizer(), num_updates=self.num_updates, clip=self.clip),
-            "vpg": lambda: vpg(self.outer_optimizer()),
-        }[self.outer]()
+        step = self.policy_step()
+        return self.num_outer_steps * step.num_epochs * step.num_minibatches
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         """On the same test tasks: no learning at all, training from scratch with the same samples, being told."""
@@ -138,7 +112,7 @@ class GradientRL(Outer):
             if agent is not None
         }
         scratch = {f"from scratch, rate x{scale}": self.learner(scale=scale) for scale in SCRATCH}
-        return {name: Reference(it, it.init(key).meta_params) for name, it in (learners | scratch).items()}
+        return references_of(key, learners | scratch)
 
     def build(self) -> Experiment:
         family = self.family()
@@ -154,17 +128,19 @@ class GradientRL(Outer):
         )
 
     def protocol(self) -> str:
+        num_updates = self.num_optimizer_steps() // self.num_outer_steps
         rate = f"{self.optimizer} {self.learning_rate:g} ({self.schedule})"
         outer = {
-            "trpo": f"trpo with KL {self.max_kl:g}",
-            "ppo": f"{counted(self.num_updates, 'step')} of ppo, {rate}",
+            "trpo": f"trpo with KL {self.trpo.max_kl:g}",
+            "ppo": f"{counted(num_updates, 'step')} of ppo, {rate}",
             "vpg": f"the policy gradient, {rate}",
         }[self.outer]
-        credit = f", credit for exploration {self.exploration_weight:g}" if self.exploration_weight else ""
+        exploration = self.surrogate.exploration_weight
+        credit = f", credit for exploration {exploration:g}" if exploration else ""
         return (
             f"{counted(self.num_outer_steps, 'outer step')} of {counted(self.num_tasks, 'task')}, {outer}; "
             f"{counted(self.num_inner_steps, 'inner step')} of {self.inner_optimizer} {self.inner_learning_rate:g} on "
-            f"{counted(self.num_episodes, 'episode')}, estimator {self.estimator}{credit}; "
+            f"{counted(self.num_episodes, 'episode')}, estimator {self.surrogate.estimator}{credit}; "
             f"{counted(self.num_eval_steps, 'step')} at test"
         )
 
@@ -172,13 +148,11 @@ class GradientRL(Outer):
         """Test tasks, and what was played in them before and after each inner step, `[num_tasks, K + 1, T, E]`."""
         task_key, play_key = jax.random.split(key)
         tasks = self._test_tasks(task_key, num_tasks)
-        adapt_to = self.learner(num_eval_steps=self.num_eval_steps + 1).adapt  # the last step's episodes, not its step
-        play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
-        return tasks, play(jax.random.split(play_key, num_tasks), tasks)
+        learner = self.learner(num_eval_steps=self.num_eval_steps + 1)  # the last step's episodes, not its step
+        return tasks, played(play_key, learner, meta_params, tasks)
 
     def _test_tasks(self, key: jax.Array, num_tasks: int) -> PyTree:
-        test = self.family().test
-        return jax.vmap(test.sample, (0, None))(jax.random.split(key, num_tasks), test.data)
+        return sampled(key, self.family().test, num_tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,14 +282,15 @@ _PROMP = "Rothfuss et al. 2018, https://arxiv.org/abs/1810.06784"
 _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
 _navigation = Navigation(num_outer_steps=100, num_tasks=20, outer="trpo", rate_decay=0.5, init_std=0.5)
-_promp: dict[str, Any] = {"outer": "ppo", "inner_kl_weight": 5e-4, "num_tasks": 40}
+_promp: dict[str, Any] = {"outer": "ppo", "surrogate": Surrogate(inner_kl_weight=5e-4), "num_tasks": 40}
+_e_maml = Surrogate(estimator="biased", exploration_weight=1.0)
 # DiCE inside: with LVC one seed in two stops looking into two of the corners, for what it does not keep of the Hessian
 # is what exploration is worth.
 _corners = Corners(
-    **_promp,
     num_outer_steps=150,
+    num_tasks=40,
     num_episodes=40,
-    estimator="dice",
+    surrogate=Surrogate(estimator="dice", inner_kl_weight=5e-4),
     inner_learning_rate=8.0,
     init_std=2.0,
     min_std=2.0,
@@ -325,11 +300,11 @@ _bandit = Bandit(
     num_outer_steps=300,
     num_tasks=100,
     learning_rate=2e-2,
-    estimator="dice",
+    advantages=Advantages(gae_lambda=0.0),
+    surrogate=Surrogate(estimator="dice"),
     inner_optimizer="meta_sgd",
     inner_learning_rate=10.0,
     num_eval_steps=1,
-    gae_lambda=0.0,
     hidden=(),
 )
 
@@ -356,16 +331,14 @@ MAML_RL: dict[str, Recipe] = {
         5,
     ),
     "e-maml-corners": Recipe(
-        lambda: replace(_corners, estimator="biased", exploration_weight=1.0, inner_kl_weight=0.0),
+        lambda: replace(_corners, surrogate=_e_maml),
         "E-MAML on four corners",
         _E_MAML,
         "curves only in the paper; beside promp-corners",
         5,
     ),
     "e-maml-krazyworld": Recipe(
-        lambda: KrazyWorld(
-            num_outer_steps=100, num_tasks=20, learning_rate=1e-3, estimator="biased", exploration_weight=1.0
-        ),
+        lambda: KrazyWorld(num_outer_steps=100, num_tasks=20, learning_rate=1e-3, surrogate=_e_maml),
         "E-MAML on Krazy World",
         _E_MAML,
         "curves only in the paper",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from jaxmeta import nn, plotting
-from jaxmeta.algorithms import rl2, rl2_agent
+from jaxmeta.algorithms import rl2
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
+from jaxmeta.recipes.rl import OnPolicy, Oracle, references_of
 from jaxmeta.rl import (
     Agent,
     Family,
@@ -24,19 +25,18 @@ from jaxmeta.rl import (
     rollout,
     trial,
 )
-from jaxmeta.types import MetaParams, PyTree
+from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
+from jaxmeta.types import MetaLearner, MetaParams, PyTree
 from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Oracle: TypeAlias = Agent | Callable[[PyTree], Agent]
-
 _PICTURE_TASKS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RL2(Outer):
+class RL2(OnPolicy):
     """The choices of RL², whatever the family."""
 
     num_episodes: int = 1
@@ -49,26 +49,16 @@ class RL2(Outer):
     """The critic's, which costs as much as the actor where it is as wide."""
     num_layer_units: int = 0
     """Width of the layers before and after the recurrent network, where there is much to keep apart; none if 0."""
-    algorithm: Literal["ppo", "trpo"] = "ppo"
-    """How the actor learns from the trials."""
-    max_kl: float = 0.01
-    """The bound of trpo."""
-    num_epochs: int = 1
-    """How often each trial is learned from."""
-    num_minibatches: int = 8
-    """Steps of an epoch."""
-    clip: float = 0.2
-    """The interval of ppo's ratio, 1 ± `clip`."""
-    value_weight: float = 0.5
-    """Of the squared error of the value."""
+    ppo: PPO = PPO(num_minibatches=8)
+    """Of outer "ppo"."""
+    trpo: TRPO = TRPO(num_critic_minibatches=8)
+    """Of outer "trpo"; the learning rate is that of the critic alone."""
+    advantages: Advantages = Advantages(gae_lambda=0.95)
+    """How actions are judged, over the whole trial."""
     entropy_weight: float = 0.01
     """Of the policy's entropy, at first."""
     final_entropy_weight: float | None = None
     """What it falls to, in a straight line over the run; it stays if None."""
-    discount: float = 0.99
-    """γ, over the whole trial."""
-    gae_lambda: float = 0.95
-    """λ of the advantages, likewise."""
     truncation: int | None = None
     """Steps that gradients flow back at most; through the whole trial if None."""
     num_exploration_episodes: int = 0
@@ -91,9 +81,6 @@ class RL2(Outer):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
 
-    def family(self) -> Family:
-        raise NotImplementedError
-
     def oracles(self) -> dict[str, Oracle]:
         """Agents, or (task) -> agent for one that is told the task."""
         return {"random": oracles.random_policy(self.family().environment.action_space)}
@@ -114,8 +101,38 @@ class RL2(Outer):
         first, last = self.entropy_weight, self.final_entropy_weight
         return first if last is None else optax.linear_schedule(first, last, self.num_outer_steps)
 
+    def epochs(self) -> tuple[int, int]:
+        """How often the optimizer learns from each trial, and the steps that it takes for that."""
+        step = self.policy_step()
+        if isinstance(step, TRPO):
+            return step.num_critic_epochs, step.num_critic_minibatches
+        return step.num_epochs, step.num_minibatches
+
     def num_optimizer_steps(self) -> int:
-        return self.num_outer_steps * self.num_epochs * self.num_minibatches
+        num_epochs, num_minibatches = self.epochs()
+        return self.num_outer_steps * num_epochs * num_minibatches
+
+    def learner(self, family: Family | None = None) -> MetaLearner:
+        """On another family of the same observations and actions, if one is given."""
+        return rl2(
+            self.family() if family is None else family,
+            num_episodes=self.num_episodes,
+            num_exploration_episodes=self.num_exploration_episodes,
+            actor=self.actor(),
+            critic=self.recurrent(self.num_critic_units),
+            truncation=self.truncation,
+            advantages=self.advantages,
+            outer=self.policy_step(),
+            optimizer=self.outer_optimizer(),
+            max_grad_norm=self.max_grad_norm,
+            entropy_weight=self.of_entropy(),
+        )
+
+    def agent(self, meta_params: MetaParams, family: Family | None = None) -> Agent:
+        """At the beginning of a trial."""
+        learner = self.learner(family)
+        assert learner.agent is not None
+        return learner.agent(meta_params)
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         environment = self.family().environment
@@ -123,31 +140,12 @@ class RL2(Outer):
             name: reference_learner(agent, environment, num_episodes=self.num_episodes, by_episode=True)
             for name, agent in self.oracles().items()
         }
-        return {name: Reference(it, it.init(key).meta_params) for name, it in learners.items()}
+        return references_of(key, learners)
 
     def build(self) -> Experiment:
         family = self.family()
-        learner = rl2(
-            family,
-            num_episodes=self.num_episodes,
-            actor=self.actor(),
-            critic=self.recurrent(self.num_critic_units),
-            algorithm=self.algorithm,
-            discount=self.discount,
-            lambda_=self.gae_lambda,
-            num_epochs=self.num_epochs,
-            num_minibatches=self.num_minibatches,
-            clip=self.clip,
-            value_weight=self.value_weight,
-            entropy_weight=self.of_entropy(),
-            max_kl=self.max_kl,
-            max_grad_norm=self.max_grad_norm,
-            truncation=self.truncation,
-            num_exploration_episodes=self.num_exploration_episodes,
-            optimizer=self.outer_optimizer(),
-        )
         return Experiment(
-            learner,
+            self.learner(),
             family.train,
             family.test,
             "return",
@@ -159,19 +157,21 @@ class RL2(Outer):
         )
 
     def protocol(self) -> str:
+        num_epochs, num_minibatches = self.epochs()
         to_last = "" if self.final_entropy_weight is None else f" to {self.final_entropy_weight:g}"
         between = f" between layers of {self.num_layer_units}" if self.num_layer_units else ""
         return (
-            f"{super().protocol()}; a trial of {counted(self.num_episodes, 'episode')} each, {self.algorithm}, "
+            f"{super().protocol()}; a trial of {counted(self.num_episodes, 'episode')} each, {self.outer}, "
             f"{self.core} of {counted(self.num_units, 'unit')} (critic {self.num_critic_units}){between}; "
-            f"{counted(self.num_epochs, 'epoch')} of {counted(self.num_minibatches, 'minibatch', 'minibatches')}, "
-            f"γ {self.discount:g}, λ {self.gae_lambda:g}, entropy {self.entropy_weight:g}{to_last}"
+            f"{counted(num_epochs, 'epoch')} of {counted(num_minibatches, 'minibatch', 'minibatches')}, "
+            f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, "
+            f"entropy {self.entropy_weight:g}{to_last}"
         )
 
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         """Returns by episode, in trials of twice the length that was trained for."""
         num_episodes = 2 * self.num_episodes
-        agents = {"RL²": rl2_agent(self.family(), self.actor(), meta_params)} | self._longer_oracles()
+        agents = {"RL²": self.agent(meta_params)} | self._longer_oracles()
         returns = lambda task, transitions: episode_returns(transitions, num_episodes)
         curves = _play(key, self.family(), agents, num_episodes, returns)
         trained = f"trained for {counted(self.num_episodes, 'episode')}"
@@ -246,7 +246,7 @@ class BanditRL2(RL2):
         regret = lambda task, transitions: jnp.cumsum(jnp.max(task.means) - task.means[transitions.action])
         for file, num_pulls in {"regret.png": self.num_pulls, "longer.png": 2 * self.num_pulls}.items():
             family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
-            agents = {"RL²": rl2_agent(family, self.actor(), meta_params)} | self.oracles(num_pulls)
+            agents = {"RL²": self.agent(meta_params, family)} | self.oracles(num_pulls)
             curves = _play(key, family, agents, 1, regret)
             trained = f"{counted(self.num_arms, 'arm')}, trained for {counted(self.num_pulls, 'pull')}"
             title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
@@ -310,18 +310,21 @@ class MazeRL2(RL2):
 
 _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
-_bandit = BanditRL2(num_outer_steps=800, num_tasks=1024, num_epochs=2, learning_rate=3e-3)
+_bandit = BanditRL2(num_outer_steps=800, num_tasks=1024, ppo=PPO(num_epochs=2, num_minibatches=8), learning_rate=3e-3)
 _gridworld = GridworldRL2(
-    num_outer_steps=600, num_tasks=256, num_epochs=2, num_minibatches=4, learning_rate=2e-3, entropy_weight=0.05
+    num_outer_steps=600,
+    num_tasks=256,
+    ppo=PPO(num_epochs=2, num_minibatches=4),
+    learning_rate=2e-3,
+    entropy_weight=0.05,
 )
 _mdp = MDPRL2(
     num_outer_steps=3500,
     num_tasks=512,
     num_layer_units=64,
-    num_epochs=2,
-    num_minibatches=16,
+    ppo=PPO(num_epochs=2, num_minibatches=16),
     learning_rate=1e-3,
-    gae_lambda=0.5,
+    advantages=Advantages(gae_lambda=0.5),
     entropy_weight=0.03,
     final_entropy_weight=0.0,
 )

@@ -8,12 +8,13 @@ or `[T, E]` under `vmap`. RL² takes one long trial, scores it as a whole, and r
 `trial.encode(inputs)`; MAML takes E trials of one episode each, whose `gae` or `discounted_returns` with a linear
 baseline enter the inner loss; PEARL stores transitions with their `next_observation` in a `replay` for each of its
 `indexed_tasks`. `objectives` are the losses of policy gradients and say which Hessian each has; `trust_region` is an
-optax transformation for a step that keeps the policy close. Policies act through `distributions`; `oracles` are
-policies of the same signature, so that what a learner is compared with runs through the same rollout, and as a
-`reference_learner` through the same `evaluate`.
+optax transformation for a step that keeps the policy close. What RL² and MAML share, advantages and how a policy steps
+on them, is in `on_policy`; `recurrent` makes a policy and a value of any recurrent network. Policies act through
+`distributions`; `oracles` are policies of the same signature, so that what a learner is compared with runs through the
+same rollout, and as a `reference_learner` through the same `evaluate`.
 """
 
-from jaxmeta.rl import distributions, families, objectives, oracles, replay, returns
+from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns
 from jaxmeta.rl.env import Continuous, Discrete, Environment, Family
 from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy
@@ -22,7 +23,7 @@ from jaxmeta.rl.replay import IndexedTask, indexed_tasks
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.tasks import family, finite_family
 from jaxmeta.rl.trials import Inputs, Outcome, Trial, TrialState, trial
-from jaxmeta.rl.trust_region import TrustRegionState, trust_region
+from jaxmeta.rl.trust_region import TrustRegion, TrustRegionState, trust_region
 
 __all__ = [
     "Agent",
@@ -39,6 +40,7 @@ __all__ = [
     "Transition",
     "Trial",
     "TrialState",
+    "TrustRegion",
     "TrustRegionState",
     "distributions",
     "episode_of",
@@ -51,7 +53,9 @@ __all__ = [
     "make_gymnax",
     "mlp_policy",
     "objectives",
+    "on_policy",
     "oracles",
+    "recurrent",
     "reference_learner",
     "replay",
     "returns",

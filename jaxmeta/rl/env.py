@@ -111,9 +111,22 @@ class Family(NamedTuple):
 
 def check_environment(name: str, value: Any) -> None:
     """An `Environment`, or something with its fields."""
+    if isinstance(value, Family):
+        raise ValueError(f"{name} must be an Environment, got a Family: give family.environment")
     check_fields(name, value, ("reset", "step"), "an Environment; from_gymnax(...) makes one of any gymnax environment")
     check_action_space(f"action_space of {name}", getattr(value, "action_space", None))
     check_integer(f"max_steps of {name}", getattr(value, "max_steps", None), minimum=1)
+
+
+def check_family(name: str, value: Any) -> None:
+    """A `Family`, or something with its fields."""
+    if isinstance(value, Environment):
+        raise ValueError(
+            f"{name} must be an environment with its tasks, got an Environment alone: rl.family(environment, sample_fn)"
+        )
+    check_environment(f"environment of {name}", getattr(value, "environment", None))
+    for split in ("train", "test"):
+        check_fields(f"{split} of {name}", getattr(value, split, None), ("sample",), "a jaxmeta.TaskDistribution")
 
 
 def check_action_space(name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmeta.checks import check_callable, check_number, check_widths
 from jaxmeta.nn.networks import MLP
 from jaxmeta.rl.distributions import Categorical, Gaussian
-from jaxmeta.rl.env import Continuous, Discrete, Family, check_action_space, check_environment, flatten
+from jaxmeta.rl.env import Continuous, Discrete, Family, check_action_space, check_family, flatten
 from jaxmeta.types import InitFn, Params, PyTree
 
 
@@ -64,7 +64,7 @@ def mlp_policy(
     family: Family,
     *,
     hidden: Sequence[int] = (64, 64),
-    activation: Callable[[jax.Array], jax.Array] = flax.linen.tanh,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
     head_scale: float = 0.01,
     init_std: float = 1.0,
     min_std: float = 1e-3,
@@ -78,7 +78,7 @@ def mlp_policy(
     Args:
       family: whose observations and actions they are.
       hidden: widths of the layers.
-      activation: of the layers.
+      activation: of the layers; tanh if None.
       head_scale: of the last layer's weights at first.
       init_std: σ at first.
       min_std: what it does not fall below.
@@ -95,8 +95,9 @@ def mlp_policy(
     >>> policy.apply(params, jnp.zeros(2)).mean.tolist(), params["log_std"].tolist()
     ([0.0, 0.0], [0.0, 0.0])
     """
-    check_environment("environment of family", getattr(family, "environment", None))
+    check_family("family", family)
     check_widths("hidden", hidden)
+    activation = flax.linen.tanh if activation is None else activation
     check_callable("activation", activation, "(array) -> array")
     check_number("head_scale", head_scale)
     head = action_head(family.environment.action_space, init_std=init_std, min_std=min_std)

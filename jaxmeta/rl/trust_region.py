@@ -9,6 +9,7 @@ the parameters come out of an inner loop, no third derivative of a policy is nee
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.checks import check_callable, check_integer, check_number
-from jaxmeta.types import Params, PyTree
+from jaxmeta.types import Metrics, Params, PyTree
 
 
 class TrustRegionState(NamedTuple):
@@ -34,14 +35,48 @@ class TrustRegionState(NamedTuple):
     is_accepted: jax.Array
 
 
-def trust_region(
-    *,
-    max_kl: float = 0.01,
-    num_cg_steps: int = 10,
-    damping: float = 1e-3,
-    num_backtracks: int = 15,
-    backtrack: float = 0.8,
-) -> optax.GradientTransformationExtraArgs:
+def kl_of(state: TrustRegionState) -> Metrics:
+    """What an update reports of its step.
+
+    >>> sorted(kl_of(trust_region().init(jnp.zeros(2))))
+    ['is_accepted', 'kl']
+    """
+    return {"kl": state.kl, "is_accepted": state.is_accepted}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRegion:
+    """How far a step may go, and how it is found.
+
+    Raises:
+      ValueError: a field is wrong.
+
+    >>> TrustRegion(max_kl=0.02).num_cg_steps
+    10
+    """
+
+    max_kl: float = 0.01
+    """δ > 0, the bound of the mean divergence."""
+    num_cg_steps: int = 10
+    """Conjugate gradient steps, each a product with F."""
+    damping: float = 1e-3
+    """Added to F, times I, so that what does not change the policy does not change without bound."""
+    num_backtracks: int = 15
+    """Lengths to try, the first of them the whole step."""
+    backtrack: float = 0.8
+    """The next length by the last one, 0 < `backtrack` < 1."""
+
+    def __post_init__(self) -> None:
+        check_number("max_kl", self.max_kl, minimum=1e-12)
+        check_integer("num_cg_steps", self.num_cg_steps, minimum=1)
+        check_number("damping", self.damping)
+        check_integer("num_backtracks", self.num_backtracks, minimum=1)
+        check_number("backtrack", self.backtrack, minimum=1e-12)
+        if not isinstance(self.backtrack, jax.Array) and self.backtrack >= 1:
+            raise ValueError(f"backtrack must be less than 1, got {self.backtrack!r}")
+
+
+def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransformationExtraArgs:
     """Steps of at most `max_kl` in the policy: conjugate gradients, then a line search by what the step really does.
 
     `update(grads, state, params, loss_fn=..., outputs_fn=..., kl_fn=...)` takes the gradient of `loss_fn` at `params`
@@ -59,17 +94,13 @@ def trust_region(
     https://arxiv.org/abs/1502.05477
 
     Args:
-      max_kl: δ > 0.
-      num_cg_steps: conjugate gradient steps, each a product with F.
-      damping: added to F as `damping` · I, so that what does not change the policy does not change without bound.
-      num_backtracks: lengths to try, the first of them the whole step.
-      backtrack: the next length by the last one, 0 < `backtrack` < 1.
+      options: see `TrustRegion`.
 
     Raises:
-      ValueError: an argument is wrong; `update` is called without `params` or one of the functions.
+      ValueError: `options` are none; `update` is called without `params` or one of the functions.
 
     >>> from jaxmeta.rl.distributions import Categorical
-    >>> optimizer, params = trust_region(max_kl=0.01), jnp.zeros(2)
+    >>> optimizer, params = trust_region(TrustRegion(max_kl=0.01)), jnp.zeros(2)
     >>> loss_fn = lambda params: -jax.nn.softmax(params)[1]  # the second action pays 1
     >>> updates, state = optimizer.update(
     ...     jax.grad(loss_fn)(params), optimizer.init(params), params,
@@ -77,13 +108,8 @@ def trust_region(
     >>> bool(updates[1] > 0), bool(0.005 < state.kl <= 0.01), state.num_backtracks.item()
     (True, True, 0)
     """
-    check_number("max_kl", max_kl, minimum=1e-12)
-    check_integer("num_cg_steps", num_cg_steps, minimum=1)
-    check_number("damping", damping)
-    check_integer("num_backtracks", num_backtracks, minimum=1)
-    check_number("backtrack", backtrack, minimum=1e-12)
-    if not isinstance(backtrack, jax.Array) and backtrack >= 1:
-        raise ValueError(f"backtrack must be less than 1, got {backtrack!r}")
+    if not isinstance(options, TrustRegion):
+        raise ValueError(f"options must be a rl.TrustRegion(max_kl=..., ...), got {options!r}")
 
     def init(params: Params) -> TrustRegionState:
         return TrustRegionState(jnp.zeros(()), jnp.zeros(()), jnp.int32(0), jnp.bool_(False))
@@ -104,25 +130,13 @@ def trust_region(
         outputs_fn = check_callable("outputs_fn", outputs_fn, "(params) -> distributions, given to update")
         kl_fn = check_callable("kl_fn", kl_fn, "(old outputs, outputs) -> mean KL, given to update")
 
-        outputs, fisher = fisher_product(outputs_fn, kl_fn, params, damping)
-        precision = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps
-        wide = jax.tree.map(lambda g: jnp.asarray(g, float), grads)  # jax's solver mixes in the default precision
-        direction, _ = jax.scipy.sparse.linalg.cg(fisher, wide, maxiter=num_cg_steps, tol=precision)
-        curvature = optax.tree.vdot(direction, fisher(direction))
-        length = jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1)), 0)
+        outputs, fisher = fisher_product(outputs_fn, kl_fn, params, options.damping)
+        direction = natural_direction(fisher, grads, options.num_cg_steps)
+        length = step_length(fisher, direction, options.max_kl)
         full_step = jax.tree.map(lambda d, p: (-length * d).astype(p.dtype), direction, params)
-        old_loss = jnp.asarray(loss_fn(params))
+        divergence = lambda params: kl_fn(outputs, outputs_fn(params))
+        search = line_search(loss_fn, divergence, params, full_step, length > 0, options)
 
-        def attempt(search: _Search) -> _Search:
-            new_params = optax.apply_updates(params, optax.tree.scale(search.scale, full_step))
-            improvement, kl = old_loss - loss_fn(new_params), kl_fn(outputs, outputs_fn(new_params))
-            is_good = jnp.isfinite(improvement) & (improvement > 0) & (kl <= max_kl)
-            scale = jnp.where(is_good, search.scale, search.scale * backtrack)
-            return _Search(search.num_bad + ~is_good, scale, improvement, kl.astype(improvement.dtype), is_good)
-
-        go_on = lambda search: ~search.is_good & (search.num_bad < num_backtracks) & (length > 0)
-        zero, one = jnp.zeros_like(old_loss), jnp.ones_like(length)
-        search = jax.lax.while_loop(go_on, attempt, _Search(jnp.int32(0), one, zero, zero, jnp.bool_(False)))
         of_taken = lambda x, like: jnp.where(search.is_good, x, 0).astype(like.dtype)
         updates = jax.tree.map(lambda s, p: of_taken(search.scale * s, p), full_step, params)
         kl, improvement = of_taken(search.kl, state.kl), of_taken(search.improvement, state.improvement)
@@ -131,7 +145,31 @@ def trust_region(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class _Search(NamedTuple):
+def natural_direction(product: Callable[[Params], Params], grads: Params, num_cg_steps: int) -> Params:
+    """s with F s = ∇L, by `num_cg_steps` conjugate gradient steps; product is v ↦ F v.
+
+    >>> natural_direction(lambda v: jnp.array([1.0, 4.0]) * v, jnp.array([1.0, 2.0]), 2).round(3).tolist()
+    [1.0, 0.5]
+    """
+    precision = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps
+    wide = jax.tree.map(lambda g: jnp.asarray(g, float), grads)  # jax's solver mixes in the default precision
+    return jax.scipy.sparse.linalg.cg(product, wide, maxiter=num_cg_steps, tol=precision)[0]
+
+
+def step_length(product: Callable[[Params], Params], direction: Params, max_kl: float | jax.Array) -> jax.Array:
+    """√(2δ / sᵀFs), at which the quadratic model of the divergence is δ; 0 where it has no such length.
+
+    >>> step_length(lambda v: 2 * v, jnp.array([2.0, 0.0]), 1.0).item()
+    0.5
+    """
+    curvature = optax.tree.vdot(direction, product(direction))
+    return jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1)), 0)
+
+
+class Search(NamedTuple):
+    """Of a line search: lengths that were refused, the last length tried, as a share of the whole step, what the loss
+    fell by and the divergence there, and whether they are good."""
+
     num_bad: jax.Array
     scale: jax.Array
     improvement: jax.Array
@@ -139,11 +177,41 @@ class _Search(NamedTuple):
     is_good: jax.Array
 
 
+def line_search(
+    loss_fn: Callable[[Params], jax.Array],
+    divergence_fn: Callable[[Params], jax.Array],
+    params: Params,
+    full_step: Params,
+    has_length: jax.Array,
+    options: TrustRegion,
+) -> Search:
+    """The first length at which the loss improves and the divergence keeps its bound, from the whole step down.
+
+    >>> loss_fn, half_square = lambda x: -x, lambda x: x**2 / 2
+    >>> options = TrustRegion(max_kl=0.5, backtrack=0.5)
+    >>> search = line_search(loss_fn, half_square, jnp.array(0.0), jnp.array(2.0), jnp.bool_(True), options)
+    >>> search.scale.item(), search.improvement.item(), search.num_bad.item()
+    (0.5, 1.0, 1)
+    """
+    old_loss = jnp.asarray(loss_fn(params))
+
+    def attempt(search: Search) -> Search:
+        new_params = optax.apply_updates(params, optax.tree.scale(search.scale, full_step))
+        improvement, kl = old_loss - loss_fn(new_params), divergence_fn(new_params)
+        is_good = jnp.isfinite(improvement) & (improvement > 0) & (kl <= options.max_kl)
+        scale = jnp.where(is_good, search.scale, search.scale * options.backtrack)
+        return Search(search.num_bad + ~is_good, scale, improvement, kl.astype(improvement.dtype), is_good)
+
+    go_on = lambda search: ~search.is_good & (search.num_bad < options.num_backtracks) & has_length
+    zero, one = jnp.zeros_like(old_loss), jnp.ones(())
+    return jax.lax.while_loop(go_on, attempt, Search(jnp.int32(0), one, zero, zero, jnp.bool_(False)))
+
+
 def fisher_product(
     outputs_fn: Callable[[Params], PyTree],
     kl_fn: Callable[[PyTree, PyTree], jax.Array],
     params: Params,
-    damping: float | jax.Array = 0.0,
+    damping: float = 0.0,
 ) -> tuple[PyTree, Callable[[Params], Params]]:
     """The outputs at `params`, and v ↦ Jᵀ M J v + damping · v, with the Hessian of the mean KL at `params`.
 

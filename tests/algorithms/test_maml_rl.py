@@ -10,13 +10,18 @@ import pytest
 from reference import assert_close
 
 import jaxmeta
-from jaxmeta import adapt, rl
-from jaxmeta.algorithms.maml_rl import ppo, trpo, vpg
+from jaxmeta import PPO, TRPO, VPG, Advantages, Surrogate, adapt, rl
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 N, K, E, GAMMA, RATE = 3, 2, 4, 0.9, 0.3
-STEPWISE = {"num_inner_steps": K, "num_episodes": E, "discount": GAMMA, "inner_optimizer": adapt.sgd(RATE)}
+STEPWISE = {
+    "num_inner_steps": K,
+    "num_episodes": E,
+    "advantages": Advantages(discount=GAMMA),
+    "inner_optimizer": adapt.sgd(RATE),
+}
+AS_THEY_ARE = Advantages(normalize=False)
 
 
 def hall(max_steps=4):
@@ -54,7 +59,8 @@ def in_precision(tree):
 
 def learner(**kwargs):
     init_fn = lambda key: in_precision(POLICY.init(key))
-    return jaxmeta.maml_rl(init_fn, POLICY.apply, hall(), **{**STEPWISE, "outer": vpg(optax.sgd(1.0)), **kwargs})
+    by_gradients = {} if isinstance(kwargs.get("outer"), TRPO) else {"outer": VPG(), "optimizer": optax.sgd(1.0)}
+    return jaxmeta.maml_rl(init_fn, POLICY.apply, hall(), **{**STEPWISE, **by_gradients, **kwargs})
 
 
 # The loop, written out: each episode is a Python list of its steps.
@@ -159,7 +165,7 @@ def brute_force(params, key, estimator, baseline):
     ids=str,
 )
 def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimator, baseline):
-    meta_params, grads, metrics = gradient_of(learner(estimator=estimator, baseline=baseline))
+    meta_params, grads, metrics = gradient_of(learner(surrogate=Surrogate(estimator=estimator), baseline=baseline))
     expected, mean_return = brute_force(meta_params.params, jax.random.key(1), estimator, baseline)
     assert_close(grads.params, expected, rtol=1e-7)
     assert_close(metrics["return"], mean_return, rtol=1e-9)
@@ -175,7 +181,8 @@ def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimato
     ],
 )
 def test_other_ways_to_the_same_gradient(x64, how):
-    everything = {"exploration_weight": 1.0, "inner_kl_weight": 0.3, "inner_optimizer": adapt.meta_sgd(RATE)}
+    surrogate = Surrogate(exploration_weight=1.0, inner_kl_weight=0.3)
+    everything = {"surrogate": surrogate, "inner_optimizer": adapt.meta_sgd(RATE)}
     _, expected, _ = gradient_of(learner(**everything))
     _, found, _ = gradient_of(learner(**everything, **how))
     assert_close(found, expected, rtol=1e-9)
@@ -216,10 +223,10 @@ def test_replayed_adaptation_is_live_adaptation(x64):
         num_inner_steps=3,
         num_episodes=5,
         baseline="none",
-        normalize_advantages=False,
+        advantages=AS_THEY_ARE,
         inner_optimizer=adapt.sgd(1.0),
-        inner_kl_weight=1e3,
-        outer=ppo(num_updates=2),
+        surrogate=Surrogate(inner_kl_weight=1e3),
+        outer=PPO(num_epochs=2),
     )
     state = found.init(jax.random.key(0))
     _, metrics = jax.jit(found.update)(jax.random.key(1), state, jnp.array([[1.0, 0.3], [0.2, 0.9]]))
@@ -231,10 +238,11 @@ def test_a_value_bootstraps_at_the_time_limit_and_the_linear_baseline_does_not(x
     family = pulls([[1.0, 1.0]])
     init_fn, apply_fn = logits()
     valued = lambda params, observation: (apply_fn(params, observation), jnp.asarray(3.0))
-    common = {"num_episodes": 4, "normalize_advantages": False, "discount": 0.5, "outer": vpg()}
     tasks = jnp.ones((2, 2))
 
-    def loss(**kwargs):
+    def loss(value_weight=0.5, **kwargs):
+        advantages = Advantages(discount=0.5, value_weight=value_weight, normalize=False)
+        common = {"num_episodes": 4, "advantages": advantages, "outer": VPG()}
         found = jaxmeta.maml_rl(init_fn, environment=family.environment, **common, **kwargs)
         return jax.jit(found.update)(jax.random.key(1), found.init(jax.random.key(0)), tasks)[1]["loss"]
 
@@ -243,12 +251,16 @@ def test_a_value_bootstraps_at_the_time_limit_and_the_linear_baseline_does_not(x
 
 
 def test_the_trust_region_holds_after_adaptation():
-    found = learner(outer=trpo(max_kl=0.01))
+    length = lambda transitions: {"length": jnp.sum(transitions.mask).astype(float)}
+    found = learner(outer=TRPO(max_kl=0.01), metrics_fn=length)
     _, metrics = jax.jit(found.update)(jax.random.key(1), found.init(jax.random.key(0)), TASKS)
     assert metrics["is_accepted"] and 0.002 < metrics["kl"] <= 0.01
+    # Steps are those that were played: before the first inner step, before the second, and after it.
+    of_first_and_last = N * (metrics["length"] + metrics["length_before"])
+    assert of_first_and_last < metrics["num_env_steps"] < of_first_and_last + N * E * hall().max_steps
 
 
-@pytest.mark.parametrize("outer", [ppo(num_updates=3), trpo()], ids=["ppo", "trpo"])
+@pytest.mark.parametrize("outer", [PPO(num_epochs=3), TRPO()], ids=["ppo", "trpo"])
 def test_an_update_that_is_not_finite_is_skipped_and_counted_once(outer):
     found = learner(outer=outer)
     state = found.init(jax.random.key(0))
@@ -263,7 +275,7 @@ def test_which_of_two_arms_pays_is_learned_by_one_step(constructor):
     """Told nothing, half of the pulls pay; a step on ten of them can tell, and without it nothing can."""
     family = pulls([[1.0, 0.0], [0.0, 1.0]], num_pulls=5)
     rate = {"inner_optimizer": adapt.sgd(8.0), "num_episodes": 2}
-    found = constructor(*logits(), family.environment, outer=vpg(optax.adam(0.03)), **rate)
+    found = constructor(*logits(), family.environment, outer=VPG(), optimizer=optax.adam(0.03), **rate)
     state, _ = jaxmeta.fit(jax.random.key(0), found, family.train, num_outer_steps=100, num_tasks=8, progress=False)
     tasks = family.test._replace(at=None, size=None)  # with repeats: the policy's draws are averaged
     curve = jaxmeta.evaluate(jax.random.key(1), found, tasks, state.meta_params, num_tasks=200).metrics["return"]
@@ -273,7 +285,9 @@ def test_which_of_two_arms_pays_is_learned_by_one_step(constructor):
 def test_e_maml_credits_only_what_its_own_task_did(x64):
     """Where all tasks return the same there is nothing to credit, and its gradient is that of the same without."""
     family = pulls([[1.0, 1.0]])
-    common = {"num_episodes": 4, "baseline": "none", "normalize_advantages": False, "outer": vpg(optax.sgd(1.0))}
+    common = {"num_episodes": 4, "baseline": "none", "advantages": AS_THEY_ARE}
+    common |= {"outer": VPG(), "optimizer": optax.sgd(1.0)}
+    biased = Surrogate(estimator="biased")
     tasks = jnp.ones((3, 2))
 
     def update(constructor, tasks, **kwargs):
@@ -281,9 +295,9 @@ def test_e_maml_credits_only_what_its_own_task_did(x64):
         update = jax.jit(found.update)
         return update(jax.random.key(1), found.init(jax.random.key(0)), tasks)[0].meta_params.params
 
-    assert_close(update(jaxmeta.e_maml, tasks), update(jaxmeta.maml_rl, tasks, estimator="biased"), rtol=1e-12)
+    assert_close(update(jaxmeta.e_maml, tasks), update(jaxmeta.maml_rl, tasks, surrogate=biased), rtol=1e-12)
     tasks = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
-    different = update(jaxmeta.e_maml, tasks) - update(jaxmeta.maml_rl, tasks, estimator="biased")
+    different = update(jaxmeta.e_maml, tasks) - update(jaxmeta.maml_rl, tasks, surrogate=biased)
     assert np.abs(different).max() > 1e-3
 
 
@@ -299,7 +313,7 @@ def test_adapt_gives_the_policy_and_its_episodes_and_evaluate_every_step():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, pytest.param({"outer": trpo()}, marks=pytest.mark.slow)], ids=["the default", "trpo"]
+    "arguments", [{}, pytest.param({"outer": TRPO()}, marks=pytest.mark.slow)], ids=["the default", "trpo"]
 )
 def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled, arguments):
     found = learner(**arguments)
@@ -319,6 +333,108 @@ def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled, ar
 
     both, _ = run(jax.random.split(jax.random.key(0), 2))
     assert both.step.shape == (2,)
+
+
+def test_minibatches_are_shares_of_the_tasks(x64):
+    """Three steps, each on another third of the tasks, are as small as they are three on all of them."""
+    family = pulls([[1.0, 0.3], [0.2, 0.9], [0.5, 0.6]], num_pulls=2)
+    common = {"num_episodes": 2, "baseline": "none", "optimizer": optax.sgd(1e-6)}
+    moved = []
+    for outer in (PPO(num_minibatches=3), PPO(num_epochs=3)):
+        found = jaxmeta.maml_rl(*logits(), family.environment, outer=outer, **common)
+        after, _ = jax.jit(found.update)(jax.random.key(1), found.init(jax.random.key(0)), family.train.data)
+        moved.append(1e6 * after.meta_params.params)
+    assert_close(*moved, rtol=1e-4)
+    assert np.abs(moved[0]).max() > 0.01
+    found = jaxmeta.maml_rl(*logits(), family.environment, outer=PPO(num_minibatches=2), **common)
+    with pytest.raises(ValueError, match="num_minibatches must divide the number of tasks, 3, got 2"):
+        jax.eval_shape(found.update, jax.random.key(1), found.init(jax.random.key(0)), family.train.data)
+
+
+def waiting(num_steps):
+    """Every step costs 1, and where the task says so a step to the right a little less; one sees where one is."""
+
+    def reset(key, bonus):
+        place = jax.random.uniform(key, (1,))
+        return place, place
+
+    def step(key, place, action, bonus):
+        place = place + 0.1 * action
+        return place, place, -1.0 + bonus * (action == 1), jnp.bool_(False)
+
+    return rl.Environment(reset, step, rl.Discrete(2), num_steps)
+
+
+def test_where_no_action_made_a_difference_nothing_is_learned():
+    """The error of the baseline is small against the returns, and was normalised to 1: TRPO took a full step."""
+    found = jaxmeta.maml_rl(*logits(), waiting(60), num_episodes=3, outer=TRPO())
+    state, update = found.init(jax.random.key(0)), jax.jit(found.update)
+    after, metrics = update(jax.random.key(1), state, jnp.zeros(2))
+    assert_close(after.meta_params, state.meta_params, rtol=0)
+    assert metrics["kl"] == 0 and metrics["loss"] == 0 and not metrics["is_accepted"] and metrics["is_finite"]
+    _, metrics = update(jax.random.key(1), state, jnp.array([0.0, 0.01]))  # a hundredth, in one of the tasks
+    assert metrics["is_accepted"] and metrics["kl"] > 1e-3
+
+
+def test_no_credit_is_divided_by_what_is_no_scale():
+    """In neither task do episodes differ, but one task costs twice as much as the other."""
+    costly = waiting(5)._replace(step=lambda key, place, action, cost: (place, place, cost, jnp.bool_(False)))
+    found = jaxmeta.e_maml(*logits(), costly, num_episodes=3, outer=VPG(), optimizer=optax.sgd(1.0))
+    _, metrics = jax.jit(found.update)(jax.random.key(1), found.init(jax.random.key(0)), jnp.array([-1.0, -2.0]))
+    assert metrics["grad_norm"] == 0
+
+
+def test_an_agent_acts_as_evaluate_does(x64):
+    """One episode of `evaluate` before adaptation and one after it are the agents', with the same keys."""
+    family, task = pulls([[1.0, 0.3]], num_pulls=8), jnp.array([1.0, 0.3])
+    how = {"num_episodes": 1, "baseline": "none", "inner_optimizer": adapt.sgd(20.0)}
+    found = jaxmeta.maml_rl(*logits(), family.environment, **how)
+    meta_params = found.init(jax.random.key(0)).meta_params
+    before_key, after_key = jax.random.split(jax.random.key(3))
+    adapted = jax.jit(found.adapt)(before_key, meta_params, task)
+    returns = jax.jit(found.evaluate)(jax.random.key(3), meta_params, task)["return"]
+
+    @jax.jit
+    def played(key, agent_params):
+        agent = found.agent(meta_params)._replace(params=agent_params)
+        return jnp.sum(rl.rollout(jax.random.split(key, 1)[0], rl.trial(family.environment), *agent, task)[1].reward)
+
+    agents = found.agent(meta_params), found.agent(meta_params, adapted)
+    keys = jax.random.split(before_key, 1)[0], after_key
+    assert_close(jnp.stack([played(key, agent.params) for key, agent in zip(keys, agents, strict=True)]), returns)
+    assert np.abs(agents[0].params - agents[1].params).max() > 0.1 and found.unit == "step"
+    with pytest.raises(ValueError, match="adapted must be what adapt returned"):
+        found.agent(meta_params, adapted.params)
+
+
+BAD_POLICIES = {
+    "a batch of one": (lambda params, o: rl.distributions.Categorical(jnp.zeros((1, 2))), "samples of shape \\(1,\\)"),
+    "a real action": (lambda params, o: rl.distributions.Gaussian(jnp.zeros(2), jnp.zeros(2)), "shape \\(\\), of one"),
+    "too many actions": (lambda params, o: rl.distributions.Categorical(jnp.zeros(3)), "2 logits, .* got 3"),
+    "a value too many": (lambda params, o: (rl.distributions.Categorical(jnp.zeros(2)), 0.0), "a distribution"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POLICIES)
+def test_a_policy_that_returns_something_else_is_named(name):
+    apply_fn, says = BAD_POLICIES[name]
+    found = jaxmeta.maml_rl(POLICY.init, apply_fn, hall())
+    with pytest.raises(ValueError, match=f"apply_fn must return .*{says}"):
+        jax.eval_shape(found.update, jax.random.key(1), found.init(jax.random.key(0)), TASKS)
+
+
+def test_a_value_is_a_scalar():
+    apply_fn = lambda params, o: (POLICY.apply(params, o), jnp.zeros(1))
+    found = jaxmeta.maml_rl(POLICY.init, apply_fn, hall(), baseline="value")
+    with pytest.raises(ValueError, match=r"apply_fn must return a value of shape \(\)"):
+        jax.eval_shape(found.update, jax.random.key(1), found.init(jax.random.key(0)), TASKS)
+
+
+def test_an_optimizer_is_of_what_has_a_rate():
+    with pytest.raises(ValueError, match="optimizer must be None with TRPO"):
+        learner(outer=TRPO(), optimizer=optax.sgd(1.0))
+    with pytest.raises(ValueError, match=r"got a Family: give family\.environment"):
+        jaxmeta.maml_rl(*POLICY, FAMILY)
 
 
 def test_what_is_wrong_is_said_while_tracing():

@@ -24,8 +24,7 @@ from benchmarks.enumerated import (
     reward_to_go,
     sampled_adapted_return,
 )
-from jaxmeta import adapt, e_maml, maml_rl
-from jaxmeta.algorithms.maml_rl import vpg
+from jaxmeta import VPG, Advantages, Surrogate, adapt, e_maml, maml_rl
 from jaxmeta.rl import Discrete, Environment
 from jaxmeta.rl.distributions import Categorical
 
@@ -117,10 +116,10 @@ def learner_of(make, episodes, num_episodes, params=PARAMS, **kwargs):
         scripted_environment(episodes),
         inner_optimizer=adapt.sgd(RATE),
         num_episodes=num_episodes,
-        discount=1.0,
+        advantages=Advantages(discount=1.0, normalize=False),
         baseline="none",
-        normalize_advantages=False,
-        outer=vpg(optax.trace(decay=0.0)),
+        outer=VPG(),
+        optimizer=optax.trace(decay=0.0),
         metrics_fn=report_keys,
         **kwargs,
     )
@@ -236,7 +235,9 @@ def test_on_a_two_armed_bandit_they_are_their_closed_forms(make):
     value, slope = r[0] + (r[1] - r[0]) * sigmoid(after), (r[1] - r[0]) * sigmoid(after) * sigmoid(-after)
     pathwise = likely @ (slope * (1 - 2 * RATE * r * p * (1 - p)))
     credit = p * (1 - p) * (value[1] - value[0])
-    learner = learner_of(make, episodes, 1, params, estimator="biased")
+    learner = learner_of(
+        make, episodes, 1, params, **({} if make is e_maml else {"surrogate": Surrogate(estimator="biased")})
+    )
     played = outcomes(2, 2)
     weights = likely[played[:, 0]] * np.stack([sigmoid(-after), sigmoid(after)], -1)[played[:, 0], played[:, 1]]
     actual = mean_update(learner, played[:, None, :1], played[:, None, 1:], weights)
@@ -266,7 +267,7 @@ def test_an_estimator_has_the_meta_gradient_of_what_it_keeps(estimator):
     num_outcomes = len(counts)  # after adaptation one episode at a time, 16 times the same
     before = np.arange(num_outcomes).repeat(counts.astype(int))[None].repeat(num_outcomes, 0)
     after = np.arange(num_outcomes)[:, None].repeat(16, 1)
-    rate, learner = RATE / horizon, learner_of(maml_rl, episodes, 16, params, estimator=estimator)
+    rate, learner = RATE / horizon, learner_of(maml_rl, episodes, 16, params, surrogate=Surrogate(estimator=estimator))
     gradient = jax.jit(jax.grad(lambda params: expected_return(params, episodes)))
     adapted = params + rate * gradient(params)
     actual = mean_update(learner, before[:, None], after[:, None], probability(adapted, episodes))

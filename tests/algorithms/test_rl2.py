@@ -1,6 +1,7 @@
 """RL²: its update against a loop that plays and differentiates step by step; what acted is what is learned from; the
 hidden state; E-RL²'s mask, truncation, TRPO; and what it learns where the best is known."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -11,13 +12,15 @@ import optax
 import pytest
 
 import jaxmeta
-from jaxmeta import nn, rl
-from jaxmeta.algorithms.rl2 import _policy_network, rl2, rl2_agent
+from jaxmeta import PPO, TRPO, VPG, Advantages, nn, rl
+from jaxmeta.algorithms.rl2 import clipped, rl2
+from jaxmeta.rl.recurrent import recurrent_policy
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 N, E, H, GAMMA, LAMBDA = 4, 2, 3, 0.9, 0.8
 T = E * H
+JUDGED = Advantages(discount=GAMMA, gae_lambda=LAMBDA)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9)
 
 
@@ -59,9 +62,8 @@ def learner(**kwargs):
             "num_episodes": E,
             "actor": nn.gru(4),
             "critic": nn.gru(3),
-            "discount": GAMMA,
-            "lambda_": LAMBDA,
-            "num_minibatches": 1,
+            "advantages": JUDGED,
+            "outer": PPO(),
             "max_grad_norm": None,
             "optimizer": optax.sgd(1.0),
             **kwargs,
@@ -222,11 +224,24 @@ def shares(num_epochs, num_minibatches, key=1):
     return [share for order in orders for share in np.split(np.asarray(order), num_minibatches)]
 
 
+# The arguments of `rl2`, and those of `learn_by_hand`.
 CASES = {
-    "one step, entropy and the value's weight": {"entropy_weight": 0.3, "value_weight": 2.0},
-    "epochs of minibatches, where the clip bites": {"num_epochs": 2, "num_minibatches": 2, "clip": 0.05},
-    "E-RL2, clipped": {"num_exploration_episodes": 1, "max_grad_norm": 0.1},
-    "truncated, an entropy's weight by a schedule": {"truncation": 2, "entropy_weight": lambda step: 0.1 * step},
+    "one step, entropy and the value's weight": (
+        {"outer": VPG(), "entropy_weight": 0.3, "advantages": dataclasses.replace(JUDGED, value_weight=2.0)},
+        {"entropy_weight": 0.3, "value_weight": 2.0},  # at the policy that acted all ratios are 1
+    ),
+    "epochs of minibatches, where the clip bites": (
+        {"outer": PPO(num_epochs=2, num_minibatches=2, clip=0.05)},
+        {"clip": 0.05},
+    ),
+    "E-RL2, clipped": (
+        {"num_exploration_episodes": 1, "max_grad_norm": 0.1},
+        {"explore": 1, "max_grad_norm": 0.1},
+    ),
+    "truncated, an entropy's weight by a schedule": (
+        {"truncation": 2, "entropy_weight": lambda step: 0.1 * step},
+        {"truncation": 2, "entropy_weight": 0.1 * 3},
+    ),
 }
 
 
@@ -239,22 +254,28 @@ def trials_by_hand(key=1):
     return [played_by_hand()(keys[i], params, {"pay": PAY[i]}) for i in range(N)]
 
 
+def to_the_right(transitions):
+    """Of one trial."""
+    return {"right": jnp.sum(transitions.action * transitions.mask)}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_an_update_is_the_loop(x64, case):
     """Trials played, advantages over whole trials, loss and gradients: vectorised, and step by step."""
-    kwargs = CASES[case]
-    learned = learner(**kwargs)
+    kwargs, by_hand = CASES[case]
+    learned = learner(metrics_fn=to_the_right, **kwargs)
     state = random_state(learned)._replace(step=jnp.int32(3))
     after, metrics = jax.jit(learned.update)(jax.random.key(1), state, tasks())
     trials = trials_by_hand()
     assert len({len(steps.reward) for steps in trials}) > 1  # some end early: what is masked is not learned from
-    counts = {name: kwargs.get(name, 1) for name in ("num_epochs", "num_minibatches")}
-    kwargs = {name.replace("num_exploration_episodes", "explore"): value for name, value in kwargs.items()}
-    weights = {name: value(3) if callable(value) else value for name, value in kwargs.items() if name not in counts}
-    expected, loss = learn_by_hand(state, trials, batches=shares(**counts), **weights)
+    outer = kwargs.get("outer", PPO())
+    batches = shares(outer.num_epochs, outer.num_minibatches)
+    expected, loss = learn_by_hand(state, trials, batches=batches, **by_hand)
     jax.tree.map(close, after.meta_params.params, expected)
     close(metrics["loss"], loss)
     close(metrics["total"], np.mean([sum(steps.reward) for steps in trials]))
+    close(metrics["right"], np.mean([sum(steps.action) for steps in trials]))
+    assert metrics["num_env_steps"] == sum(len(steps.reward) for steps in trials)
     assert int(after.step) == 4 and int(after.num_skipped) == 0
 
 
@@ -275,12 +296,12 @@ def test_what_acted_is_replayed_exactly(x64, name):
     core = CORES[name]
     learned = learner(actor=core)
     meta_params = random_state(learned).meta_params
-    agent = rl2_agent(FAMILY, core, meta_params)
+    agent = learned.agent(meta_params)
     trial = rl.trial(hall(), num_episodes=E)
     keys = jax.random.split(jax.random.key(1), N)
     run = jax.jit(jax.vmap(lambda key, task: rl.rollout(key, trial, *agent, task), out_axes=(0, 1)))
     carry, played = run(keys, tasks())
-    network = _policy_network(FAMILY, core, None)
+    network = recurrent_policy(rl.Discrete(2), core)
     replayed = jax.jit(network.apply)(agent.params, played.extras.x).log_prob(played.action)
     np.testing.assert_allclose(replayed, played.extras.log_prob, rtol=1e-12, atol=1e-12)
     whole = jax.jit(core.sequence)(agent.params["core"], core.start((N,)), played.extras.x)[0]
@@ -318,7 +339,7 @@ def test_truncation_beyond_the_trial_is_none(x64):
 
 
 def test_trpo_stays_in_its_region_and_leaves_the_critic_to_the_optimizer(x64):
-    learned = learner(algorithm="trpo", max_kl=0.02, num_epochs=2)
+    learned = learner(outer=TRPO(max_kl=0.02, num_critic_epochs=2))
     state = random_state(learned)
     after, metrics = jax.jit(learned.update)(jax.random.key(1), state, tasks())
     assert bool(metrics["is_accepted"]) and 0.005 < float(metrics["kl"]) <= 0.02
@@ -344,6 +365,62 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
     assert int(after.num_skipped) == 1 and metrics["is_finite"]
 
 
+def distance(before, after):
+    return optax.tree.norm(jax.tree.map(jnp.subtract, after, before))
+
+
+def test_trials_that_do_not_differ_teach_the_actor_nothing(x64):
+    """Whatever is done, a step pays what the task says. Where all tasks say the same, advantages are the critic's error
+    and nothing else, and only the critic has something to learn; where one says otherwise, both have."""
+    environment = hall()._replace(
+        reset=lambda key, params: (jnp.ones(3), jnp.int32(0)),
+        step=lambda key, state, action, params: (jnp.ones(3), state, params["pay"], jnp.bool_(False)),
+    )
+    family = rl.family(environment, lambda key: {"pay": jax.random.normal(key)})
+    learned = rl2(family, actor=nn.gru(4), critic=nn.gru(3), outer=TRPO(), optimizer=optax.sgd(1.0))
+    state = random_state(learned)
+    update, before = jax.jit(learned.update), state.meta_params.params
+    after, metrics = update(jax.random.key(1), state, {"pay": jnp.full(N, -1.0)})
+    after = after.meta_params.params
+    assert distance(before["actor"], after["actor"]) == 0 and distance(before["critic"], after["critic"]) > 1e-3
+    assert metrics["kl"] == 0 and not metrics["is_accepted"] and metrics["is_finite"]
+    after, metrics = update(jax.random.key(1), state, {"pay": -1.0 + 0.1 * jnp.eye(N)[0]})
+    assert distance(before["actor"], after.meta_params.params["actor"]) > 1e-3 and metrics["is_accepted"]
+
+
+def test_what_a_user_measures_is_reported_beside_the_return():
+    learned = learner(num_eval_episodes=3, metrics_fn=to_the_right)
+    state = jax.eval_shape(learned.init, jax.random.key(0))
+    curves = jax.eval_shape(learned.evaluate, jax.random.key(1), state.meta_params, {"pay": 1.0})
+    assert {name: curve.shape for name, curve in curves.items()} == {"right": (1,), "return": (3,), "total": (1,)}
+    for measured, says in (
+        (lambda played: {"loss": 1.0}, "metrics_fn must use other names"),
+        (lambda played: played.reward, "metrics_fn must return a dict"),
+        (lambda played: {"pay": played.reward}, "pay has the shape"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            jax.eval_shape(learner(metrics_fn=measured).update, jax.random.key(1), state, tasks())
+
+
+def test_an_agent_begins_a_trial_or_goes_on_from_what_adapt_returned(x64):
+    """A trial of two episodes is one of one, and another that goes on from it."""
+    learned = learner(num_eval_episodes=1)
+    meta_params, task = random_state(learned).meta_params, {"pay": jnp.asarray(PAY[0])}
+    carry = jax.jit(learned.adapt)(jax.random.key(1), meta_params, task)
+    close(learned.agent(meta_params).carry, np.zeros(4))
+    jax.tree.map(np.testing.assert_array_equal, learned.agent(meta_params, carry).carry, carry)
+    run = jax.jit(
+        lambda carry: rl.rollout(jax.random.key(2), rl.trial(hall()), *learned.agent(meta_params, carry), task)
+    )
+    assert np.abs(run(carry)[1].extras.log_prob - run(None)[1].extras.log_prob).max() > 1e-4
+    assert learned.unit == "episode"
+
+
+def test_a_gradient_is_no_longer_than_its_bound():
+    assert clipped(jnp.array([3.0, 4.0]), None).tolist() == [3.0, 4.0]
+    np.testing.assert_allclose(clipped(jnp.array([0.3, 0.4]), 1.0), [0.3, 0.4], rtol=1e-6)
+
+
 # Probes: tasks whose best policy is known, learned in seconds.
 
 
@@ -360,7 +437,13 @@ def two_doors(max_steps):
 def trained(family, num_steps, num_tasks=64, **kwargs):
     learned = rl2(
         family,
-        **{"actor": nn.gru(16), "num_minibatches": 2, "lambda_": 0.9, "optimizer": optax.adam(2e-2), **kwargs},
+        **{
+            "actor": nn.gru(16),
+            "outer": PPO(num_minibatches=2),
+            "advantages": Advantages(gae_lambda=0.9),
+            "optimizer": optax.adam(2e-2),
+            **kwargs,
+        },
     )
     state, _ = jaxmeta.fit(
         jax.random.key(0), learned, family.train, num_outer_steps=num_steps, num_tasks=num_tasks, progress=False
@@ -371,18 +454,17 @@ def trained(family, num_steps, num_tasks=64, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "max_steps", "num_episodes"),
+    ("outer", "max_steps", "num_episodes"),
     [
-        ("ppo", 1, 4),
-        pytest.param("ppo", 4, 1, marks=pytest.mark.slow),
-        pytest.param("trpo", 1, 4, marks=pytest.mark.slow),
+        (PPO(num_minibatches=2), 1, 4),
+        pytest.param(PPO(num_minibatches=2), 4, 1, marks=pytest.mark.slow),
+        pytest.param(TRPO(max_kl=0.05, num_critic_epochs=4, num_critic_minibatches=2), 1, 4, marks=pytest.mark.slow),
     ],
     ids=["PPO, across episodes", "PPO, within one", "TRPO, across episodes"],
 )
-def test_learns_to_remember_what_paid(algorithm, max_steps, num_episodes):
+def test_learns_to_remember_what_paid(outer, max_steps, num_episodes):
     """Across episodes of one step, the only reward there is is the last one of an episode that is over."""
-    kwargs = {"max_kl": 0.05, "num_epochs": 4} if algorithm == "trpo" else {}
-    total = trained(two_doors(max_steps), 60, num_episodes=num_episodes, algorithm=algorithm, **kwargs)
+    total = trained(two_doors(max_steps), 60, num_episodes=num_episodes, outer=outer)
     assert 3.3 < total <= 3.75  # 3.5 on average; without memory 2
 
 

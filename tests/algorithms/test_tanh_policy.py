@@ -77,9 +77,8 @@ def learner_of(constructor, apply_fn, **kwargs):
             "num_inner_steps": 1,
             "num_episodes": EPISODES,
             "inner_optimizer": adapt.sgd(RATE),
-            "discount": GAMMA,
+            "advantages": jaxmeta.Advantages(discount=GAMMA, normalize=False),
             "baseline": "none",
-            "normalize_advantages": False,
             **kwargs,
         },
     )
@@ -118,8 +117,8 @@ def test_the_inner_gradient_is_that_by_hand(name, constructor):
 
 def test_an_update_is_that_of_the_fields_written_out():
     """The replay and its divergence, which the second step on the same episodes feels."""
-    outer = jaxmeta.ppo(optax.sgd(0.1), num_updates=2)
-    make = lambda apply_fn: learner_of(jaxmeta.promp, apply_fn, inner_kl_weight=1.0, outer=outer)
+    how = {"inner_kl_weight": 1.0, "outer": jaxmeta.PPO(num_epochs=2), "optimizer": optax.sgd(0.1)}
+    make = lambda apply_fn: learner_of(jaxmeta.promp, apply_fn, **how)
     (state, metrics), (full, full_metrics) = (
         jax.jit(learner.update)(jax.random.key(1), learner.init(jax.random.key(0)), jnp.array([1.5, -0.5]))
         for learner in (make(POLICIES["tanh"]), make(full_tanh))
@@ -133,7 +132,8 @@ def test_an_update_is_that_of_the_fields_written_out():
 def test_the_trust_region_and_exploration_ask_each_step_too(bounds):
     """By shapes: a `TanhGaussian` that is asked for all steps at once refuses."""
     policy = lambda params, place: TanhGaussian(mean_of(params, place), params["log_std"], *bounds)
-    learner = learner_of(jaxmeta.e_maml, policy, inner_kl_weight=0.1, outer=jaxmeta.trpo())
+    surrogate = jaxmeta.Surrogate(estimator="biased", exploration_weight=1.0, inner_kl_weight=0.1)
+    learner = learner_of(jaxmeta.maml_rl, policy, surrogate=surrogate, outer=jaxmeta.TRPO())
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, jnp.array([1.5, -0.5]))
     assert metrics["kl"].shape == () and jax.tree.structure(after) == jax.tree.structure(state)

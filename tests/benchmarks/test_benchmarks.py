@@ -246,4 +246,4 @@ def test_cells_of_the_rl2_table_have_a_batch_of_the_papers_size():
         config = cell.config
         num_steps = config.num_tasks * config.num_episodes * config.family().environment.max_steps
         assert name == "tiny" or 200_000 < num_steps <= 250_000
-        assert config.num_tasks % config.num_minibatches == 0
+        assert config.num_tasks % config.ppo.num_minibatches == 0

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import jaxmeta
-from jaxmeta import adapt, nn, rl
+from jaxmeta import PPO, TRPO, VPG, Advantages, Surrogate, adapt, nn, rl
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -17,12 +17,15 @@ ADAM = optax.adam(1e-3)
 
 def learners():
     """Every estimator, outer loop, baseline and constructor."""
-    make = lambda constructor, **kwargs: constructor(
-        *POLICY, FAMILY.environment, **{"num_episodes": 2, "num_inner_steps": 2, "outer": jaxmeta.vpg(ADAM), **kwargs}
-    )
+
+    def make(constructor, outer=VPG(), **kwargs):
+        optimizer = None if isinstance(outer, TRPO) else ADAM
+        arguments = {"num_episodes": 2, "num_inner_steps": 2, "outer": outer, "optimizer": optimizer, **kwargs}
+        return constructor(*POLICY, FAMILY.environment, **arguments)
+
     for estimator in ("biased", "lvc", "dice"):
-        yield estimator, make(jaxmeta.maml_rl, estimator=estimator)
-    for name, outer in {"ppo": jaxmeta.ppo(ADAM), "trpo": jaxmeta.trpo()}.items():
+        yield estimator, make(jaxmeta.maml_rl, surrogate=Surrogate(estimator=estimator))
+    for name, outer in {"ppo": PPO(num_epochs=2, num_minibatches=3), "trpo": TRPO()}.items():
         yield name, make(jaxmeta.maml_rl, outer=outer)
     for name, inner in {
         "meta_sgd": adapt.meta_sgd(0.1),
@@ -30,17 +33,17 @@ def learners():
         "adam": adapt.from_optax(optax.adam(0.1, eps_root=1e-8)),
     }.items():
         yield name, make(jaxmeta.maml_rl, inner_optimizer=inner)
-    yield "no baseline", make(jaxmeta.maml_rl, baseline="none", normalize_advantages=False)
+    yield "no baseline", make(jaxmeta.maml_rl, baseline="none", advantages=Advantages(normalize=False))
     yield "first order", make(jaxmeta.maml_rl, meta_gradient=adapt.first_order())
     yield "e_maml", make(jaxmeta.e_maml)
-    yield "promp", make(jaxmeta.promp, outer=jaxmeta.ppo(ADAM))
-    small = {"num_episodes": 2, "num_minibatches": 1, "optimizer": ADAM}
+    yield "promp", make(jaxmeta.promp, outer=PPO(num_epochs=2))
+    small = {"num_episodes": 2, "outer": PPO(), "optimizer": ADAM}
     cores = {"gru": nn.gru(4), "lstm": nn.lstm(4), "min_gru": nn.min_gru(4)}
     for name, core in {**cores, "transformer": nn.causal_transformer(200, num_units=4, num_heads=2)}.items():
         yield f"rl2 {name}", jaxmeta.rl2(FAMILY, actor=core, **small)
-    for algorithm in ("ppo", "trpo"):
-        options = {"num_epochs": 2, "truncation": 50, "num_exploration_episodes": 1}
-        yield f"rl2 {algorithm}", jaxmeta.rl2(FAMILY, actor=nn.gru(4), algorithm=algorithm, **small, **options)
+    for name, outer in {"ppo": PPO(num_epochs=2), "trpo": TRPO(num_critic_epochs=2), "vpg": VPG()}.items():
+        options = {"outer": outer, "truncation": 50, "num_exploration_episodes": 1}
+        yield f"rl2 {name}", jaxmeta.rl2(FAMILY, actor=nn.gru(4), **{**small, **options})
 
 
 LEARNERS = dict(learners())
@@ -63,7 +66,7 @@ def test_an_update_keeps_the_types_of_its_state(name):
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, tasks_of(3))
     assert types(after) == types(state)
-    assert {"return", "loss", "is_finite"} <= set(metrics)
+    assert {"return", "loss", "is_finite", "num_env_steps"} <= set(metrics)
     assert {metric.shape for metric in metrics.values()} == {()}
 
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta.rl import trust_region
+from jaxmeta.rl import TrustRegion, trust_region
 from jaxmeta.rl.distributions import Categorical, Gaussian
 from jaxmeta.rl.trust_region import fisher_product
 
@@ -130,7 +130,7 @@ def step(optimizer, policy, *, loss_fn=None, kl_fn=mean_kl, grads=None):
 def test_the_step_is_the_dense_solution_and_has_its_length(policy):
     """With a bound so small that the quadratic model is the divergence: the whole step, unless rounding forbids it."""
     outputs_fn, params = policy
-    updates, state, loss_fn = step(trust_region(max_kl=1e-8, num_cg_steps=100, damping=DAMPING), policy)
+    updates, state, loss_fn = step(trust_region(TrustRegion(max_kl=1e-8, num_cg_steps=100, damping=DAMPING)), policy)
     matrix = expected_outer_product(outputs_fn, params) + DAMPING * np.eye(len(ravel_pytree(params)[0]))
     gradient, _ = ravel_pytree(jax.grad(loss_fn)(params))
     direction = np.linalg.solve(matrix, gradient)
@@ -146,7 +146,7 @@ def test_the_divergence_keeps_its_bound_and_the_loss_improves(policy):
     @jax.jit
     def update(max_kl):
         """(state, old and new loss, KL), as they are outside of the optimizer."""
-        updates, state, _ = step(trust_region(max_kl=max_kl), policy)
+        updates, state, _ = step(trust_region(TrustRegion(max_kl=max_kl)), policy)
         after = optax.apply_updates(params, updates)
         return state, (loss_fn(params), loss_fn(after)), mean_kl(outputs_fn(params), outputs_fn(after))
 
@@ -161,7 +161,7 @@ def test_the_search_takes_the_first_length_that_is_good():
     """In one dimension, outputs x and KL x²/2: the whole step from 0 is √(2δ) = 1, shortened until the loss allows."""
     half_square = lambda old, new: (new - old) ** 2 / 2
     loss_fn = lambda x: -jnp.where(x < 0.3, x, -1.0)  # worse than at 0 beyond 0.3
-    optimizer = trust_region(max_kl=0.5, damping=0.0, backtrack=0.5, num_backtracks=5)
+    optimizer = trust_region(TrustRegion(max_kl=0.5, damping=0.0, backtrack=0.5, num_backtracks=5))
     updates, state, _ = step(optimizer, (lambda x: x, jnp.array(0.0)), loss_fn=loss_fn, kl_fn=half_square)
     assert (updates, state.num_backtracks) == (0.25, 2)  # 1 and 0.5 were too long
     assert (state.kl, state.improvement, state.is_accepted) == (0.25**2 / 2, 0.25, True)
@@ -195,7 +195,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_failed_search_rejects_the_whole_step(name):
     arguments = {"grads": jax.grad(pays)(OLD), "loss_fn": pays, "kl_fn": lambda old, new: old.kl(new)} | FAULTS[name]
-    updates, state, _ = step(trust_region(num_backtracks=4), (Categorical, jnp.asarray(OLD)), **arguments)
+    updates, state, _ = step(trust_region(TrustRegion(num_backtracks=4)), (Categorical, jnp.asarray(OLD)), **arguments)
     if name == "none":
         assert state.is_accepted and np.all(updates != 0)
     else:
@@ -210,9 +210,9 @@ def test_a_direction_that_the_policy_does_not_see_is_bounded_by_damping():
     outputs_fn = lambda params: Categorical(params[:2])
     params = jnp.array([0.1, 0.2, 0.3])
     loss_fn = lambda params: -jax.nn.softmax(params[:2])[0] + 0.1 * params[2]
-    updates, state, _ = step(trust_region(damping=0.1), (outputs_fn, params), loss_fn=loss_fn)
+    updates, state, _ = step(trust_region(TrustRegion(damping=0.1)), (outputs_fn, params), loss_fn=loss_fn)
     assert state.is_accepted and np.abs(updates).max() < 1
-    updates, state, _ = step(trust_region(damping=0.0), (outputs_fn, params), loss_fn=loss_fn)
+    updates, state, _ = step(trust_region(TrustRegion(damping=0.0)), (outputs_fn, params), loss_fn=loss_fn)
     assert not state.is_accepted or np.isfinite(updates).all()
 
 

@@ -1,0 +1,52 @@
+"""What recipes of meta-reinforcement-learning share: how a policy steps on what it played, references."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import jax
+
+from jaxmeta.checks import check_stacked
+from jaxmeta.recipes.experiment import Outer, Reference
+from jaxmeta.rl import Agent, Family, Transition
+from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages, PolicyStep
+from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
+
+Oracle: TypeAlias = Agent | Callable[[PyTree], Agent]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy(Outer):
+    """The choices of learners that learn from what they have just played."""
+
+    advantages: Advantages = Advantages()
+    """How actions are judged."""
+    outer: Literal["ppo", "trpo", "vpg"] = "ppo"
+    """How the policy steps: by a clipped loss, in a trust region, or once along the gradient."""
+    ppo: PPO = PPO()
+    """Of outer "ppo"."""
+    trpo: TRPO = TRPO()
+    """Of outer "trpo"."""
+
+    def family(self) -> Family:
+        raise NotImplementedError
+
+    def policy_step(self) -> PolicyStep:
+        steps: dict[str, PolicyStep] = {"trpo": self.trpo, "ppo": self.ppo, "vpg": VPG()}
+        return steps[self.outer]
+
+
+def sampled(key: jax.Array, tasks: TaskDistribution, num_tasks: int) -> PyTree:
+    """So many tasks, stacked."""
+    return jax.vmap(tasks.sample, (0, None))(jax.random.split(key, num_tasks), tasks.data)
+
+
+def played(key: jax.Array, learner: MetaLearner, meta_params: MetaParams, tasks: PyTree) -> Transition:
+    """What was played in stacked tasks on the way to what `adapt` returns, `[num_tasks, K, ...]`."""
+    play = jax.jit(jax.vmap(lambda key, task: learner.adapt(key, meta_params, task).transitions))
+    return play(jax.random.split(key, check_stacked("tasks", tasks)), tasks)
+
+
+def references_of(key: jax.Array, learners: dict[str, MetaLearner]) -> dict[str, Reference]:
+    """Learners as they are at first."""
+    return {name: Reference(learner, learner.init(key).meta_params) for name, learner in learners.items()}
