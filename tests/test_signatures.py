@@ -24,17 +24,13 @@ MODULES_OF_FUNCTIONS = ("jaxmeta.rl.objectives", "jaxmeta.rl.replay", "jaxmeta.r
 TO_BE_MENDED = {  # what does not keep this yet
     "jaxmeta.e_maml",
     "jaxmeta.maml_rl",
-    "jaxmeta.mlp_actor_critic",
-    "jaxmeta.mlp_encoder",
     "jaxmeta.nn.Conv",
     "jaxmeta.nn.ConvBatchNorm",
     "jaxmeta.nn.MLP",
-    "jaxmeta.pearl",
     "jaxmeta.ppo",
     "jaxmeta.promp",
     "jaxmeta.rl.mlp_policy",
     "jaxmeta.rl2",
-    "jaxmeta.sac",
     "jaxmeta.trpo",
     "jaxmeta.vpg",
 }
