@@ -294,10 +294,10 @@ def _closed_form(
     )
     check_optimizer("optimizer", spec.optimizer)
     return MetaLearner(
-        init=partial(_init, spec),
-        update=partial(_update, spec),
-        adapt=partial(_adapt, spec),
-        evaluate=partial(_evaluate, spec),
+        init=lambda key: _init(spec, key),
+        update=lambda key, state, tasks: _update(spec, key, state, tasks),
+        adapt=lambda key, meta_params, task: _adapt(spec, key, meta_params, task),
+        evaluate=lambda key, meta_params, task: _evaluate(spec, key, meta_params, task),
         check=partial(_check, spec),
     )
 

@@ -157,10 +157,10 @@ def maml(
     check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
     return MetaLearner(
-        init=partial(_init, spec),
-        update=partial(_update, spec, task_gradient),
-        adapt=partial(_adapt, spec),
-        evaluate=partial(_evaluate, spec),
+        init=lambda key: _init(spec, key),
+        update=lambda key, state, tasks: _update(spec, task_gradient, key, state, tasks),
+        adapt=lambda key, meta_params, task: _adapt(spec, key, meta_params, task),
+        evaluate=lambda key, meta_params, task: _evaluate(spec, key, meta_params, task),
         check=partial(_check, spec),
     )
 

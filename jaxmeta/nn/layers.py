@@ -168,6 +168,8 @@ def max_pool(x: jax.Array) -> jax.Array:
 class Conv(nn.Module):
     """`flax.linen.Conv` in two dimensions by `conv`: the same parameters "kernel" [kh, kw, C, F] and "bias" [F].
 
+    They start by `kernel_init` and `bias_init`, as there LeCun-normal and zero if None.
+
     >>> layer = Conv(features=2, kernel_size=(3, 3), strides=2)
     >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
     >>> jax.tree.map(jnp.shape, params)
@@ -182,16 +184,23 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         check_integer("features", self.features, 1)
         window = pair("kernel_size", self.kernel_size)
-        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        kernel = self.param(
+            "kernel",
+            self.kernel_init or nn.initializers.lecun_normal(),
+            (*window, x.shape[-1], self.features),
+            self.param_dtype,
+        )
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init or nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(x, kernel, strides=self.strides, padding=self.padding, kernel_dilation=self.kernel_dilation)
         return y if bias is None else y + _last(bias, y)

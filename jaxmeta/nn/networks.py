@@ -38,7 +38,7 @@ class MLP(nn.Module):
     hidden: Sequence[int] = (40, 40)
     num_outputs: int = 1
     num_context: int = 0
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    activation: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ class MLP(nn.Module):
             x = jnp.concatenate([x, jnp.broadcast_to(context, (len(x), self.num_context))], axis=1)
         for i, width in enumerate(self.hidden):
             check_integer(f"hidden[{i}]", width, 1)
-            x = self.activation(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
+            x = (self.activation or nn.relu)(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
         return nn.Dense(self.num_outputs, kernel_init=_glorot, name="head")(x)
 
 

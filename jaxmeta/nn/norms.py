@@ -134,7 +134,7 @@ class BatchNorm(nn.Module):
 class ConvBatchNorm(nn.Module):
     """`conv_batch_norm` with parameters "kernel" [kh, kw, C, F], "scale" [F] (ones) and "bias" [F] (zeros).
 
-    By the batch or by "statistics", as `BatchNorm`.
+    By the batch or by "statistics", as `BatchNorm`. The kernel starts by `kernel_init`, LeCun-normal if None.
 
     >>> layer = ConvBatchNorm(features=2, kernel_size=(3, 3), strides=2)
     >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
@@ -147,14 +147,19 @@ class ConvBatchNorm(nn.Module):
     strides: int | Sequence[int] = 1
     padding: Padding = "SAME"
     epsilon: float = 1e-5
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         check_integer("features", self.features, 1)
         window = pair("kernel_size", self.kernel_size)
-        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel",
+            self.kernel_init or nn.initializers.lecun_normal(),
+            (*window, x.shape[-1], self.features),
+            jnp.float32,
+        )
         scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         strides, padding = self.strides, self.padding
