@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -205,6 +206,7 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
 def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_with_the_run):
     monkeypatch.setattr("jaxmeta.recipes.rl2.BanditRL2.pictures", lambda *_: {})  # which are those of the test above
     monkeypatch.setattr("jaxmeta.recipes.rl2.BanditRL2.references", lambda *_: {})
+    monkeypatch.setattr(jaxmeta.nn, "causal_transformer", partial(jaxmeta.nn.causal_transformer, num_layers=1))
     found = result("rl2-bandit", tmp_path / "run", *SMALL_RL2, "--num-arms", "2", "--num-pulls", "3", *options)
     assert 0 <= found["metrics"]["total"]["mean"][0] <= 3
     schedule_ends_with_the_run(tmp_path / "run")

@@ -169,7 +169,7 @@ def _call(callbacks: Sequence[Callback], state: MetaState, metrics: dict[str, np
 
 
 def _show(bar: tqdm, metrics: dict[str, np.ndarray], length: int) -> None:
-    shown = metrics.keys() - {"loss", "grad_norm", "is_finite"} or {"loss"}
+    shown = metrics.keys() - {"loss", "grad_norm", "is_finite", "num_env_steps"} or {"loss"}
     bar.set_postfix({name: f"{metrics[name].mean():.3g}" for name in sorted(shown)}, refresh=False)
     bar.update(length)
 
