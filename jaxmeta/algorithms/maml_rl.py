@@ -42,19 +42,16 @@ from jaxmeta.outer import check_optimizer, counted, mean_over_tasks
 from jaxmeta.rl import objectives
 from jaxmeta.rl.distributions import Categorical, each_step
 from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
+from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
     ALIKE_SCALE,
     PPO,
     TRPO,
     Advantages,
-    MetricsFn,
     PolicyStep,
-    beside,
-    check_metrics_fn,
     check_policy_step,
     descend,
     masked_mean,
-    metrics_of,
     normalized,
     of_update,
 )
