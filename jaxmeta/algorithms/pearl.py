@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from jaxmeta.algorithms.sac import (
     sac_losses,
     track,
 )
+from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
     check_fields,
@@ -280,18 +281,25 @@ def pearl(
     return MetaLearner(init, update, adapt, evaluate, agent, unit="episode")
 
 
+class OfPearl(TypedDict, total=False):
+    """What `sac` has of `pearl`, as it is there."""
+
+    visits: Visits
+    replay: Replay
+    sac: SoftActorCritic
+    meta_test: MetaTest
+    optimizer: optax.GradientTransformation | None
+    critic_reward_fn: CriticRewardFn | None
+    metrics_fn: MetricsFn | None
+
+
+@names_options_of(pearl)
 def sac(
     family: Family,
     actor_critic: ActorCritic,
     *,
     num_train_tasks: int,
-    visits: Visits = Visits(),
-    replay: Replay = Replay(),
-    sac: SoftActorCritic = SoftActorCritic(),
-    meta_test: MetaTest = MetaTest(),
-    optimizer: optax.GradientTransformation | None = None,
-    critic_reward_fn: CriticRewardFn | None = None,
-    metrics_fn: MetricsFn | None = None,
+    **options: Unpack[OfPearl],
 ) -> MetaLearner:
     """Soft actor-critic: `pearl` without context, one policy for all tasks. With one task, plain SAC.
 
@@ -302,19 +310,7 @@ def sac(
     >>> family = families.pendulum()
     >>> learner = sac(family, mlp_actor_critic(family), num_train_tasks=1, replay=Replay(num_batch_tasks=1))
     """
-    return pearl(
-        family,
-        actor_critic,
-        None,
-        num_train_tasks=num_train_tasks,
-        visits=visits,
-        replay=replay,
-        sac=sac,
-        meta_test=meta_test,
-        optimizer=optimizer,
-        critic_reward_fn=critic_reward_fn,
-        metrics_fn=metrics_fn,
-    )
+    return pearl(family, actor_critic, None, num_train_tasks=num_train_tasks, **options)
 
 
 def _init_networks(
