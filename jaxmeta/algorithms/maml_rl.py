@@ -21,7 +21,7 @@ function of θ, and that is differentiated. What is right about its second deriv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
+from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
     check_choice,
@@ -42,19 +43,16 @@ from jaxmeta.outer import check_optimizer, counted, mean_over_tasks
 from jaxmeta.rl import objectives
 from jaxmeta.rl.distributions import Categorical, each_step
 from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
+from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
     ALIKE_SCALE,
     PPO,
     TRPO,
     Advantages,
-    MetricsFn,
     PolicyStep,
-    beside,
-    check_metrics_fn,
     check_policy_step,
     descend,
     masked_mean,
-    metrics_of,
     normalized,
     of_update,
 )
@@ -558,23 +556,35 @@ def check_distribution(name: str, distribution: Any, action: jax.Array, space: D
             raise ValueError(f"{name} must return {space.num_actions} logits, one for each action, got {num_logits}")
 
 
+class OfMamlRL(TypedDict, total=False):
+    """What both learners below have of `maml_rl`, as it is there."""
+
+    inner_optimizer: InnerOptimizer | None
+    num_inner_steps: int
+    num_eval_steps: int | None
+    num_episodes: int
+    advantages: Advantages
+    baseline: Literal["linear", "none", "value"]
+    optimizer: optax.GradientTransformation | None
+    metrics_fn: MetricsFn | None
+    meta_gradient: adapt.MetaGradient | None
+    microbatch: int | None
+
+
+class Options(OfMamlRL, total=False):
+    """What `e_maml` has besides."""
+
+    outer: PolicyStep
+
+
+@names_options_of(maml_rl)
 def e_maml(
     init_fn: InitFn,
     apply_fn: PolicyFn,
     environment: Environment,
     *,
     exploration_weight: float = 1.0,
-    inner_optimizer: InnerOptimizer | None = None,
-    num_inner_steps: int = 1,
-    num_eval_steps: int | None = None,
-    num_episodes: int = 20,
-    advantages: Advantages = Advantages(),
-    baseline: Literal["linear", "none", "value"] = "linear",
-    outer: PolicyStep = TRPO(),
-    optimizer: optax.GradientTransformation | None = None,
-    metrics_fn: MetricsFn | None = None,
-    meta_gradient: adapt.MetaGradient | None = None,
-    microbatch: int | None = None,
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """E-MAML: `maml_rl` in which what was played before adaptation gets credit for the return that it leads to.
 
@@ -603,47 +613,32 @@ def e_maml(
         apply_fn,
         environment,
         surrogate=Surrogate(estimator="biased", exploration_weight=exploration_weight),
-        inner_optimizer=inner_optimizer,
-        num_inner_steps=num_inner_steps,
-        num_eval_steps=num_eval_steps,
-        num_episodes=num_episodes,
-        advantages=advantages,
-        baseline=baseline,
-        outer=outer,
-        optimizer=optimizer,
-        metrics_fn=metrics_fn,
-        meta_gradient=meta_gradient,
-        microbatch=microbatch,
+        **options,
     )
 
 
+@names_options_of(maml_rl)
 def promp(
     init_fn: InitFn,
     apply_fn: PolicyFn,
     environment: Environment,
     *,
     inner_kl_weight: float = 5e-4,
-    inner_optimizer: InnerOptimizer | None = None,
-    num_inner_steps: int = 1,
-    num_eval_steps: int | None = None,
-    num_episodes: int = 20,
-    advantages: Advantages = Advantages(),
-    baseline: Literal["linear", "none", "value"] = "linear",
     outer: PolicyStep = PPO(num_epochs=5, clip=0.3),
-    optimizer: optax.GradientTransformation | None = None,
-    metrics_fn: MetricsFn | None = None,
-    meta_gradient: adapt.MetaGradient | None = None,
-    microbatch: int | None = None,
+    **options: Unpack[OfMamlRL],
 ) -> MetaLearner:
     """ProMP: `maml_rl` with low-variance curvature inside, and outside several steps of PPO that redo the inner loop.
 
         min  E[ −min(ρ A, clip(ρ) A) ] + η Σ_k KL(π_acted,k ‖ π_{θ_k}),  ρ = π_{θ'}(a | s) / π_acted(a | s)
+
+    with `estimator="lvc"` inside.
 
     Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search" (2018),
     https://arxiv.org/abs/1810.06784
 
     Args:
       inner_kl_weight: η.
+      outer: as for `maml_rl`; by default five steps of PPO, clipped at 1 ± 0.3.
 
     The other arguments, returns and errors as for `maml_rl`.
 
@@ -656,15 +651,6 @@ def promp(
         apply_fn,
         environment,
         surrogate=Surrogate(estimator="lvc", inner_kl_weight=inner_kl_weight),
-        inner_optimizer=inner_optimizer,
-        num_inner_steps=num_inner_steps,
-        num_eval_steps=num_eval_steps,
-        num_episodes=num_episodes,
-        advantages=advantages,
-        baseline=baseline,
         outer=outer,
-        optimizer=optimizer,
-        metrics_fn=metrics_fn,
-        meta_gradient=meta_gradient,
-        microbatch=microbatch,
+        **options,
     )

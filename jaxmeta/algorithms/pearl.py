@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,11 @@ from jaxmeta.algorithms.sac import (
     sac_losses,
     track,
 )
+from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
     check_fields,
+    check_instance,
     check_integer,
     check_number,
     check_params,
@@ -53,6 +55,7 @@ from jaxmeta.outer import apply_gradient, check_optimizer, counted
 from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, flatten
+from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.replay import Buffers, IndexedTask, MemoryPlan, add_rows, empty_buffers, memory_plan, sample_rows
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, rollout
 from jaxmeta.rl.trials import Inputs, trial
@@ -60,7 +63,6 @@ from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, P
 
 _log = logging.getLogger("jaxmeta")
 
-MetricsFn = Callable[[Transition], Metrics]
 CriticRewardFn = Callable[[PyTree, Experience], jax.Array]
 
 
@@ -248,14 +250,11 @@ def pearl(
     """
     row, environment = experience_shapes(family), family.environment
     optimizer = optax.adam(3e-4) if optimizer is None else optimizer
-    check_optimizer("optimizer", optimizer)
-    _check_values(num_train_tasks, kl_weight, critic_reward_fn, metrics_fn)
-    _check_options(visits=visits, replay=replay, sac=sac, meta_test=meta_test)
+    _check(num_train_tasks, kl_weight, visits, replay, sac, meta_test, optimizer, critic_reward_fn, metrics_fn)
     _check_networks(actor_critic, encoder, row)
     num_steps = visits.num_steps(environment.max_steps)
     plan = _plan(row, num_train_tasks, replay, num_steps)
-    prior, act = prior_of(encoder), _policy(actor_critic, environment)
-    acts_greedily = encoder is None if meta_test.is_greedy is None else meta_test.is_greedy
+    act = _policy(actor_critic, environment)
 
     def init(key: jax.Array) -> MetaState:
         _say(str(plan))
@@ -278,42 +277,29 @@ def pearl(
     update = partial(meta_train, collect=collect, step=step, num_gradient_steps=replay.num_gradient_steps)
 
     # Algorithm 2.
-    meet = partial(
-        meet_task,
-        environment=environment,
-        act=partial(act, is_greedy=acts_greedily),
-        encoder=encoder,
-        num_exploration_episodes=meta_test.num_exploration_episodes,
-        row=row,
-    )
-
-    def adapt_to(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
-        return meet(key, meta_params.params, task, num_episodes=meta_test.num_episodes)
-
-    def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
-        transitions = meet(key, meta_params.params, task, num_episodes=meta_test.num_episodes + 1).transitions
-        return jax.vmap(lambda episode: report(episode, environment.max_steps, metrics_fn))(transitions)
-
-    def agent(meta_params: MetaParams, adapted: AdaptedBelief | None = None, is_greedy: bool | None = None) -> Agent:
-        belief = prior if adapted is None else adapted.belief
-        policy = partial(act, is_greedy=acts_greedily if is_greedy is None else is_greedy)
-        return Agent(policy, (meta_params.params, belief), prior.mean)
-
-    return MetaLearner(init, update, adapt_to, evaluate, agent, unit="episode")
+    adapt, evaluate, agent = meta_test_of(meta_test, environment, act, encoder, row, metrics_fn)
+    return MetaLearner(init, update, adapt, evaluate, agent, unit="episode")
 
 
+class OfPearl(TypedDict, total=False):
+    """What `sac` has of `pearl`, as it is there."""
+
+    visits: Visits
+    replay: Replay
+    sac: SoftActorCritic
+    meta_test: MetaTest
+    optimizer: optax.GradientTransformation | None
+    critic_reward_fn: CriticRewardFn | None
+    metrics_fn: MetricsFn | None
+
+
+@names_options_of(pearl)
 def sac(
     family: Family,
     actor_critic: ActorCritic,
     *,
     num_train_tasks: int,
-    visits: Visits = Visits(),
-    replay: Replay = Replay(),
-    sac: SoftActorCritic = SoftActorCritic(),
-    meta_test: MetaTest = MetaTest(),
-    optimizer: optax.GradientTransformation | None = None,
-    critic_reward_fn: CriticRewardFn | None = None,
-    metrics_fn: MetricsFn | None = None,
+    **options: Unpack[OfPearl],
 ) -> MetaLearner:
     """Soft actor-critic: `pearl` without context, one policy for all tasks. With one task, plain SAC.
 
@@ -324,19 +310,7 @@ def sac(
     >>> family = families.pendulum()
     >>> learner = sac(family, mlp_actor_critic(family), num_train_tasks=1, replay=Replay(num_batch_tasks=1))
     """
-    return pearl(
-        family,
-        actor_critic,
-        None,
-        num_train_tasks=num_train_tasks,
-        visits=visits,
-        replay=replay,
-        sac=sac,
-        meta_test=meta_test,
-        optimizer=optimizer,
-        critic_reward_fn=critic_reward_fn,
-        metrics_fn=metrics_fn,
-    )
+    return pearl(family, actor_critic, None, num_train_tasks=num_train_tasks, **options)
 
 
 def _init_networks(
@@ -562,6 +536,41 @@ def pearl_loss(
 # Algorithm 2, meta-testing.
 
 
+def meta_test_of(
+    options: MetaTest,
+    environment: Environment,
+    act: Callable,
+    encoder: Encoder | None,
+    row: Experience,
+    metrics_fn: MetricsFn | None,
+) -> tuple[Callable, Callable, Callable]:
+    """What a `MetaLearner` has for it: `adapt`, `evaluate` and `agent`."""
+    prior = prior_of(encoder)
+    acts_greedily = encoder is None if options.is_greedy is None else options.is_greedy
+    meet = partial(
+        meet_task,
+        environment=environment,
+        act=partial(act, is_greedy=acts_greedily),
+        encoder=encoder,
+        num_exploration_episodes=options.num_exploration_episodes,
+        row=row,
+    )
+
+    def adapt(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
+        return meet(key, meta_params.params, task, num_episodes=options.num_episodes)
+
+    def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
+        transitions = meet(key, meta_params.params, task, num_episodes=options.num_episodes + 1).transitions
+        return jax.vmap(lambda episode: report(episode, environment.max_steps, metrics_fn))(transitions)
+
+    def agent(meta_params: MetaParams, adapted: AdaptedBelief | None = None, is_greedy: bool | None = None) -> Agent:
+        belief = prior if adapted is None else adapted.belief
+        policy = partial(act, is_greedy=acts_greedily if is_greedy is None else is_greedy)
+        return Agent(policy, (meta_params.params, belief), prior.mean)
+
+    return adapt, evaluate, agent
+
+
 def meet_task(
     key: jax.Array,
     params: Params,
@@ -623,25 +632,6 @@ def _critic_reward(critic_reward_fn: CriticRewardFn, task: PyTree, rows: Experie
     return jnp.asarray(reward, rows.reward.dtype)
 
 
-def metrics_of(metrics_fn: MetricsFn | None, transitions: Transition) -> Metrics:
-    """What a user's `metrics_fn` says, {} without one; looked at while it is traced."""
-    metrics = {} if metrics_fn is None else metrics_fn(transitions)
-    if not isinstance(metrics, dict):
-        raise ValueError(f"metrics_fn must return a dict {{name: scalar}}, got {type(metrics).__name__}")
-    for name, value in metrics.items():
-        if jnp.shape(value) != ():
-            raise ValueError(f"metrics_fn must return scalars; {name} has the shape {jnp.shape(value)}: take its mean")
-    return metrics
-
-
-def beside(metrics: Metrics, own: Metrics) -> Metrics:
-    """A user's metrics and the learner's own, which have their names to themselves."""
-    taken = sorted(metrics.keys() & own.keys())
-    if taken:
-        raise ValueError(f"metrics_fn must use other names than the learner's own, got {', '.join(taken)}")
-    return {**metrics, **own}
-
-
 def _plan(row: Experience, num_tasks: int, replay: Replay, num_steps: tuple[int, int, int]) -> MemoryPlan:
     """What the buffers take, which must hold a visit, of which the context is drawn."""
     if replay.capacity < sum(num_steps):
@@ -663,22 +653,28 @@ def _say(message: str) -> None:
     _log.info(message)
 
 
-def _check_options(**options: object) -> None:
-    kinds = {"visits": Visits, "replay": Replay, "sac": SoftActorCritic, "meta_test": MetaTest}
-    for name, value in options.items():
-        if not isinstance(value, kinds[name]):
-            raise ValueError(f"{name} must be a jaxmeta.{kinds[name].__name__}(...), got {value!r}")
-
-
-def _check_values(
-    num_train_tasks: int, kl_weight: float, critic_reward_fn: CriticRewardFn | None, metrics_fn: MetricsFn | None
+def _check(
+    num_train_tasks: int,
+    kl_weight: float,
+    visits: Visits,
+    replay: Replay,
+    sac: SoftActorCritic,
+    meta_test: MetaTest,
+    optimizer: optax.GradientTransformation,
+    critic_reward_fn: CriticRewardFn | None,
+    metrics_fn: MetricsFn | None,
 ) -> None:
+    """All but the networks."""
     check_integer("num_train_tasks", num_train_tasks, minimum=1)
     check_number("kl_weight", kl_weight)
+    check_instance("visits", visits, Visits)
+    check_instance("replay", replay, Replay)
+    check_instance("sac", sac, SoftActorCritic)
+    check_instance("meta_test", meta_test, MetaTest)
+    check_optimizer("optimizer", optimizer)
     if critic_reward_fn is not None:
         check_callable("critic_reward_fn", critic_reward_fn, "(params of the task, experience) -> reward")
-    if metrics_fn is not None:
-        check_callable("metrics_fn", metrics_fn, "(transitions [H, E]) -> {name: scalar}")
+    check_metrics_fn(metrics_fn, "H, E")
 
 
 def _check_networks(actor_critic: ActorCritic, encoder: Encoder | None, row: Experience) -> None:

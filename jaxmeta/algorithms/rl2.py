@@ -25,18 +25,15 @@ from jaxmeta.checks import check_instance, check_integer, check_number, check_st
 from jaxmeta.nn.recurrent import Recurrent, gru
 from jaxmeta.outer import check_optimizer, counted
 from jaxmeta.rl.env import Family, check_family
+from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
     PPO,
     TRPO,
     Advantages,
-    MetricsFn,
     PolicyStep,
-    beside,
-    check_metrics_fn,
     check_policy_step,
     descend,
     masked_mean,
-    metrics_of,
     normalized,
     of_update,
 )

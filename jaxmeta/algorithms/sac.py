@@ -26,7 +26,7 @@ import numpy as np
 from jaxmeta.checks import check_callable, check_integer, check_number, check_widths
 from jaxmeta.nn import MLP
 from jaxmeta.rl.distributions import TanhGaussian
-from jaxmeta.rl.env import Continuous, Family, check_environment, flatten
+from jaxmeta.rl.env import Continuous, Family, check_family, flatten
 from jaxmeta.types import InitFn, Params
 
 
@@ -227,7 +227,7 @@ def experience_shapes(family: Family) -> Experience:
     >>> experience_shapes(families.pendulum()).observation.shape
     (3,)
     """
-    check_environment("environment of family", getattr(family, "environment", None))
+    check_family("family", family)
     environment, space = family.environment, family.environment.action_space
     if not isinstance(space, Continuous):
         raise ValueError(f"family must have real actions, for the actor is a density over a box of them; got {space!r}")

@@ -105,11 +105,12 @@ class Outer:
         schedule = optax.cosine_decay_schedule(rate, num_outer_steps) if self.schedule == "cosine" else rate
         return getattr(optax, self.optimizer)(schedule)
 
+    def rate(self) -> str:
+        """The outer optimizer and its rate, as protocols say them."""
+        return f"{self.optimizer} {self.learning_rate:g} ({self.schedule})"
+
     def protocol(self) -> str:
-        return (
-            f"{counted(self.num_outer_steps, 'outer step')} of {counted(self.num_tasks, 'task')}, "
-            f"{self.optimizer} {self.learning_rate:g} ({self.schedule})"
-        )
+        return f"{counted(self.num_outer_steps, 'outer step')} of {counted(self.num_tasks, 'task')}, {self.rate()}"
 
     def build(self) -> Experiment:
         raise NotImplementedError

@@ -68,9 +68,6 @@ class GradientRL(OnPolicy):
         """What is reported beside the return."""
         return {}
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
-        return {}
-
     def learner(self, num_eval_steps: int | None = None, scale: float = 1.0) -> MetaLearner:
         family = self.family()
         policy = mlp_policy(family, hidden=self.hidden, init_std=self.init_std, min_std=self.min_std)
@@ -115,25 +112,14 @@ class GradientRL(OnPolicy):
         return references_of(key, learners | scratch)
 
     def build(self) -> Experiment:
-        family = self.family()
-        return Experiment(
-            self.learner(),
-            family.train,
-            family.test,
-            "return",
-            self.protocol(),
-            self.pictures,
-            eval_batch_size=20,
-            references=self.references,
-        )
+        return super().build()._replace(eval_batch_size=20)
 
     def protocol(self) -> str:
         num_updates = self.num_optimizer_steps() // self.num_outer_steps
-        rate = f"{self.optimizer} {self.learning_rate:g} ({self.schedule})"
         outer = {
             "trpo": f"trpo with KL {self.trpo.max_kl:g}",
-            "ppo": f"{counted(num_updates, 'step')} of ppo, {rate}",
-            "vpg": f"the policy gradient, {rate}",
+            "ppo": f"{counted(num_updates, 'step')} of ppo, {self.rate()}",
+            "vpg": f"the policy gradient, {self.rate()}",
         }[self.outer]
         exploration = self.surrogate.exploration_weight
         credit = f", credit for exploration {exploration:g}" if exploration else ""

@@ -14,7 +14,8 @@ from jaxmeta.algorithms.beliefs import Encoder, product_of_gaussians
 from jaxmeta.algorithms.pearl import experience_of
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.checks import check_integer
-from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference, paths_of
+from jaxmeta.recipes.experiment import Experiment, Recipe, Reference, paths_of
+from jaxmeta.recipes.rl import MetaRL, played, references_of, sampled
 from jaxmeta.rl import Environment, Family, Transition, families, indexed_tasks, oracles, reference_learner
 from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pearl(Outer):
+class Pearl(MetaRL):
     """The choices of PEARL, whatever the family. An outer step visits `num_tasks` of the training tasks."""
 
     num_train_tasks: int = 100
@@ -57,9 +58,6 @@ class Pearl(Outer):
         check_integer("num_train_tasks", self.num_train_tasks, minimum=1)
         if self.num_reference_steps is not None:
             check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
-
-    def family(self) -> Family:
-        raise NotImplementedError
 
     def describe(self, params: PyTree) -> jax.Array:
         """A task in numbers, for the one that is told."""
@@ -117,12 +115,11 @@ class Pearl(Outer):
 
     def train_tasks(self) -> TaskDistribution:
         """The same M tasks in every run: of a family with infinitely many, M that were drawn once."""
-        train, keys = self.family().train, jax.random.split(jax.random.key(0), self.num_train_tasks)
-        return indexed_tasks(jax.vmap(train.sample, (0, None))(keys, train.data))
+        return indexed_tasks(sampled(jax.random.key(0), self.family().train, self.num_train_tasks))
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         family, num_steps = self.family(), self.num_reference_steps
-        found = {name: Reference(it, MetaParams(())) for name, it in self.fixed_references().items()}
+        found = references_of(key, self.fixed_references())
         environments = {"no context": family.environment, "told the task": told(family.environment, self.describe)}
         for name, environment in environments.items() if num_steps != 0 else ():
             learner = self.learner(family._replace(environment=environment))
@@ -139,16 +136,10 @@ class Pearl(Outer):
     def build(self) -> Experiment:
         max_steps = self.family().environment.max_steps
         _, num_posterior_steps, _ = self.visits.num_steps(max_steps)
-        return Experiment(
-            self.learner(),
-            self.train_tasks(),
-            self.family().test,
-            "return",
-            self.protocol(),
-            self.pictures,
+        experiment = super().build()
+        return experiment._replace(
             eval_batch_size=50,
             adaptation="episode of context",
-            references=self.references,
             train_metric="return" if num_posterior_steps >= max_steps else "reward",
         )
 
@@ -160,19 +151,17 @@ class Pearl(Outer):
             f"{counted(self.num_outer_steps, 'outer step')}: visits of {visit} to {self.num_tasks} of "
             f"{counted(self.num_train_tasks, 'training task')}, {counted(drawn.num_gradient_steps, 'gradient step')} "
             f"on {counted(drawn.num_batch_tasks, 'task')}, {counted(drawn.batch_size, 'transition')} each, "
-            f"{self.optimizer} {self.learning_rate:g} ({self.schedule}); layers of {widths}; "
+            f"{self.rate()}; layers of {widths}; "
             f"{self.context} context, {counted(self.latent_size, 'number')}, KL weight {self.kl_weight:g}; "
             f"discount {self.sac.discount:g}, reward scale {self.sac.reward_scale:g}"
         )
 
     def _played(self, key: jax.Array, meta_params: MetaParams, num_tasks: int) -> tuple[PyTree, Transition]:
         """Test tasks, and the episodes with 0 .. K episodes of context, `[num_tasks, K + 1, H]`."""
-        test = self.family().test
         task_key, play_key = jax.random.split(key)
-        tasks = jax.vmap(test.sample, (0, None))(jax.random.split(task_key, num_tasks), test.data)
-        adapt_to = self.learner(num_episodes=self.meta_test.num_episodes + 1).adapt
-        play = jax.jit(jax.vmap(lambda key, task: adapt_to(key, meta_params, task).transitions))
-        return tasks, play(jax.random.split(play_key, num_tasks), tasks)
+        tasks = sampled(task_key, self.family().test, num_tasks)
+        learner = self.learner(num_episodes=self.meta_test.num_episodes + 1)
+        return tasks, played(play_key, learner, meta_params, tasks)
 
     def _belief(self, meta_params: MetaParams, played: Transition, name: str) -> "Figure":
         """How far means are from those after all transitions, and deviations, against their number."""

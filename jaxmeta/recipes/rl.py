@@ -1,22 +1,56 @@
-"""What recipes of meta-reinforcement-learning share: how a policy steps on what it played, references."""
+"""What recipes of meta-reinforcement-learning share: what they build, how a policy steps on what it played."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import jax
 
 from jaxmeta.checks import check_stacked
-from jaxmeta.recipes.experiment import Outer, Reference
+from jaxmeta.recipes.experiment import Experiment, Outer, Reference
 from jaxmeta.rl import Agent, Family, Transition
 from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages, PolicyStep
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Oracle: TypeAlias = Agent | Callable[[PyTree], Agent]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy(Outer):
+class MetaRL(Outer):
+    """What a recipe of meta-reinforcement-learning is made of, whatever learns."""
+
+    def family(self) -> Family:
+        raise NotImplementedError
+
+    def learner(self) -> MetaLearner:
+        raise NotImplementedError
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        raise NotImplementedError
+
+    def train_tasks(self) -> TaskDistribution:
+        return self.family().train
+
+    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
+        return {}
+
+    def build(self) -> Experiment:
+        return Experiment(
+            self.learner(),
+            self.train_tasks(),
+            self.family().test,
+            "return",
+            self.protocol(),
+            self.pictures,
+            references=self.references,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy(MetaRL):
     """The choices of learners that learn from what they have just played."""
 
     advantages: Advantages = Advantages()
@@ -27,9 +61,6 @@ class OnPolicy(Outer):
     """Of outer "ppo"."""
     trpo: TRPO = TRPO()
     """Of outer "trpo"."""
-
-    def family(self) -> Family:
-        raise NotImplementedError
 
     def policy_step(self) -> PolicyStep:
         steps: dict[str, PolicyStep] = {"trpo": self.trpo, "ppo": self.ppo, "vpg": VPG()}

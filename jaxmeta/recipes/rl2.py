@@ -143,18 +143,7 @@ class RL2(OnPolicy):
         return references_of(key, learners)
 
     def build(self) -> Experiment:
-        family = self.family()
-        return Experiment(
-            self.learner(),
-            family.train,
-            family.test,
-            "return",
-            self.protocol(),
-            self.pictures,
-            eval_batch_size=250,
-            adaptation="earlier episodes of the trial",
-            references=self.references,
-        )
+        return super().build()._replace(eval_batch_size=250, adaptation="earlier episodes of the trial")
 
     def protocol(self) -> str:
         num_epochs, num_minibatches = self.epochs()

@@ -9,9 +9,10 @@ or `[T, E]` under `vmap`. RL² takes one long trial, scores it as a whole, and r
 baseline enter the inner loss; PEARL stores transitions with their `next_observation` in a `replay` for each of its
 `indexed_tasks`. `objectives` are the losses of policy gradients and say which Hessian each has; `trust_region` is an
 optax transformation for a step that keeps the policy close. What RL² and MAML share, advantages and how a policy steps
-on them, is in `on_policy`; `recurrent` makes a policy and a value of any recurrent network. Policies act through
-`distributions`; `oracles` are policies of the same signature, so that what a learner is compared with runs through the
-same rollout, and as a `reference_learner` through the same `evaluate`.
+on them, is in `on_policy`; what a user measures of what was played goes through `metrics`; `recurrent` makes a policy
+and a value of any recurrent network. Policies act through `distributions`; `oracles` are policies of the same
+signature, so that what a learner is compared with runs through the same rollout, and as a `reference_learner` through
+the same `evaluate`.
 """
 
 from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns
