@@ -427,7 +427,11 @@ TABLE = {
     "Surrogate": (
         jaxmeta.Surrogate,
         {},
-        {"estimator": a_name, "exploration_weight": number, "inner_kl_weight": number},
+        {
+            "estimator": a_name.filter(lambda name: name != "lvc"),
+            "exploration_weight": number,
+            "inner_kl_weight": number,
+        },
     ),
     "PPO": (jaxmeta.PPO, {}, {"clip": number, "num_epochs": count(1), "num_minibatches": count(1)}),
     "TRPO": (

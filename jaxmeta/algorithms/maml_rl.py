@@ -33,13 +33,15 @@ from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
     check_choice,
+    check_init_fn,
     check_instance,
     check_integer,
+    check_meta_params,
     check_number,
     check_params,
     check_stacked,
 )
-from jaxmeta.outer import check_optimizer, counted, mean_over_tasks
+from jaxmeta.outer import check_optimizer, counted, initial_state, mean_over_tasks
 from jaxmeta.rl import objectives
 from jaxmeta.rl.distributions import Categorical, each_step
 from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
@@ -246,7 +248,6 @@ def maml_rl(
     >>> int(metrics["num_env_steps"])  # 3 tasks, 4 episodes of 10 pulls before adaptation, and 4 after it
     240
     """
-    check_callable("init_fn", init_fn, "(key) -> params")
     check_callable("apply_fn", apply_fn, "(params, observation) -> distribution")
     check_environment("environment", environment)
     inner_optimizer = adapt.sgd(0.1) if inner_optimizer is None else inner_optimizer
@@ -265,7 +266,7 @@ def maml_rl(
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
     parts = Parts(
-        init_fn,
+        check_init_fn(init_fn),
         Actor(apply_fn, baseline == "value", environment.action_space),
         trial(environment, num_episodes=1),
         inner_optimizer,
@@ -356,6 +357,7 @@ def adapt_live(
     parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree, num_steps: int
 ) -> tuple[Params, Episodes]:
     """The adapted parameters, and the episodes that each inner step learned from, `[K, T, E]`."""
+    check_meta_params(meta_params)
     draw = lambda key, params: jax.lax.stop_gradient(play(parts, key, params, task))
     keys = jax.random.split(key, num_steps)
     state, trace = adapt.unroll(parts.inner_optimizer, partial(inner_loss, parts), draw, meta_params, keys)
@@ -505,8 +507,7 @@ def trust_functions(parts: Parts, before: Episodes, judged: Judged) -> dict[str,
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
     params = check_params(parts.init_fn(key))
-    meta_params = MetaParams(params, parts.inner_optimizer.init(params))
-    return MetaState(jnp.int32(0), meta_params, parts.optimizer.init(meta_params), jnp.int32(0))
+    return initial_state(parts.optimizer, MetaParams(params, parts.inner_optimizer.init(params)))
 
 
 def _adapt(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedPolicy:
@@ -524,6 +525,7 @@ def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTre
 
 def _agent(parts: Parts, meta_params: MetaParams, adapted: AdaptedPolicy | None = None) -> Agent:
     """Acts as in `evaluate`, by what `adapt` returned, or as before the first inner step."""
+    check_meta_params(meta_params)
     if adapted is not None and not isinstance(adapted, AdaptedPolicy):
         raise ValueError(f"adapted must be what adapt returned, an AdaptedPolicy, got {type(adapted).__name__}")
     optimizer = parts.inner_optimizer

@@ -48,10 +48,11 @@ from jaxmeta.checks import (
     check_fields,
     check_instance,
     check_integer,
+    check_meta_params,
     check_number,
     check_params,
 )
-from jaxmeta.outer import apply_gradient, check_optimizer, counted
+from jaxmeta.outer import apply_gradient, check_optimizer, counted, initial_state
 from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, flatten
@@ -260,7 +261,7 @@ def pearl(
         _say(str(plan))
         meta_params = MetaParams(_init_networks(key, actor_critic, encoder, sac))
         memory = empty_memory(meta_params, row, num_train_tasks, replay.capacity, sum(num_steps[:2]))
-        return MetaState(jnp.int32(0), meta_params, optimizer.init(meta_params), jnp.int32(0), memory)
+        return initial_state(optimizer, meta_params)._replace(carry=memory)
 
     # Algorithm 1.
     collect = partial(
@@ -557,13 +558,16 @@ def meta_test_of(
     )
 
     def adapt(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
+        check_meta_params(meta_params)
         return meet(key, meta_params.params, task, num_episodes=options.num_episodes)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
+        check_meta_params(meta_params)
         transitions = meet(key, meta_params.params, task, num_episodes=options.num_episodes + 1).transitions
         return jax.vmap(lambda episode: report(episode, environment.max_steps, metrics_fn))(transitions)
 
     def agent(meta_params: MetaParams, adapted: AdaptedBelief | None = None, is_greedy: bool | None = None) -> Agent:
+        check_meta_params(meta_params)
         belief = prior if adapted is None else adapted.belief
         policy = partial(act, is_greedy=acts_greedily if is_greedy is None else is_greedy)
         return Agent(policy, (meta_params.params, belief), prior.mean)

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.checks import check_instance, check_integer, check_number, check_stacked
+from jaxmeta.checks import check_instance, check_integer, check_meta_params, check_number, check_stacked
 from jaxmeta.nn.recurrent import Recurrent, gru
-from jaxmeta.outer import check_optimizer, counted
+from jaxmeta.outer import check_optimizer, counted, initial_state
 from jaxmeta.rl.env import Family, check_family
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
@@ -200,7 +200,7 @@ def _init(parts: Parts, key: jax.Array) -> MetaState:
     params = {"actor": parts.actor.init(actor_key, num_inputs), "critic": parts.critic.init(critic_key, num_inputs)}
     meta_params = MetaParams(params)
     if not isinstance(parts.outer, TRPO):
-        return MetaState(jnp.int32(0), meta_params, parts.optimizer.init(meta_params), jnp.int32(0))
+        return initial_state(parts.optimizer, meta_params)
     of_actor, of_critic = trust_region(parts.outer).init(params["actor"]), parts.optimizer.init(params["critic"])
     return MetaState(jnp.int32(0), meta_params, {"actor": of_actor, "critic": of_critic}, jnp.int32(0))
 
@@ -380,6 +380,7 @@ def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTre
 
 def _agent(parts: Parts, meta_params: MetaParams, adapted: PyTree = None) -> Agent:
     """At the beginning of a trial, or going on from what `adapt` returned."""
+    check_meta_params(meta_params)
     carry = parts.start() if adapted is None else adapted
     return Agent(parts.policy, meta_params.params["actor"], carry)
 

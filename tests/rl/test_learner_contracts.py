@@ -101,3 +101,24 @@ def test_an_update_keeps_the_precision_of_parameters_beside_data_of_another(x64,
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, metrics = jax.eval_shape(learner.update, jax.random.key(1), state, tasks_of(3))
     assert types(after) == types(state) and metrics["return"].dtype == jnp.float64
+
+
+OFF_POLICY = jaxmeta.sac(FAMILY, jaxmeta.mlp_actor_critic(FAMILY, hidden=(2,)), num_train_tasks=1)
+
+
+@pytest.mark.parametrize(
+    "learner", [LEARNERS["promp"], LEARNERS["rl2 gru ppo"], OFF_POLICY], ids=["promp", "rl2", "sac"]
+)
+def test_a_state_in_the_place_of_its_meta_params_is_refused(learner):
+    state, task = jax.eval_shape(learner.init, jax.random.key(0)), FAMILY.test.sample(jax.random.key(1), ())
+    for fn in (learner.adapt, learner.evaluate):
+        with pytest.raises(ValueError, match=r"such as state.meta_params, got MetaState"):
+            fn(jax.random.key(2), state, task)
+    with pytest.raises(ValueError, match=r"such as state.meta_params, got MetaState"):
+        learner.agent(state)
+
+
+def test_a_flax_init_as_init_fn_is_refused():
+    learner = jaxmeta.maml_rl(nn.MLP((2,)).init, POLICY.apply, FAMILY.environment)
+    with pytest.raises(ValueError, match="init_fn must be a function of a key alone"):
+        learner.init(jax.random.key(0))
