@@ -1,0 +1,1 @@
+"""What mkdocs takes from the project itself: figures from benchmarks/results, pictures, the public address."""
