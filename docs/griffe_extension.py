@@ -52,17 +52,18 @@ def _prefer_functions(package: griffe.Module) -> None:
         if name in files and path.startswith("jaxmeta.")
     ]
     for room, name, target in found:
-        if target.is_module:  # through another room, which has the function of this name
-            target = target.members.get(name, target)
         if not target.is_module:
             room.members[name] = griffe.Alias(name, target, parent=room)
 
 
 def _at(package: griffe.Module, path: str) -> griffe.Object:
-    found: griffe.Object | griffe.Alias = package
-    for name in path.split(".")[1:]:
-        found = found.members[name]
-    return found.final_target if found.is_alias else found
+    """What is there, where the room that it is in has it from, if not from itself."""
+    found: griffe.Object = package
+    *rooms, name = path.split(".")[1:]
+    for room in rooms:
+        found = found.members[room]
+    there = found.imports.get(name, path) if found.is_module else path
+    return found.members[name] if there == path else _at(package, there)
 
 
 def _members(obj: griffe.Object) -> Iterator[griffe.Object]:
