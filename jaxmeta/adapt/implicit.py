@@ -22,8 +22,9 @@ from jaxmeta.types import MetaParams, PyTree
 class Solver(Protocol):
     """Solves A x ≈ b from products with A alone: what `solver` of `implicit` may be.
 
-    matrix: x -> A x, linear, of a pytree with the structure and the shapes of the fast weights, into the same
-    b:      such a pytree
+    Args:
+      matrix: x -> A x, linear, of a pytree with the structure and the shapes of the fast weights, into the same
+      b: such a pytree
 
     Returns x, another. Any of `jax.scipy.sparse.linalg` becomes one by leaving out what it says of its iterations.
 

@@ -74,8 +74,9 @@ class MetaGradient(Protocol):
 class Adapted(NamedTuple):
     """What the outer loss of one task is made of.
 
-    params:   θ_K, the adapted parameters that are learned, in the shapes of `meta_params.params`
-    observed: what `adapt.unroll` was told to observe at θ_0 .. θ_{K-1}, with a leading axis K; `()` if nothing
+    Attributes:
+      params: θ_K, the adapted parameters that are learned, in the shapes of `meta_params.params`
+      observed: what `adapt.unroll` was told to observe at θ_0 .. θ_{K-1}, with a leading axis K; `()` if nothing
 
     >>> Adapted({"w": 1.0})
     Adapted(params={'w': 1.0}, observed=())

@@ -36,10 +36,11 @@ class InnerState(NamedTuple):
 class InnerOptimizer(NamedTuple):
     """How to step inside, as four pure functions of one task: what `inner_optimizer` of a learner is.
 
-    init:   (params) -> hyper, the hyperparameters that are meta-learned, `()` if none
-    start:  (meta_params) -> InnerState, the fast weights before the first step
-    step:   (meta_params, state, grads) -> InnerState, where `grads` has the shapes of `state.fast`
-    params: (meta_params, fast) -> all parameters that are learned, in the shapes of `meta_params.params`
+    Attributes:
+      init: (params) -> hyper, the hyperparameters that are meta-learned, `()` if none
+      start: (meta_params) -> InnerState, the fast weights before the first step
+      step: (meta_params, state, grads) -> InnerState, where `grads` has the shapes of `state.fast`
+      params: (meta_params, fast) -> all parameters that are learned, in the shapes of `meta_params.params`
 
     The fast weights may be any pytree, of some parameters or of others in their place, as long as `params` makes the
     model's of them. Whatever `step` and `params` read of `meta_params` gets a gradient of the outer loss.

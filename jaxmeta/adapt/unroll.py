@@ -20,10 +20,11 @@ _FEW = 5  # steps of a loop that a GPU runs without one; the sinusoid's take .24
 class Trace(NamedTuple):
     """What each of the K inner steps saw, before it was taken; every leaf has a leading axis K.
 
-    loss:     [K], the inner loss at θ_0 .. θ_{K-1}, each on the batch of its step
-    metrics:  what the inner loss reports beside it, [K] each
-    batch:    what each step learned from
-    observed: what `observe` of `unroll` returned
+    Attributes:
+      loss: [K], the inner loss at θ_0 .. θ_{K-1}, each on the batch of its step
+      metrics: what the inner loss reports beside it, [K] each
+      batch: what each step learned from
+      observed: what `observe` of `unroll` returned
 
     >>> from jaxmeta.adapt.optimizers import sgd
     >>> loss_fn = lambda params, batch: (params**2, {"size": jnp.abs(params)})

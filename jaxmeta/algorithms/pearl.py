@@ -164,9 +164,10 @@ class MetaTest:
 class Memory(NamedTuple):
     """What is kept beside parameters and optimizer, for M tasks.
 
-    target:  the critics' running average
-    buffers: all that was seen of each task, with the reward that critics learn from
-    context: `[M, n]`, what was seen of each when it was last visited
+    Attributes:
+      target: the critics' running average
+      buffers: all that was seen of each task, with the reward that critics learn from
+      context: `[M, n]`, what was seen of each when it was last visited
     """
 
     target: Params
@@ -383,9 +384,10 @@ def meta_train(
 class Visit(NamedTuple):
     """What a visit to a task brings.
 
-    context: `[n]`, of what was played before the extra steps: what the next beliefs are made of
-    rows:    `[T]`, all of it, with the reward that critics learn from
-    metrics: of the episodes
+    Attributes:
+      context: `[n]`, of what was played before the extra steps: what the next beliefs are made of
+      rows: `[T]`, all of it, with the reward that critics learn from
+      metrics: of the episodes
     """
 
     context: Experience

@@ -64,11 +64,12 @@ class SoftActorCritic:
 class Experience(NamedTuple):
     """One step, or many with leading axes.
 
-    observation:      `[D]`, as one vector
-    action:           `[A]` in units of the action space: −1 is its low, 1 its high
-    reward:           that which followed
-    next_observation: `[D]`, before any reset
-    terminated:       whether nothing is worth anything afterwards
+    Attributes:
+      observation: `[D]`, as one vector
+      action: `[A]` in units of the action space: −1 is its low, 1 its high
+      reward: that which followed
+      next_observation: `[D]`, before any reset
+      terminated: whether nothing is worth anything afterwards
     """
 
     observation: jax.Array
@@ -81,10 +82,11 @@ class Experience(NamedTuple):
 class ActorCritic(NamedTuple):
     """Networks, of observations `[B, D]`, actions `[B, A]` in [−1, 1] and a z for each, `[B, L]`.
 
-    init:   (key) -> {"actor": params, "critic": params}
-    actor:  (params, observation, z) -> a distribution over `[B, A]` with `sample_and_log_prob` and `mode`
-    critic: (params, observation, action, z) -> [B, 2], twin action values
-    latent_size: L
+    Attributes:
+      init: (key) -> {"actor": params, "critic": params}
+      actor: (params, observation, z) -> a distribution over `[B, A]` with `sample_and_log_prob` and `mode`
+      critic: (params, observation, action, z) -> [B, 2], twin action values
+      latent_size: L
     """
 
     init: InitFn

@@ -25,12 +25,13 @@ from jaxmeta.types import Params, PyTree
 class Recurrent(NamedTuple):
     """Pure functions of one recurrent network; ... are any axes of a batch, D inputs, H outputs.
 
-    init:        (key, D) -> params
-    start:       (shape of ...) -> the carry before the first step
-    step:        (params, carry, x [..., D]) -> (carry, h [..., H])
-    sequence:    (params, carry, xs [T, ..., D]) -> (carry, hs [T, ..., H])
-    num_outputs: H
-    max_steps:   steps from `start` on that it can take, None if any number
+    Attributes:
+      init: (key, D) -> params
+      start: (shape of ...) -> the carry before the first step
+      step: (params, carry, x [..., D]) -> (carry, h [..., H])
+      sequence: (params, carry, xs [T, ..., D]) -> (carry, hs [T, ..., H])
+      num_outputs: H
+      max_steps: steps from `start` on that it can take, None if any number
     """
 
     init: Callable[[jax.Array, int], Params]

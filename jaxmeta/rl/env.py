@@ -49,15 +49,16 @@ class Continuous(NamedTuple):
 class Environment(NamedTuple):
     """Pure functions of one environment; `params` is the task.
 
-    reset:        (key, params) -> (observation, state)
-    step:         (key, state, action, params) -> (observation, state, reward, terminated), or these and `info`
-    action_space: `Discrete`, or `Continuous` with finite bounds, inside which actions are
-    max_steps:    the horizon H, at which a trial truncates an episode
-    observe_time: whether a recurrent policy is told the time within the episode
-    draw:         (key, params) -> task, where `reset` would draw a part of the task: `rl.family` draws it once for each
-                  task instead; None where params are the task
-    initial:      names of the fields of its state that `reset` draws and no `step` changes, and that still are no part
-                  of the task: see `rl.family`
+    Attributes:
+      reset: (key, params) -> (observation, state)
+      step: (key, state, action, params) -> (observation, state, reward, terminated), or these and `info`
+      action_space: `Discrete`, or `Continuous` with finite bounds, inside which actions are
+      max_steps: the horizon H, at which a trial truncates an episode
+      observe_time: whether a recurrent policy is told the time within the episode
+      draw: (key, params) -> task, where `reset` would draw a part of the task: `rl.family` draws it once for each task
+        instead; None where params are the task
+      initial: names of the fields of its state that `reset` draws and no `step` changes, and that still are no part of
+        the task: see `rl.family`
 
     Observation and state are any pytrees, of the same shapes and dtypes from `reset` and from `step`; the reward is a
     real scalar, `terminated` a boolean one, and `info` a dict that a `Transition` shows to `metrics_fn`.
@@ -89,9 +90,10 @@ class Environment(NamedTuple):
 class Family(NamedTuple):
     """An environment and its tasks, made by `rl.family` or `rl.finite_family`.
 
-    environment: an `Environment`
-    train:       what training tasks are drawn from; a task is the environment's `params`, one pytree of arrays
-    test:        likewise what is held out
+    Attributes:
+      environment: an `Environment`
+      train: what training tasks are drawn from; a task is the environment's `params`, one pytree of arrays
+      test: likewise what is held out
 
     >>> from jaxmeta.rl import families
     >>> bandit = families.bernoulli_bandit(num_arms=3)

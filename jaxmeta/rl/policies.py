@@ -18,7 +18,9 @@ from jaxmeta.types import InitFn, Params, PyTree
 
 class PolicyNetwork(NamedTuple):
     """init:  (key) -> params
-    apply: (params, observation) -> distribution, of one observation
+
+    Attributes:
+      apply: (params, observation) -> distribution, of one observation
     """
 
     init: InitFn
@@ -28,9 +30,10 @@ class PolicyNetwork(NamedTuple):
 class ActionHead(NamedTuple):
     """From the outputs of a network to a distribution over actions.
 
-    num_outputs: of the network, one for each logit or mean
-    init:        () -> params beside the network's: {}, or {"log_std": [A]} for real actions
-    apply:       (params, output [..., num_outputs]) -> distribution
+    Attributes:
+      num_outputs: of the network, one for each logit or mean
+      init: () -> params beside the network's: {}, or {"log_std": [A]} for real actions
+      apply: (params, output [..., num_outputs]) -> distribution
     """
 
     num_outputs: int

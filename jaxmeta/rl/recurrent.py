@@ -21,9 +21,10 @@ from jaxmeta.types import Params, PyTree
 class RecurrentNetwork(NamedTuple):
     """A recurrent network with a linear layer.
 
-    init:  (key, D) -> params
-    step:  (params, carry, x [..., D]) -> (carry, output [..., O])
-    apply: (params, xs [T, ..., D]) -> outputs [T, ..., O], from the start of a trial
+    Attributes:
+      init: (key, D) -> params
+      step: (params, carry, x [..., D]) -> (carry, output [..., O])
+      apply: (params, xs [T, ..., D]) -> outputs [T, ..., O], from the start of a trial
     """
 
     init: Callable[[jax.Array, int], Params]

@@ -25,9 +25,10 @@ from jaxmeta.types import PyTree, TaskDistribution
 class IndexedTask:
     """One of M tasks, its params, and the number that it has among them.
 
-    index:     0 .. M − 1
-    params:    as of any task
-    num_tasks: M; it is static, so that a learner can see while it is traced that it has a buffer for each
+    Attributes:
+      index: 0 .. M − 1
+      params: as of any task
+      num_tasks: M; it is static, so that a learner can see while it is traced that it has a buffer for each
 
     `jax.vmap` and `jax.tree.map` see two arrays, `index` and `params`.
     """

@@ -52,16 +52,17 @@ class Agent(NamedTuple):
 class Transition(NamedTuple):
     """One step; with leading axes `[T]` those of a trial, `[T, E]` those of E of them.
 
-    inputs:           what the policy saw; its observation among it
-    action:           what it did, `()` or `[A]`; outside of the box, it is not what the environment got, see `trial`
-    reward:           `()`, 0 where `mask` is false
-    terminated:       `()`, the task's own end
-    truncated:        `()`, the time limit; both can be true
-    next_observation: what followed, before any reset: bootstrap with its value · (1 − terminated)
-    mask:             `()`, false once the trial's episodes are over
-    info:             the environment's own dict, such as gymnax's, {} if it has none
-    extras:           what the policy wants to keep: log-probability, value, ...
-    state:            the environment's before the step, if the rollout keeps states, else ()
+    Attributes:
+      inputs: what the policy saw; its observation among it
+      action: what it did, `()` or `[A]`; outside of the box, it is not what the environment got, see `trial`
+      reward: `()`, 0 where `mask` is false
+      terminated: `()`, the task's own end
+      truncated: `()`, the time limit; both can be true
+      next_observation: what followed, before any reset: bootstrap with its value · (1 − terminated)
+      mask: `()`, false once the trial's episodes are over
+      info: the environment's own dict, such as gymnax's, {} if it has none
+      extras: what the policy wants to keep: log-probability, value, ...
+      state: the environment's before the step, if the rollout keeps states, else ()
 
     >>> from jaxmeta.rl import families, oracles, trial
     >>> family = families.navigation()

@@ -34,12 +34,13 @@ from jaxmeta.types import PyTree
 class Inputs(NamedTuple):
     """What a policy sees at one step.
 
-    observation: of the environment
-    action:      the previous one; −1 (discrete) or zeros before the first
-    reward:      the previous one, 0 before the first
-    no_action:   whether there was none: true at the first step of the trial only
-    done:        whether an episode begins here: it is the first, or the previous step ended one
-    time:        steps taken in this episode
+    Attributes:
+      observation: of the environment
+      action: the previous one; −1 (discrete) or zeros before the first
+      reward: the previous one, 0 before the first
+      no_action: whether there was none: true at the first step of the trial only
+      done: whether an episode begins here: it is the first, or the previous step ended one
+      time: steps taken in this episode
     """
 
     observation: PyTree
@@ -61,11 +62,12 @@ class TrialState(NamedTuple):
 class Outcome(NamedTuple):
     """What a step brought.
 
-    terminated:       the task's own end: nothing is worth anything after it
-    truncated:        the time limit: bootstrap with the value of `next_observation`. Both can be true.
-    next_observation: what followed, before any reset
-    mask:             false once the trial's episodes are over; reward is 0 there
-    info:             what the environment says beside, {} if nothing; also where `mask` is false
+    Attributes:
+      terminated: the task's own end: nothing is worth anything after it
+      truncated: the time limit: bootstrap with the value of `next_observation`. Both can be true.
+      next_observation: what followed, before any reset
+      mask: false once the trial's episodes are over; reward is 0 there
+      info: what the environment says beside, {} if nothing; also where `mask` is false
     """
 
     reward: jax.Array
@@ -79,9 +81,10 @@ class Outcome(NamedTuple):
 class Trial(NamedTuple):
     """Pure functions of one trial, and its static length T.
 
-    reset:  (key, task) -> (inputs, state)
-    step:   (key, state, action, task) -> (inputs, state, outcome)
-    encode: (inputs) -> [D], observation, action (one-hot), no_action, reward, done, and the time where it is observed
+    Attributes:
+      reset: (key, task) -> (inputs, state)
+      step: (key, state, action, task) -> (inputs, state, outcome)
+      encode: (inputs) -> [D], observation, action (one-hot), no_action, reward, done, and the time where it is observed
     """
 
     reset: Callable[[jax.Array, PyTree], tuple[Inputs, TrialState]]

@@ -23,10 +23,11 @@ from jaxmeta.types import Metrics, Params, PyTree
 class TrustRegionState(NamedTuple):
     """Of the last step: what the policy and the loss changed by, how often it was shortened, whether it was taken.
 
-    kl:             mean KL(old ‖ new), 0 where the step was rejected
-    improvement:    old loss − new loss, likewise
-    num_backtracks: lengths that were refused
-    is_accepted:    whether one was taken
+    Attributes:
+      kl: mean KL(old ‖ new), 0 where the step was rejected
+      improvement: old loss − new loss, likewise
+      num_backtracks: lengths that were refused
+      is_accepted: whether one was taken
     """
 
     kl: jax.Array
