@@ -64,7 +64,7 @@ def unroll(
       state: where to go on from; the beginning if None.
       value_and_grad: how the inner loss is differentiated, here a strategy decides; `jax.value_and_grad` if None.
       observe: (params, batch) -> anything, called on θ_0 .. θ_{K-1} and recorded; `()` is if None.
-      num_segments: S. Where the loop is differentiated in reverse, only the states between S segments are kept, and
+      num_segments: S ≥ 1. Where the loop is differentiated in reverse, only the states between S segments are kept, and
         each segment is run again when the sweep reaches it: with S = √K, memory for 2√K steps, not K.
       remat: a policy of `jax.checkpoint_policies`: what is kept of a step where the loop is differentiated in reverse,
         and of a segment; the rest is computed again. If None, a step keeps what its derivative needs, a segment

@@ -52,7 +52,7 @@ def mlp_encoder(
 
     Args:
       family: whose transitions they are.
-      latent_size: L.
+      latent_size: L ≥ 1, numbers of a belief's z.
       hidden: widths of the layers.
       activation: of the layers; relu if None.
       with_next_observation: whether it sees that too: needed where tasks differ in their dynamics.

@@ -52,6 +52,9 @@ def gru(num_units: int = 128) -> Recurrent:
     Chung, Gulcehre, Cho, Bengio, "Empirical Evaluation of Gated Recurrent Neural Networks on Sequence Modeling" (2014),
     https://arxiv.org/abs/1412.3555
 
+    Args:
+      num_units: H, the width of the hidden state, at least 1.
+
     Raises:
       ValueError: `num_units` is not a positive integer.
 
@@ -89,6 +92,9 @@ def lstm(num_units: int = 128) -> Recurrent:
     It is flax's `OptimizedLSTMCell`, whose initialisers it has, with the kernels of i, f, g, o side by side.
 
     Hochreiter, Schmidhuber, "Long Short-Term Memory" (1997), https://doi.org/10.1162/neco.1997.9.8.1735
+
+    Args:
+      num_units: H, the width of the hidden state, at least 1.
 
     Raises:
       ValueError: `num_units` is not a positive integer.

@@ -22,6 +22,9 @@ class Discrete(NamedTuple):
     Several discrete actions at once are one of their product: `np.unravel_index(action, (3, 2))` in `step` makes three
     times two of `Discrete(6)`.
 
+    Attributes:
+      num_actions: how many there are, at least 1.
+
     >>> from jaxmeta.rl import oracles
     >>> agent = oracles.random_policy(Discrete(3))
     >>> action, _, _ = agent.policy(jax.random.key(0), agent.params, agent.carry, None)
@@ -36,6 +39,10 @@ class Continuous(NamedTuple):
     """Actions in a box: `low` and `high` are arrays of an action's shape `[A]`, finite, low < high everywhere.
 
     A policy may leave the box, as a Gaussian does: `rl.trial` clips what the environment gets.
+
+    Attributes:
+      low: `[A]`, in units of the action.
+      high: `[A]`, in units of the action.
 
     >>> space = Continuous(low=np.array([-1.0, 0.0]), high=np.array([1.0, 5.0]))
     >>> space.low.shape  # A = 2
@@ -53,7 +60,7 @@ class Environment(NamedTuple):
       reset: (key, params) -> (observation, state)
       step: (key, state, action, params) -> (observation, state, reward, terminated), or these and `info`
       action_space: `Discrete`, or `Continuous` with finite bounds, inside which actions are
-      max_steps: the horizon H, at which a trial truncates an episode
+      max_steps: the horizon H in steps, at which a trial truncates an episode
       observe_time: whether a recurrent policy is told the time within the episode
       draw: (key, params) -> task, where `reset` would draw a part of the task: `rl.family` draws it once for each task
         instead; None where params are the task

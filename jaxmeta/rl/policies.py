@@ -17,9 +17,10 @@ from jaxmeta.types import InitFn, Params, PyTree
 
 
 class PolicyNetwork(NamedTuple):
-    """init:  (key) -> params
+    """A policy's two pure functions: `learner = maml_rl(*network, environment)` takes them as they are.
 
     Attributes:
+      init: (key) -> params
       apply: (params, observation) -> distribution, of one observation
     """
 
@@ -82,9 +83,9 @@ def mlp_policy(
       family: whose observations and actions they are.
       hidden: widths of the layers.
       activation: of the layers; tanh if None.
-      head_scale: of the last layer's weights at first.
-      init_std: σ at first.
-      min_std: what it does not fall below.
+      head_scale: ≥ 0, a factor on the last layer's weights at first.
+      init_std: σ at first, in units of h, at least `min_std`.
+      min_std: > 0, in units of h, what σ does not fall below.
 
     Returns:
       `PolicyNetwork(init, apply)`. The last layer is named "head", for ANIL; σ is the parameter "log_std".

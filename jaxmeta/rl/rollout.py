@@ -13,10 +13,12 @@ from jaxmeta.types import PyTree
 class Policy(Protocol):
     """How to act: a function of one environment, which `vmap` makes one of many.
 
-    key:    random key of this step
-    params: the policy's parameters, any pytree
-    carry:  what it remembers: a hidden state, () if it has none; that of a trial's beginning at first
-    inputs: `Inputs`, what it sees: the observation, its previous action and reward, whether an episode begins
+    It is called with (key, params, carry, inputs):
+
+    - key, the random key of this step;
+    - params, the policy's parameters, any pytree;
+    - carry, what it remembers: a hidden state, () if it has none; that of a trial's beginning at first;
+    - inputs, what it sees (`Inputs`): the observation, its previous action and reward, whether an episode begins.
 
     It returns (action, carry, extras): an action of the action space, integer `()` or real `[A]`, the carry of the next
     step, and what is to be kept of this one, such as a log-probability.
@@ -39,6 +41,11 @@ class Policy(Protocol):
 
 class Agent(NamedTuple):
     """A policy with its parameters and its carry before a trial: `rollout(key, trial, *agent, task)` runs it.
+
+    Attributes:
+      policy: how to act, a `Policy`.
+      params: the policy's parameters; `()` if it has none.
+      carry: what it remembers before the first step; `()` if nothing.
 
     >>> from jaxmeta.rl import Discrete, oracles
     >>> policy, params, carry = oracles.random_policy(Discrete(3))
@@ -152,10 +159,18 @@ def episode_of(transitions: Transition) -> jax.Array:
     """The number of the episode that each step belongs to, of transitions from a trial's beginning on, `[T, ...]`.
 
     A step where an episode begins is seen as `done`; steps after the trial's last episode have a number beyond it.
+
+    Args:
+      transitions: of a trial from its beginning on, `[T, ...]`.
     """
     return jnp.cumsum(transitions.inputs.done, axis=0, dtype=jnp.int32) - 1
 
 
 def episode_returns(transitions: Transition, num_episodes: int) -> jax.Array:
-    """The undiscounted sum of rewards of each episode of one trial, `[num_episodes]`, of transitions `[T]`."""
+    """The undiscounted sum of rewards of each episode of one trial, `[num_episodes]`, of transitions `[T]`.
+
+    Args:
+      transitions: of one trial from its beginning on, `[T]`.
+      num_episodes: how many of its episodes.
+    """
     return jax.ops.segment_sum(transitions.reward, episode_of(transitions), num_episodes)
