@@ -1,11 +1,20 @@
-"""The documentation: its python runs as pasted, from the top of a page to its end, and the site builds without a warning."""
+"""The documentation: its python runs as pasted, from a page's top to its end, and the site builds without a warning."""
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mkdocs.config import load_config
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from benchmarks import tables
+from jaxmeta.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -37,3 +46,74 @@ def test_the_site_builds_without_a_warning(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     assert (tmp_path / "site" / "index.html").is_file()
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """A page's text as the hook leaves it, and the site's files then."""
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path))
+    config.plugins._current_plugin = "hooks"  # as mkdocs has it while a hook runs
+
+    def show(text: str) -> tuple[str, Files]:
+        files = Files([File.generated(config, "algorithms/page.md", content=text)])
+        page = Page(None, files.get_file_from_path("algorithms/page.md"), config)
+        return hooks["on_page_markdown"](text, page=page, config=config, files=files), files
+
+    return show
+
+
+def test_figures_are_those_of_the_results(shown):
+    result = json.loads((ROOT / "benchmarks/results/cpu/maml-sinusoid/result.json").read_text())
+    mse = [f"{result['metrics']['mse']['mean'][k]:.4f} ± {result['metrics']['mse']['ci95'][k]:.4f}" for k in (1, 10)]
+    sentence = f"mse {mse[0]} after 1 step; {mse[1]} after 10 steps"
+    assert shown("MAML: {{ result maml-sinusoid }}.")[0] == f"MAML: {sentence}."
+    assert f"| measured | {sentence} (" in shown("{{ recipe maml-sinusoid }}")[0]
+    assert shown("{{ result nvidia-h200/maml-omniglot }}")[0] != shown("{{ result maml-omniglot }}")[0]
+    times = shown("{{ throughput nvidia-h200 }}")[0]
+    assert times.startswith("| case, tasks, K | jaxmeta | as fit | plain JAX | torch.func | of the product |\n|---|")
+    again = shown("{{ figure cpu/maml-sinusoid/result.json | metrics.mse.mean[1] | .4f }}")[0]
+    assert again == mse[0].split(" ")[0]
+
+
+def test_a_picture_becomes_a_file_of_the_site(shown):
+    text, files = shown("{{ picture cpu/maml-sinusoid/adaptation.png | Sinusoids }}")
+    assert text == "![Sinusoids](../results/cpu/maml-sinusoid/adaptation.png)"
+    picture = (ROOT / "benchmarks/results/cpu/maml-sinusoid/adaptation.png").read_bytes()
+    assert files.get_file_from_path("results/cpu/maml-sinusoid/adaptation.png").content_bytes == picture
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "{{ result maml-sinusoids }}",
+        "{{ recipe of }}",
+        "{{ throughput tpu }}",
+        "{{ picture cpu/none.png | alt }}",
+        "{{ picture cpu/rl.png }}",
+        "{{ figure cpu/rl.json | rows[case=none].median | .3f }}",
+        "{{ figure cpu/rl.json | rows.median | .3f }}",
+        "{{ figure cpu/rl.json | rows[0].median | q }}",
+        "{{ results maml-sinusoid }}",
+    ],
+)
+def test_what_a_page_names_and_is_not_there_ends_the_build(shown, marker):
+    with pytest.raises(PluginError, match=re.escape(f"algorithms/page.md: {marker}: ")):
+        shown(f"as in {marker}")
+
+
+def test_the_readme_and_the_site_say_the_same():
+    readme = (ROOT / "README.md").read_text()
+    assert tables.readme(readme, RECIPES) == readme, "python -m benchmarks.tables writes the README's tables anew"
+    assert all(tables.row_of(name) == (recipe.description, recipe.figure) for name, recipe in RECIPES.items())
+    assert set(tables.SHOWN) == set(RECIPES)
+
+
+def test_the_public_address_is_that_of_the_project_or_there_is_none(tmp_path, monkeypatch):
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    on_config = hooks["on_config"]
+    monkeypatch.setitem(on_config.__globals__, "ROOT", tmp_path)
+    for urls, edit in [("", None), ('Repository = "https://github.com/some/one"', "edit/main/docs/")]:
+        (tmp_path / "pyproject.toml").write_text(f"[project]\nname = 'x'\n[project.urls]\n{urls}\n")
+        config = on_config(load_config(str(ROOT / "mkdocs.yml")))
+        assert config.edit_uri == edit and bool(config.repo_url) == bool(edit)
