@@ -25,7 +25,7 @@ PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "``
 
 
 def blocks_of(text: str) -> Iterator[tuple[str, str | None]]:
-    """A page's python, each block on its own lines, so that an error names the page's; and what is shown to come out."""
+    """A page's python, each block on its own lines, so that errors name the page's; and what is shown to come out."""
     found = list(FENCED.finditer(text))
     for block, following in zip(found, [*found[1:], None], strict=True):
         if block[2] in RUN:
