@@ -36,7 +36,7 @@ def blocks_of(text: str) -> Iterator[tuple[str, str | None]]:
 
 def looks_like(printed: str, shown: str) -> bool:
     """Whether they differ in numbers and spaces only, which another machine's may; `…` stands for any lines."""
-    plain = lambda text: re.sub(r"\s+", " ", re.sub(r"[-−]?\d[\d.,]*(e[-+]?\d+)?", "#", text)).strip()
+    plain = lambda text: re.sub(r"\s+", "", re.sub(r"[-−]?\d[\d.,]*(e[-+]?\d+)?", "#", text))
     return re.fullmatch(re.escape(plain(shown)).replace("…", ".*"), plain(printed)) is not None
 
 
