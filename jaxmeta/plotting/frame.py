@@ -10,6 +10,7 @@ from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -50,6 +51,18 @@ def draw_band(axes: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, st
         axes.axhspan(low[0], high[0], **fill)
     else:
         axes.fill_between(x, low, high, **fill)
+
+
+def logarithmic(axis: "Axis", low: float, high: float) -> None:
+    """An axis of powers of ten, in plain numbers where they are short: at 1, 2 and 5 where there are few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if low >= 1e-3 and high <= 1e6:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def square(points: np.ndarray) -> dict[str, tuple[float, float]]:

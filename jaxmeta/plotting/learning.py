@@ -13,6 +13,7 @@ from jaxmeta.plotting.frame import (
     draw_band,
     draw_curve,
     legend_beside,
+    logarithmic,
     panels,
 )
 from jaxmeta.plotting.looks import OWN, Style, styles
@@ -154,4 +155,4 @@ def _scale(axes: "Axes", drawn: Sequence[np.ndarray]) -> None:
     values = np.concatenate([np.ravel(values) for values in drawn])
     values = values[np.isfinite(values)]
     if values.size and np.all(values > 0) and np.max(values) > 10 * np.min(values):
-        axes.set_yscale("log")
+        logarithmic(axes.yaxis, values.min(), values.max())

@@ -78,7 +78,7 @@ def regret(
         label = name if len(counts) == 1 else f"{name}, {counted(len(sums), 'task')}"
         draw_curve(axes, x, mean, style, label=label, **wide(name == highlight))
         draw_band(axes, x, mean - ci95, mean + ci95, style)
-    axes.set(xlabel=pull, ylabel="regret, summed up")
+    axes.set(xlabel=pull, ylabel="cumulative regret")
     if title is not None or len(counts) == 1:
         axes.set_title(f"{counted(counts.pop(), 'task')}, 95% intervals" if title is None else title)
     axes.locator_params(axis="x", integer=True)
