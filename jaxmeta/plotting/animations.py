@@ -174,15 +174,16 @@ def _checked(name: str, transitions: Any) -> Any:
 def _film(steps: Any, draw: Callable[..., None] | None, trail: Callable[[Any], Any] | None) -> _Film:
     at = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
     scene = scene_of(at(steps.state, 0), draw, trail)
-    where = (lambda state: np.asarray(scene.trail(state), float)) if scene.trail else None
+    where = scene.trail
     is_seen = _same(steps.inputs.observation, steps.state)
     starts = [*np.flatnonzero(steps.inputs.done).tolist(), len(steps.reward)]
     pictures: list[_Picture] = []
     before: list[np.ndarray] = []
     for episode, (first, end) in enumerate(itertools.pairwise(starts), 1):
         states = [at(steps.state, i) for i in range(first, end)]
-        states.append(at(steps.next_observation, end - 1) if is_seen else states[-1])
-        way = np.stack([where(state) for state in states]) if where else np.zeros((0, 2))
+        followed = jax.tree.leaves(at(steps.next_observation, end - 1))
+        states.append(jax.tree.unflatten(jax.tree.structure(states[-1]), followed) if is_seen else states[-1])
+        way = np.stack([np.asarray(where(state), float) for state in states]) if where else np.zeros((0, 2))
         total = np.concatenate([[0.0], np.cumsum(steps.reward[first:end])])
         for step, state in enumerate(states):
             is_last = step == end - first
@@ -196,7 +197,7 @@ def _film(steps: Any, draw: Callable[..., None] | None, trail: Callable[[Any], A
 def _same(observations: PyTree, states: PyTree) -> bool:
     """Whether a state is what is observed, so that what follows the last step is known too."""
     one, other = jax.tree.leaves(observations), jax.tree.leaves(states)
-    return jax.tree.structure(observations) == jax.tree.structure(states) and all(
+    return len(one) == len(other) and all(
         a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(one, other, strict=True)
     )
 
@@ -211,7 +212,6 @@ def _frames(
     """One figure, whose artists are other ones in each frame: its axes and ticks stay, which would take longest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     figure = Figure(dpi=_DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -221,10 +221,10 @@ def _frames(
     wide, high = np.ptp(around, axis=0)
     shape = 1.0 if axes[0].get_aspect() == "auto" else float(np.clip(high / wide, 0.3, 1.5))
     words = 0.65 + 0.2 * any(names) + 0.3 * (title is not None)
-    figure.set_size_inches(_WIDTH * len(films), round(_WIDTH * shape + words, 1))
+    figure.set_size_inches(_WIDTH * len(films), round((_WIDTH - 0.4) * shape + words, 1))
     if title is not None:
         figure.suptitle(title, fontsize=11)
-    images = []
+    frames = []
     for i in shown:
         for panel, name in zip(panels, names, strict=True):
             panel.draw(i)
@@ -233,9 +233,8 @@ def _frames(
             panel.axes.set_title(f"{name}\n{above}" if name else above, fontsize=9)
         canvas.draw()
         figure.set_layout_engine("none")  # what the first frame was given all keep
-        images.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    palette = _palette(images)
-    return [Image.fromarray(image).quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return _in_few_colors(frames)
 
 
 class _Panel:
@@ -284,13 +283,23 @@ def _around(panels: "Sequence[_Panel]", shown: Sequence[int]) -> np.ndarray:
     return np.stack([low, high])
 
 
-def _palette(images: Sequence[np.ndarray]) -> "Image":
-    """The colours that are most of some frames: white stays white, and so does what is flat."""
+def _in_few_colors(frames: Sequence[np.ndarray]) -> "list[Image]":
+    """RGB frames in the colours that are most of some of them, each pixel in the nearest: white stays white."""
     from PIL import Image
 
-    some = np.concatenate([images[round(i)].reshape(-1, 3) for i in np.linspace(0, len(images) - 1, 5)]).astype(int)
-    codes, counts = np.unique(some @ (65536, 256, 1), return_counts=True)
-    most = codes[np.argsort(-counts, kind="stable")[:_NUM_COLORS]]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.stack([most >> 16, most >> 8 & 255, most & 255], axis=1).astype(np.uint8).tobytes())
-    return palette
+    coded = [frame.astype(np.int32) @ (65536, 256, 1) for frame in frames]
+    some = np.concatenate([coded[round(i)].ravel() for i in np.linspace(0, len(coded) - 1, 5)])
+    codes, counts = np.unique(some, return_counts=True)
+    colors = _rgb(codes[np.argsort(-counts, kind="stable")[:_NUM_COLORS]])
+    images = []
+    for frame in coded:
+        there, at = np.unique(frame, return_inverse=True)
+        nearest = np.argmin(np.sum((_rgb(there)[:, None] - colors) ** 2, axis=-1), axis=1).astype(np.uint8)
+        image = Image.fromarray(nearest[at].reshape(frame.shape))
+        image.putpalette(colors.astype(np.uint8).tobytes())
+        images.append(image)
+    return images
+
+
+def _rgb(codes: np.ndarray) -> np.ndarray:
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1)

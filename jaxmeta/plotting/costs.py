@@ -89,7 +89,7 @@ def draw_costs(
         style = looks[name]
         line = {"color": style.color, "linestyle": style.line, "marker": style.marker, "markersize": 4.5}
         axes.plot(x, y, label=name, **line, **wide(name == highlight))
-    values = np.concatenate([np.asarray(y, float) for _, y in points.values()])
+    values = np.concatenate([np.asarray(y, float) for _, y in points.values()]) if points else np.ones(0)
     values = values[np.isfinite(values)]
     if values.size:
         logarithmic(axes.yaxis, values.min(), values.max())
