@@ -169,8 +169,12 @@ def recipe(name: str) -> str:
     return _markdown(["recipe", f"`{result['recipe']}`"], list(lines.items()))
 
 
-def throughput(device: str) -> str:
+def throughput(device: str, cases: Sequence[str] = ()) -> str:
     """The table of milliseconds of one exact meta-step, medians; a contender that was not timed has a dash.
+
+    Args:
+      device: a folder of benchmarks/results.
+      cases: those that have a line; all if empty.
 
     Raises:
       KeyError: the device has no throughput.json; the message says which have.
@@ -190,6 +194,7 @@ def throughput(device: str) -> str:
             f"{100 * timed[case, 'jaxmeta']['fraction_of_matrix_product_rate']:.2g}%",
         ]
         for case in dict.fromkeys(case for case, _ in timed)
+        if not cases or case in cases
     ]
     names = [who.removeprefix("jaxmeta, ") for who in contenders]
     return _markdown(["case, tasks, K", *names, "of the product"], lines)
@@ -263,7 +268,7 @@ def _chosen(rows: Sequence[Any], which: str) -> Any:
 
 
 def readme(text: str, described: Mapping[str, Any]) -> str:
-    """A README with its tables as the results have them: each recipe's row that is there, each device's throughput.
+    """A README with its tables as the results have them: each recipe's row and each case's times that are there.
 
     Args:
       text: the README.
@@ -273,8 +278,9 @@ def readme(text: str, described: Mapping[str, Any]) -> str:
     for line in text.splitlines():
         name = re.match(r"\| `([^`]+)` \|", line)
         lines.append(_row(name[1], described[name[1]]) if name and name[1] in described else line)
-    marked = r"(<!-- throughput (\S+) -->\n).*?(\n<!-- /throughput -->)"
-    renewed = lambda found: f"{found[1]}{throughput(found[2])}{found[3]}"
+    marked = r"(<!-- throughput (\S+) -->\n)(.*?)(\n<!-- /throughput -->)"
+    cases_of = lambda table: re.findall(r"^\| `(\S+)` \|", table, flags=re.MULTILINE)
+    renewed = lambda found: f"{found[1]}{throughput(found[2], cases_of(found[3]))}{found[4]}"
     return re.sub(marked, renewed, "\n".join(lines) + "\n", flags=re.DOTALL)
 
 

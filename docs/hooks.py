@@ -9,11 +9,13 @@ In a page stands, and is replaced when the site is built:
     {{ picture cpu/rl.png | what is in it }}   a picture of benchmarks/results, which becomes a file of the site
     {{ docstring jaxmeta.algorithms.maml }}    what a module says of itself
     {{ names api/maml.md }}                    a table of the public names on a page, and what each is
+    {{ notebooks }}                            a list of the notebooks, which become files of the site
 
 NAME may be a folder of another device, nvidia-h200/maml-omniglot. An unknown name ends the build.
 """
 
 import ast
+import json
 import posixpath
 import re
 import sys
@@ -34,7 +36,7 @@ import griffe_extension as reading  # noqa: E402
 
 from benchmarks import tables  # noqa: E402
 
-MARKER = re.compile(r"\{\{ +(\w+) +(.+?) +\}\}")
+MARKER = re.compile(r"\{\{ +(\w+)(?: +(.+?))? +\}\}")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -52,10 +54,12 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """The page with each marker replaced."""
 
     def text_of(marker: re.Match[str]) -> str:
-        kind, *arguments = marker[1], *(part.strip() for part in marker[2].split(" | "))
+        kind, *arguments = marker[1], *(part.strip() for part in (marker[2] or "").split(" | ") if part)
         try:
             if kind == "picture":
                 return _picture(*arguments, page=page, config=config, files=files)
+            if kind == "notebooks":
+                return _notebooks(page=page, config=config, files=files)
             kinds = {
                 "result": tables.measured,
                 "recipe": tables.recipe,
@@ -65,7 +69,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
                 "names": _names,
             }
             if kind not in kinds:
-                raise KeyError(f"a marker is one of {', '.join(kinds)}, picture")
+                raise KeyError(f"a marker is one of {', '.join(kinds)}, picture, notebooks")
             return kinds[kind](*arguments)
         except (KeyError, ValueError, TypeError) as error:
             raise PluginError(f"{page.file.src_uri}: {marker[0]}: {error.args[0]}") from error
@@ -77,10 +81,26 @@ def _picture(path: str, alt: str, *, page: Page, config: MkDocsConfig, files: Fi
     there = tables.RESULTS / path
     if not there.is_file():
         raise KeyError(f"no picture benchmarks/results/{path}")
-    uri = f"results/{path}"
+    return f"![{alt}]({_link(f'results/{path}', there, page=page, config=config, files=files)})"
+
+
+def _notebooks(*, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Each title, and the first sentence under it."""
+    lines = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        texts = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        title, text = next(text for text in texts if text.startswith("# ")).removeprefix("# ").split("\n\n", 1)
+        link = _link(f"notebooks/{path.name}", path, page=page, config=config, files=files)
+        sentence = re.split(r"(?<=\.)\s", text, maxsplit=1)[0].replace("\n", " ")
+        lines.append(f"{path.name[0]}. [{title}]({link}): {sentence}")
+    return "\n".join(lines)
+
+
+def _link(uri: str, there: Path, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """From the page to a file of the project, which becomes one of the site."""
     if files.get_file_from_path(uri) is None:
         files.append(File.generated(config, uri, abs_src_path=str(there)))
-    return f"![{alt}]({posixpath.relpath(uri, posixpath.dirname(page.file.src_uri) or '.')})"
+    return posixpath.relpath(uri, posixpath.dirname(page.file.src_uri) or ".")
 
 
 def _docstring(module: str) -> str:

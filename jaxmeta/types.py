@@ -41,7 +41,7 @@ class Task(NamedTuple):
     info: PyTree = ()
 
     def __repr__(self) -> str:
-        return short(self)
+        return short(self, width=300)
 
 
 class TaskDistribution(NamedTuple):

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,32 +21,40 @@ from jaxmeta.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-# A block with another library's name as its title is theirs, and is not run.
-BLOCK = re.compile(r'^( *)```python(?: title="jaxmeta")?\n(.*?)^\1```$', re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+RUN = ("python", 'python title="jaxmeta"')  # a block with another library's name as its title is theirs, and is not run
+PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "```python" in page.read_text())
 
 
-def python_of(page: Path) -> str:
-    """The page's blocks, each on its own lines, so that an error names the page's line."""
-    text, lines = page.read_text(), []
-    for block in BLOCK.finditer(text):
-        first = text[: block.start(2)].count("\n")
-        indent = len(block[1])
-        lines += [""] * (first - len(lines)) + [line[indent:] for line in block[2].splitlines()]
-    return "\n".join(lines)
+def blocks_of(text: str) -> Iterator[tuple[str, str | None]]:
+    """A page's python, each block on its own lines, so that errors name the page's; and what is shown to come out."""
+    found = list(FENCED.finditer(text))
+    for block, following in zip(found, [*found[1:], None], strict=True):
+        if block[2] in RUN:
+            shown = following and not following[2] and not text[block.end() : following.start()].strip()
+            python = re.sub(rf"^{block[1]}", "", block[3], flags=re.MULTILINE)
+            yield "\n" * text[: block.start(3)].count("\n") + python, following[3] if shown else None
 
 
-PAGES = {str(page.relative_to(DOCS)): python for page in sorted(DOCS.rglob("*.md")) if (python := python_of(page))}
+def looks_like(printed: str, shown: str) -> bool:
+    """Whether they differ in numbers and spaces only, which another machine's may; `…` stands for any lines."""
+    plain = lambda text: re.sub(r"\s+", "", re.sub(r"[-−]?\d[\d.,]*(e[-+]?\d+)?", "#", text))
+    return re.fullmatch(re.escape(plain(shown)).replace("…", ".*"), plain(printed)) is not None
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_the_python_of_a_page_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(PAGES[page], page, "exec"), {"__name__": "__main__"})
+    names = {"__name__": "__main__"}
+    for python, shown in blocks_of((DOCS / page).read_text()):
+        exec(compile(python, page, "exec"), names)
+        printed = capsys.readouterr().out
+        assert shown is None or looks_like(printed, shown), f"{page} shows\n{shown}\nand prints\n{printed}"
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
     site = tmp_path / "site"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     assert (site / "index.html").is_file()
