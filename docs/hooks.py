@@ -81,7 +81,8 @@ def _picture(path: str, alt: str, *, page: Page, config: MkDocsConfig, files: Fi
     there = tables.RESULTS / path
     if not there.is_file():
         raise KeyError(f"no picture benchmarks/results/{path}")
-    return f"![{alt}]({_link(f'results/{path}', there, page=page, config=config, files=files)})"
+    link = _link(f"results/{path}", there, page=page, config=config, files=files)
+    return f"[![{alt}]({link})]({link})"  # a click shows it in full size
 
 
 def _notebooks(*, page: Page, config: MkDocsConfig, files: Files) -> str:

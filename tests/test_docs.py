@@ -99,7 +99,7 @@ def test_figures_are_those_of_the_results(shown):
 
 def test_a_picture_becomes_a_file_of_the_site(shown):
     text, files = shown("{{ picture cpu/maml-sinusoid/adaptation.png | Sinusoids }}")
-    assert text == "![Sinusoids](../results/cpu/maml-sinusoid/adaptation.png)"
+    assert "![Sinusoids](../results/cpu/maml-sinusoid/adaptation.png)" in text
     picture = (ROOT / "benchmarks/results/cpu/maml-sinusoid/adaptation.png").read_bytes()
     assert files.get_file_from_path("results/cpu/maml-sinusoid/adaptation.png").content_bytes == picture
 
