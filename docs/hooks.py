@@ -119,8 +119,8 @@ def _names(path: str) -> str:
         raise KeyError(f"no page docs/{path}")
     lines = ["| name | what it is |", "|---|---|"]
     for name in dict.fromkeys(reading.ENTRY.findall(file.read_text())):
-        place, node = _found(name)
-        said = re.split(r"(?<=[^.]\.)\s|\n\n", (ast.get_docstring(node) or "").strip())[0].rstrip(".:")
+        place, text = _found(name)
+        said = re.split(r"(?<=[^.]\.)\s|\n\n", text.strip())[0].rstrip(".:")
         text = reading.as_markdown(" ".join(said.split()), _by_place(), place.rsplit(".", 1)[0], set())
         lines.append(f"| [`{name.removeprefix('jaxmeta.')}`][{name}] | {text.replace('|', '&#124;')} |")
     return "\n".join(lines)
@@ -133,16 +133,19 @@ def _by_place() -> dict[str, str]:
 
 
 @cache
-def _found(name: str) -> tuple[str, ast.AST]:
-    """Where a name is defined, and the definition: in its module, or where that imports it from."""
+def _found(name: str) -> tuple[str, str]:
+    """Where a name is defined, and what is said of it: in its module, or where that imports it from."""
     module, _, last = name.rpartition(".")
-    for node in _parsed(module).body if module else ():
+    body = _parsed(module).body if module else []
+    for node, below in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == last:
-            return name, node
+            return name, ast.get_docstring(node) or ""
+        if isinstance(node, ast.Assign | ast.AnnAssign) and ast.unparse(node).startswith((f"{last} =", f"{last}: ")):
+            return name, ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
         is_import = isinstance(node, ast.ImportFrom) and node.module != module
         if is_import and last in {alias.name for alias in node.names}:
             return _found(f"{node.module}.{last}")
-    return name, _parsed(name)
+    return name, ast.get_docstring(_parsed(name)) or ""
 
 
 @cache

@@ -146,14 +146,15 @@ ROOMS_OF_RL = ("distributions", "families", "objectives", "on_policy", "oracles"
 
 def public() -> set[str]:
     """Every public name by its shortest path: what `__all__` has, or where there is none what a module defines."""
-    places: dict[int, str] = {}
+    places: dict[object, str] = {}
     modules = ["jaxmeta", *(f"jaxmeta.{room}" for room in ROOMS), *(f"jaxmeta.rl.{room}" for room in ROOMS_OF_RL)]
     for module in map(importlib.import_module, modules):
         is_own = lambda value, module=module: getattr(value, "__module__", None) == module.__name__
         has_text = lambda value: inspect.isfunction(value) or inspect.isclass(value)
         own = [name for name, value in vars(module).items() if is_own(value) and has_text(value) and name[0] != "_"]
         for name in getattr(module, "__all__", own):
-            places.setdefault(id(getattr(module, name)), f"{module.__name__}.{name}")
+            value, path = getattr(module, name), f"{module.__name__}.{name}"
+            places.setdefault(id(value) if has_text(value) or inspect.ismodule(value) else path, path)
     return set(places.values())
 
 
