@@ -45,7 +45,8 @@ class Docstrings(griffe.Extension):
         by_place = {pkg[name.removeprefix("jaxmeta.")].canonical_path: name for name in names}
         for member in members:
             if member.docstring:
-                inside = {part.name for part in member.parameters} if member.is_function else set(member.members)
+                inside = {part.name for part in member.parameters} if member.is_function else set()
+                inside |= set(member.members) if member.is_class else set()
                 here = {place: name for place, name in by_place.items() if place != member.canonical_path}
                 place = member.canonical_path if member.is_module else member.module.canonical_path
                 member.docstring.value = as_markdown(member.docstring.value, here, place, inside)
