@@ -3,11 +3,12 @@
 - two_loops.svg and rooms.svg, for docs/concepts.md. Text is drawn as paths, so that it looks the same everywhere, on a
   white background, so that it is read on a dark page too. What rooms.svg shows is read from ROOMS of
   tests/test_imports.py, and is written into the file in words too, which tests/test_plotting.py compares.
-- the pictures of docs/how-to/pictures.md: what its python saves, in fewer colours, which makes smaller files.
+- the pictures of docs/how-to/pictures.md: the figures that its python makes, in fewer colours, for smaller files.
 """
 
 import ast
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -19,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
+
+from jaxmeta import plotting
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -204,18 +207,20 @@ def save(figure: Figure, name: str, description: str) -> None:
 
 
 def of_the_page() -> None:
-    """Runs the python of docs/how-to/pictures.md, and takes the pictures that it saves."""
+    """Runs the python of docs/how-to/pictures.md, and draws the figures that it makes, by the names it gives them."""
     text = (HERE.parent / "how-to" / "pictures.md").read_text()
     python = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.chdir(folder):
-            exec(compile(python, "pictures.md", "exec"), {"__name__": "__main__"})
-        for path in sorted(Path(folder).iterdir()):
-            to = HERE / path.name
-            if path.suffix == ".gif":
-                to.write_bytes(path.read_bytes())
-            else:
-                Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(to, optimize=True)
+    names: dict = {"__name__": "__main__"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        exec(compile(python, "pictures.md", "exec"), names)
+    for name, value in names.items():
+        if isinstance(value, Figure):
+            written = io.BytesIO()
+            value.savefig(written)
+            small = Image.open(written).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            small.save(HERE / f"{name}.png", optimize=True)
+        elif isinstance(value, plotting.Animation) and f"{name}.gif" in text:
+            value.save(HERE / f"{name}.gif")
 
 
 if __name__ == "__main__":
