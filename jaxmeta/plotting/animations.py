@@ -112,7 +112,7 @@ def animation(
     >>> agent, trial = rl.oracles.optimal_navigation(task), rl.trial(family.environment, num_steps=3)
     >>> _, played = rl.rollout(jax.random.key(1), trial, *agent, task, keep_states=True)
     >>> animation(played, task, title="told the goal")
-    Animation(4 frames of 320 x 390 pixels, 1.3 s)
+    Animation(4 frames of 320 x 380 pixels, 1.3 s)
     """
     named = dict(played) if isinstance(played, Mapping) else {"": played}
     check_filled("played", named, '{"after 1 step": transitions}')
