@@ -1,5 +1,7 @@
 """The outer loop around any meta-learner, the protocol that judges it, and states on disk.
 
+A run, and how to go on with it:
+
     state, history = fit(key, learner, tasks, num_outer_steps=1000, num_tasks=16)
     save_state("run", int(state.step), state)  # later, or elsewhere:
     state = restore_state("run", jax.eval_shape(learner.init, key))
