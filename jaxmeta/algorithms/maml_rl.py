@@ -646,7 +646,7 @@ def promp(
       init_fn: as in `maml_rl`.
       apply_fn: as in `maml_rl`.
       environment: as in `maml_rl`.
-      inner_kl_weight: η ≥ 0.
+      inner_kl_weight: η ≥ 0, of the divergence in nats.
       outer: as for `maml_rl`; by default five steps of PPO, clipped at 1 ± 0.3.
 
     The other arguments, returns and errors as for `maml_rl`.
