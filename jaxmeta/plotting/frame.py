@@ -1,5 +1,6 @@
 """What all pictures are made of: panels, curves, bands and legends; and the arguments that all of them check alike."""
 
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +80,17 @@ def legend_beside(figure: "Figure", axes: "Sequence[Axes]") -> None:
 
 
 def legend_below(figure: "Figure", axes: "Iterable[Axes]", num_columns: int | None = None) -> None:
+    """Likewise, in as many columns as there is room for."""
     handles, labels = entries(axes)
-    columns = len(labels) if num_columns is None else num_columns
+    each = 0.95 + 0.09 * max(map(len, labels), default=0)  # inches, with the line beside it
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / each))) if num_columns is None else num_columns
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
+
+
+def title_above(figure: "Figure", text: str, size: float = 12.0) -> None:
+    """In lines that are as long as the figure is wide."""
+    letters = int(115 * figure.get_figwidth() / size)
+    figure.suptitle("\n".join(textwrap.fill(line, letters) for line in text.split("\n")), fontsize=size)
 
 
 def entries(axes: "Iterable[Axes]") -> tuple[list, list[str]]:
