@@ -28,7 +28,11 @@ _AT_END = 1.0  # seconds that the end of an episode is shown at least
 
 
 class Animation(NamedTuple):
-    """Pictures, and for how many milliseconds each is shown. A notebook shows it moving.
+    """Pictures that follow one another. A notebook shows them moving.
+
+    Attributes:
+      frames: the pictures, pillow's, all of one size.
+      durations: milliseconds that each is shown.
 
     >>> from PIL import Image
     >>> Animation([Image.new("P", (4, 4), color) for color in (0, 1)], [100, 100])
