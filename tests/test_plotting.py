@@ -237,6 +237,16 @@ def test_a_logarithmic_axis_has_plain_numbers():
     assert labels == ["0.2", "0.5", "1", "2"]
 
 
+def test_empty_panels_are_in_rows_of_four():
+    figure, axes = plotting.figure(5, width=2.0, height=1.5)
+    assert len(axes) == len(figure.axes) == 5 and figure.get_size_inches().tolist() == [8.0, 3.0]
+    assert all(not panel.spines["top"].get_visible() for panel in axes)
+    with pytest.raises(ValueError, match="num_panels must be an integer >= 1, got 0"):
+        plotting.figure(0)
+    with pytest.raises(ValueError, match="width must be a finite number"):
+        plotting.figure(1, width=0)
+
+
 @pytest.mark.parametrize("metrics", [{"loss": np.ones(0)}, {"loss": np.ones((3, 0))}])
 def test_a_history_without_steps_is_said(metrics):
     with pytest.raises(ValueError, match="at least one step"):
