@@ -5,6 +5,7 @@ theirs from here whenever it is built (docs/hooks.py), for which reason nothing 
 """
 
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -220,8 +221,8 @@ def figure(file: str, path: str, form: str) -> str:
     """A number of a JSON file of benchmarks/results, for prose.
 
     `path` goes down by names and indices, and into a list by what its entry has: `rows[case=conv4-t8-k1 &
-    contender=jaxmeta].median`; after it may come `* 1000` or `/ 2**20` or `/ ` another path. `form` is a format
-    specification.
+    contender=jaxmeta].median`. Several paths, and numbers, may be joined by + * and /, taken from left to right: `...
+    * 1000`, `... / 2**20`. `form` is a format specification.
 
     >>> figure("cpu/maml-sinusoid/result.json", "metrics.mse.mean[1]", ".3f")
     '0.627'
@@ -234,11 +235,11 @@ def figure(file: str, path: str, form: str) -> str:
     if not (RESULTS / file).is_file():
         raise KeyError(f"no file benchmarks/results/{file}")
     whole = content(RESULTS / file)
-    first, *others = re.split(r" ([*/]) ", path)
-    value = _entry(whole, first)
+    first, *others = re.split(r" ([+*/]) ", path)
+    operand = lambda text: _number(text) if re.fullmatch(_NUMBER, text) else _entry(whole, text)
+    value = operand(first)
     for operation, other in zip(others[::2], others[1::2], strict=True):
-        by = _number(other) if re.fullmatch(_NUMBER, other) else _entry(whole, other)
-        value = value * by if operation == "*" else value / by
+        value = {"+": operator.add, "*": operator.mul, "/": operator.truediv}[operation](value, operand(other))
     return format(value, form)
 
 

@@ -1,8 +1,10 @@
 """How docstrings become pages: what griffe, which reads the code without running it, does not know of them.
 
 - Doctests become code blocks, as they stand.
-- A public name in backticks becomes a link to its entry: `adapt.sgd`, `jaxmeta.maml`, and in its own module `sgd`.
+- A public name in backticks becomes a link to its entry: `adapt.sgd`, `jaxmeta.maml`, `sgd` where there is but one.
 - `**options` of a function under `names_options_of(constructor)` become the arguments that they are.
+- Tuples with names and flax modules get the signature that they are made by; what a dataclass says below its fields
+  becomes a list of them.
 """
 
 import re
@@ -14,15 +16,16 @@ import griffe
 PAGES = Path(__file__).parent / "api"
 DOCTEST = re.compile(r"^( *)>>> .*(?:\n\1.*\S.*)*", re.MULTILINE)
 CODE = re.compile(r"(?<![`\[])`([A-Za-z_][\w.]*)((?:\([^`]*\))?)`(?![`\]])")
-# Functions of a learner, and words of every day, where no module is named before them.
-NO_LINKS = {"adapt", "agent", "evaluate", "family", "history", "init", "outer", "replay", "report", "returns", "sac"}
-NO_LINKS |= {"tasks", "trial", "training", "update", "recurrent", "rollout", "rl", "nn", "plan", "lines", "episode"}
+# Words that mean something else where they stand alone: fields, arguments, functions of a learner.
+WORDS = {"adapt", "after", "episode", "evaluate", "family", "history", "lines", "outer", "plan", "recurrent", "replay"}
+WORDS |= {"report", "returns", "rl", "nn", "rollout", "sac", "styles", "tasks", "training", "trial", "truncated"}
+WORDS |= {"counted", "linear", "conv", "lvc", "dice", "goal", "reptile", "objectives"}
+ENTRY = re.compile(r"^::: (jaxmeta\S*)$", re.MULTILINE)
 
 
 def public_names() -> list[str]:
     """The names that the pages of docs/api show, by their shortest public path."""
-    entry = re.compile(r"^::: (jaxmeta\S*)$", re.MULTILINE)
-    return [name for page in sorted(PAGES.rglob("*.md")) for name in entry.findall(page.read_text())]
+    return [name for page in sorted(PAGES.rglob("*.md")) for name in ENTRY.findall(page.read_text())]
 
 
 class Docstrings(griffe.Extension):
@@ -32,13 +35,57 @@ class Docstrings(griffe.Extension):
         for member in members:
             if member.is_function:
                 _name_options(member)
+            elif member.is_class:
+                _sign(member)
+        said = {member: _said(member) for member in members if member.is_class}
+        for member, fields in said.items():
+            _list_fields(member, fields)
         _prefer_functions(pkg)
-        names = set(public_names())
+        names = public_names()
         by_place = {pkg[name.removeprefix("jaxmeta.")].canonical_path: name for name in names}
         for member in members:
             if member.docstring:
-                text = DOCTEST.sub(lambda block: f"```pycon\n{block[0]}\n```", member.docstring.value)
-                member.docstring.value = "\n".join(_with_links(text, member, names, by_place))
+                inside = {part.name for part in member.parameters} if member.is_function else set(member.members)
+                here = {place: name for place, name in by_place.items() if place != member.canonical_path}
+                place = member.canonical_path if member.is_module else member.module.canonical_path
+                member.docstring.value = as_markdown(member.docstring.value, here, place, inside)
+
+
+def _members(obj: griffe.Object) -> Iterator[griffe.Object]:
+    yield obj
+    for member in obj.members.values():
+        if not member.is_alias:
+            yield from _members(member)
+
+
+def as_markdown(text: str, by_place: dict[str, str], module: str, inside: set[str]) -> str:
+    """A docstring with doctests as code blocks, and links outside of code blocks.
+
+    Args:
+      text: the docstring.
+      by_place: public names by where they are defined, `jaxmeta.adapt.optimizers.sgd`.
+      module: where the docstring is.
+      inside: names that mean something else there, such as arguments.
+    """
+    public = set(by_place.values())
+
+    def linked(code: re.Match[str]) -> str:
+        name, call = code[1], code[2]
+        if name in inside or (name in WORDS and not call):
+            return code[0]
+        whole = [path for path in (f"jaxmeta.{name}", f"jaxmeta.rl.{name}", name) if path in public]
+        alone = [path for path in public if path.rsplit(".", 1)[-1] == name]
+        found = by_place.get(f"{module}.{name}") or next(iter(whole), alone[0] if len(alone) == 1 else None)
+        return f"[{code[0]}][{found}]" if found else code[0]
+
+    lines, is_fenced, is_indented, before = [], False, False, ""
+    for line in DOCTEST.sub(lambda block: f"```pycon\n{block[0]}\n```", text).split("\n"):
+        is_fence = line.startswith("```")
+        is_indented = line.startswith("    ") and (is_indented or not before.strip())
+        lines.append(line if is_fenced or is_fence or is_indented else CODE.sub(linked, line))
+        is_fenced ^= is_fence
+        before = line
+    return "\n".join(lines)
 
 
 def _prefer_functions(package: griffe.Module) -> None:
@@ -66,34 +113,50 @@ def _at(package: griffe.Module, path: str) -> griffe.Object:
     return found.members[name] if there == path else _at(package, there)
 
 
-def _members(obj: griffe.Object) -> Iterator[griffe.Object]:
-    yield obj
-    for member in obj.members.values():
-        if not member.is_alias:
-            yield from _members(member)
+def _sign(cls: griffe.Class) -> None:
+    """Gives tuples with names and flax modules the signature that Python makes of their fields."""
+    if not {str(base).rsplit(".", 1)[-1] for base in cls.bases} & {"NamedTuple", "Module"} or "__init__" in cls.members:
+        return
+    first = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
+    fields = [
+        griffe.Parameter(
+            name, annotation=field.annotation, kind=griffe.ParameterKind.positional_or_keyword, default=field.value
+        )
+        for name, field in cls.attributes.items()
+        if field.annotation is not None and not name.startswith("_") and "property" not in field.labels
+    ]
+    cls.set_member("__init__", griffe.Function("__init__", parameters=griffe.Parameters(first, *fields)))
 
 
-def _with_links(text: str, member: griffe.Object, names: set[str], by_place: dict[str, str]) -> Iterator[str]:
-    """The lines, with links outside of code blocks and never to where one already is."""
-    own = by_place.get(member.canonical_path)
-    parameters = {parameter.name for parameter in member.parameters} if member.is_function else set()
+def _said(cls: griffe.Class) -> dict[str, str]:
+    """What is said below the fields of a dataclass, those that it inherits first."""
+    said = {}
+    for base in cls.bases:
+        inherited = cls.module.members.get(str(base))
+        if inherited and (not inherited.is_alias or inherited.target_path.startswith("jaxmeta.")):
+            said |= _said(_resolve(cls.module, str(base)))
+    documented = {name: field for name, field in cls.attributes.items() if field.docstring}
+    return said | {
+        name: " ".join(field.docstring.value.split())
+        for name, field in documented.items()
+        if "property" not in field.labels
+    }
 
-    def linked(code: re.Match[str]) -> str:
-        name = code[1]
-        if name in parameters or name in NO_LINKS:
-            return code[0]
-        known = [path for path in (f"jaxmeta.{name}", f"jaxmeta.rl.{name}", name) if path in names]
-        found = known[0] if known else by_place.get(f"{member.module.canonical_path}.{name}")
-        return code[0] if found in (None, own) else f"[{code[0]}][{found}]"
 
-    is_fenced = is_indented = False
-    before = ""
-    for line in text.split("\n"):
-        is_fence = line.startswith("```")
-        is_indented = line.startswith("    ") and (is_indented or not before.strip())
-        yield line if is_fenced or is_fence or is_indented else CODE.sub(linked, line)
-        is_fenced ^= is_fence
-        before = line
+def _list_fields(cls: griffe.Class, said: dict[str, str]) -> None:
+    """Makes a section of the docstring of what is said below the fields."""
+    if not said or not cls.docstring:
+        return
+    lines, listed = cls.docstring.value.split("\n"), [f"  {name}: {text}" for name, text in said.items()]
+    if "Attributes:" in lines:
+        at = lines.index("Attributes:") + 1
+        lines[at:at] = listed
+    else:
+        at = next((i for i, line in enumerate(lines) if line == "Raises:" or line.startswith(">>>")), len(lines))
+        lines[at:at] = ["", "Attributes:", *listed, ""]
+    cls.docstring.value = "\n".join(lines)
+    for name in said.keys() & cls.attributes.keys():
+        cls.attributes[name].docstring = None
 
 
 def _name_options(function: griffe.Function) -> None:

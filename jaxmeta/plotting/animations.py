@@ -28,7 +28,11 @@ _AT_END = 1.0  # seconds that the end of an episode is shown at least
 
 
 class Animation(NamedTuple):
-    """Pictures, and for how many milliseconds each is shown. A notebook shows it moving.
+    """Pictures that follow one another. A notebook shows them moving.
+
+    Attributes:
+      frames: the pictures, pillow's, all of one size.
+      durations: milliseconds that each is shown.
 
     >>> from PIL import Image
     >>> Animation([Image.new("P", (4, 4), color) for color in (0, 1)], [100, 100])
@@ -108,7 +112,7 @@ def animation(
     >>> agent, trial = rl.oracles.optimal_navigation(task), rl.trial(family.environment, num_steps=3)
     >>> _, played = rl.rollout(jax.random.key(1), trial, *agent, task, keep_states=True)
     >>> animation(played, task, title="told the goal")
-    Animation(4 frames of 320 x 390 pixels, 1.3 s)
+    Animation(4 frames of 320 x 380 pixels, 1.3 s)
     """
     named = dict(played) if isinstance(played, Mapping) else {"": played}
     check_filled("played", named, '{"after 1 step": transitions}')

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 def after(num_steps: int, step: str = "step") -> str:
     """What a curve after some steps of adaptation is called.
 
+    Args:
+      num_steps: units of adaptation, at least 0.
+      step: what a unit is called: "step", "episode".
+
     >>> after(0), after(1), after(2, "episode")
     ('before adaptation', 'after 1 step', 'after 2 episodes')
     """

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 def learning_curve(steps: np.ndarray, values: np.ndarray, name: str, title: str) -> "Figure":
     """A metric of the query sets after adaptation, called `name`, against outer steps; both `[n]`.
 
+    Args:
+      steps: `[n]`, outer steps.
+      values: `[n]`, the metric at each.
+      name: the metric's.
+      title: above the picture.
+
     >>> learning_curve(np.arange(5), np.ones(5), "mse", "maml").axes[0].get_ylabel()
     'mse after adaptation'
     """

@@ -20,6 +20,13 @@ def lines(
 
     The curve called `highlight` is thicker, and below the others.
 
+    Args:
+      curves: {name: `[n]`}; one of a single point is a line across.
+      xlabel: what is counted from 1 to n.
+      ylabel: what the curves are of, with its unit.
+      title: above the picture; none if None.
+      highlight: the name of one curve; none if None.
+
     >>> lines({"thompson": np.arange(3.0)}, "pull", "regret", "bandit").axes[0].get_xlabel()
     'pull'
     """
