@@ -97,7 +97,7 @@ def animation(
       trail: (state) -> [x, y], where the agent is; the way of the episode so far is drawn, and that of those before it
         pale. If None, it is the state in the plane and on the grid, and no way elsewhere.
       title: above everything; none if None.
-      frames_per_second: how fast it moves.
+      frames_per_second: pictures that are shown in a second.
       max_frames: if there were more, only every second step is shown, or every third, and so on.
 
     Returns:
