@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from jaxmeta import plotting
 from jaxmeta.training import Report
+from jaxmeta.training.history import History
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -163,6 +164,24 @@ def test_a_history_of_seeds_is_drawn_as_median_and_middle_half():
     (band,) = axes.collections
     vertices = {(x, y) for x, y in band.get_paths()[0].vertices}
     assert vertices == {(1 + k, low + k) for k in range(4) for low in (1, 3)}
+
+
+def test_validation_stands_beside_training():
+    found = {"step": np.array([50, 100]), "mse": np.array([0.7, 0.4]), "loss": np.array([0.8, 0.5])}
+    metrics = History({"mse": np.ones(100), "grad_norm": np.ones(100)}, validation=found)
+    figure = plotting.history(metrics, title="a run")
+    of_mse, of_norm = figure.axes
+    training, validation = of_mse.lines
+    np.testing.assert_array_equal(validation.get_xydata(), [[50, 0.7], [100, 0.4]])
+    assert (training.get_marker(), training.get_linestyle()) != (validation.get_marker(), validation.get_linestyle())
+    assert len(of_norm.lines) == 1  # which has none
+    assert [text.get_text() for text in legend(figure)] == ["training", "validation"]
+    assert not plotting.history(metrics, names=["grad_norm"]).legends
+
+
+def test_points_are_means_where_the_steps_do_not_divide_evenly():
+    (axes,) = plotting.history({"loss": np.arange(20.0)}, num_points=3).axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[6, 2.5], [13, 9], [20, 16]])
 
 
 def band_of(collection):
