@@ -15,6 +15,7 @@ from jaxmeta.plotting.frame import (
     legend_beside,
     logarithmic,
     panels,
+    title_above,
 )
 from jaxmeta.plotting.looks import OWN, Style, styles
 from jaxmeta.words import counted, short
@@ -81,7 +82,7 @@ def history(
         _scale(panel, [values])
         panel.set(ylabel=name)
     if title is not None:
-        figure.suptitle(title)
+        title_above(figure, title)
     return figure
 
 
@@ -128,7 +129,7 @@ def learning_curves(
         _scale(panel, drawn)
         panel.set(ylabel=name)
     if title is not None:
-        figure.suptitle(title)
+        title_above(figure, title)
     legend_beside(figure, axes)
     return figure
 
