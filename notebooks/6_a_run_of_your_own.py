@@ -299,7 +299,7 @@ for name, of_name in {"MAML": learner, "first order": first_order}.items():
     print(f"{name}: mse after 2 steps {found[name].mean():.3f} ± {ci95:.3f}, seeds {np.round(found[name], 2)}")
 
 # %%
-for name, (states, history) in runs.items():
+for _, (states, history) in runs.items():
     assert history["mse"].shape == (8, 300)
     assert states.step.tolist() == [300] * 8
 assert len(set(np.round(found["MAML"], 6))) == 8  # eight different runs

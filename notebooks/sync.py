@@ -1,4 +1,4 @@
-"""Makes every notebook of the script beside it: `python notebooks/sync.py`, after a script or the public address changed.
+"""Makes every notebook of the script beside it: `python notebooks/sync.py`, after a script or the address changed.
 
 A script (jupytext's py:percent) is what is written and reviewed; its notebook, without outputs, is what Colab and
 Jupyter open. Where `[project.urls]` in pyproject.toml has a `Repository`, notebooks and README get a badge that opens

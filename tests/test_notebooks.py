@@ -23,9 +23,10 @@ def test_notebooks_and_readme_are_what_the_command_makes_of_the_scripts():
 
 def test_a_public_address_makes_badges_and_none_makes_no_link():
     for path, text in sync.files("https://github.com/somebody/jaxmeta").items():
-        colab = "https://colab.research.google.com/github/somebody/jaxmeta/blob/main/notebooks"
         for stem in [path.stem] if path.suffix == ".ipynb" else [path.stem for path in NOTEBOOKS]:
-            assert f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}/{stem}.ipynb)" in text
+            where = f"github/somebody/jaxmeta/blob/main/notebooks/{stem}.ipynb"
+            picture = "![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)"
+            assert f"[{picture}](https://colab.research.google.com/{where})" in text
     if sync.repository() is None:
         assert not any("colab.research.google.com" in path.read_text() for path in (*NOTEBOOKS, ROOT / "README.md"))
 
