@@ -150,7 +150,7 @@ def test_episode_frames_right_and_wrong_predictions():
     assert frames == [shot, right, wrong, shot, right, right]
     assert [axes.get_title() for axes in figure.axes] == ["", "", "as 1", "", "", ""]
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), query[0][1])
-    assert "orange: wrong" in figure.get_suptitle()
+    assert "orange, dashed: wrong" in figure.get_suptitle()
 
 
 def test_a_method_looks_the_same_wherever_it_is_drawn():

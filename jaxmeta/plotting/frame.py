@@ -1,0 +1,139 @@
+"""What all pictures are made of: panels, curves, bands and legends; and the arguments that all of them check alike."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmeta.plotting.looks import Style
+from jaxmeta.words import counted, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def panels(num_panels: int, width: float, height: float, beside: float = 0.0) -> "tuple[Figure, Sequence[Axes]]":
+    """A figure of panels of this size in inches, four in a row at most, with room beside them."""
+    from matplotlib.figure import Figure
+
+    num_columns = min(4, num_panels)
+    num_rows = -(-num_panels // num_columns)
+    figure = Figure(figsize=(width * num_columns + beside, height * num_rows), layout="constrained", dpi=150)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for unused in axes[num_panels:]:
+        unused.remove()
+    for panel in axes[:num_panels]:
+        plain(panel)
+    return figure, list(axes[:num_panels])
+
+
+def plain(axes: "Axes") -> None:
+    """No frame but the two axes, and a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+
+
+def draw_curve(axes: "Axes", x: np.ndarray, y: np.ndarray, style: Style, **options: Any) -> None:
+    """A line with eight markers or so; of one point, a line across."""
+    line = {"color": style.color, "linestyle": style.line, **options}
+    if len(y) == 1:
+        axes.axhline(y[0], **line)
+    else:
+        axes.plot(x, y, marker=style.marker, markersize=4, markevery=max(1, len(y) // 8), **line)
+
+
+def draw_band(axes: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, style: Style) -> None:
+    """From `low` to `high`; of one point, across."""
+    fill = {"color": style.color, "alpha": 0.2, "linewidth": 0}
+    if len(low) == 1:
+        axes.axhspan(low[0], high[0], **fill)
+    else:
+        axes.fill_between(x, low, high, **fill)
+
+
+def square(points: np.ndarray) -> dict[str, tuple[float, float]]:
+    """The limits of a square around all points `[n, 2]`, with some room."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    middle, half = (low + high) / 2, 0.55 * max(*(high - low), 1e-6)
+    return {name: (at - half, at + half) for name, at in zip(("xlim", "ylim"), middle, strict=True)}
+
+
+def legend_beside(figure: "Figure", axes: "Sequence[Axes]") -> None:
+    """Of all panels, each label once."""
+    handles, labels = entries(axes)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=3.5)
+
+
+def legend_below(figure: "Figure", axes: "Sequence[Axes]", num_columns: int | None = None) -> None:
+    handles, labels = entries(axes)
+    columns = len(labels) if num_columns is None else num_columns
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
+
+
+def entries(axes: "Sequence[Axes]") -> tuple[list, list[str]]:
+    """What a legend of all panels says: each label once, with the artist that it was first given to."""
+    found: dict[str, Any] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def check_filled(name: str, value: Any, example: str) -> None:
+    """A dict of at least one entry, each by its name."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a dict, such as {example}, got {short(value)}")
+    if not value:
+        raise ValueError(f"{name} must have at least one entry, such as {example}, got {{}}")
+
+
+def check_names(names: Sequence[str] | None, there: Sequence[str]) -> list[str]:
+    """The names, all that there are if None."""
+    if isinstance(names, str):
+        raise ValueError(f"names must be a sequence of names, such as [{names!r}], got {names!r}")
+    for name in names or ():
+        if name not in there:
+            raise ValueError(f"names must be of metrics that there are, {', '.join(there)}, got {name!r}")
+    return list(there if names is None else names)
+
+
+def check_common(argument: str, names: Sequence[str] | None, there: Mapping[str, Collection[str]]) -> list[str]:
+    """The names, those that all have if None; `there` holds what each has."""
+    if isinstance(names, str):
+        raise ValueError(f"names must be a sequence of names, such as [{names!r}], got {names!r}")
+    for name in names or ():
+        for key, own in there.items():
+            if name not in own:
+                raise ValueError(
+                    f"names must be of metrics that all of {argument} have, and {key!r} has {', '.join(own)}, "
+                    f"got {name!r}"
+                )
+    if names is not None:
+        return list(names)
+    first, *others = there.values()
+    common = [name for name in first if all(name in own for own in others)]
+    if not common:
+        each = "; ".join(f"{key!r}: {', '.join(own)}" for key, own in there.items())
+        raise ValueError(f"{argument} must have a metric in common to be drawn in one picture, got {each}")
+    return common
+
+
+def check_array(name: str, value: Any, shape: str, *, minimum: int = 0) -> np.ndarray:
+    """As an array of numbers with as many axes as `shape` names, such as "[tasks, pulls]", the first of `minimum`."""
+    array = np.asarray(value)
+    if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise ValueError(f"{name} must be numbers {shape}, got {short(value)}")
+    if array.ndim != shape.count(",") + 1:
+        raise ValueError(f"{name} must have the shape {shape}, got {list(array.shape)}")
+    if 0 in array.shape or len(array) < minimum:
+        of = shape[1:].split(",")[0].rstrip("]")
+        wanted = f"at least {minimum} {of}" if minimum > 1 else "at least one number"
+        raise ValueError(f"{name} must be of {wanted}, got the shape {list(array.shape)}")
+    return array
+
+
+def check_length(name: str, value: Any, length: int, of: str) -> None:
+    """One entry for each of `length` things, of which `of` says what they are."""
+    if len(value) != length:
+        raise ValueError(f"{name} must have {counted(length, 'entry', 'entries')}, one for each {of}, got {len(value)}")
