@@ -25,12 +25,13 @@ from jaxmeta.types import Params, PyTree
 class Recurrent(NamedTuple):
     """Pure functions of one recurrent network; ... are any axes of a batch, D inputs, H outputs.
 
-    init:        (key, D) -> params
-    start:       (shape of ...) -> the carry before the first step
-    step:        (params, carry, x [..., D]) -> (carry, h [..., H])
-    sequence:    (params, carry, xs [T, ..., D]) -> (carry, hs [T, ..., H])
-    num_outputs: H
-    max_steps:   steps from `start` on that it can take, None if any number
+    Attributes:
+      init: (key, D) -> params
+      start: (shape of ...) -> the carry before the first step
+      step: (params, carry, x [..., D]) -> (carry, h [..., H])
+      sequence: (params, carry, xs [T, ..., D]) -> (carry, hs [T, ..., H])
+      num_outputs: H
+      max_steps: steps from `start` on that it can take, None if any number
     """
 
     init: Callable[[jax.Array, int], Params]
@@ -50,6 +51,9 @@ def gru(num_units: int = 128) -> Recurrent:
 
     Chung, Gulcehre, Cho, Bengio, "Empirical Evaluation of Gated Recurrent Neural Networks on Sequence Modeling" (2014),
     https://arxiv.org/abs/1412.3555
+
+    Args:
+      num_units: H, the width of the hidden state, at least 1.
 
     Raises:
       ValueError: `num_units` is not a positive integer.
@@ -88,6 +92,9 @@ def lstm(num_units: int = 128) -> Recurrent:
     It is flax's `OptimizedLSTMCell`, whose initialisers it has, with the kernels of i, f, g, o side by side.
 
     Hochreiter, Schmidhuber, "Long Short-Term Memory" (1997), https://doi.org/10.1162/neco.1997.9.8.1735
+
+    Args:
+      num_units: H, the width of the hidden state, at least 1.
 
     Raises:
       ValueError: `num_units` is not a positive integer.

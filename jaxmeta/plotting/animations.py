@@ -4,7 +4,7 @@ import base64
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,16 +19,20 @@ from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 _DOTS_PER_INCH = 100
-_NUM_COLORS = 64  # shared by all frames: a palette for each would be most of the file
+_WIDTH = 3.2  # of a panel, in inches
+_NUM_COLORS = 64  # shared by all frames: a palette for each would be most of a small file
 _AT_END = 1.0  # seconds that the end of an episode is shown at least
 
 
 class Animation(NamedTuple):
-    """Pictures, and for how many milliseconds each is shown. A notebook shows it moving.
+    """Pictures that follow one another. A notebook shows them moving.
+
+    Attributes:
+      frames: the pictures, pillow's, all of one size.
+      durations: milliseconds that each is shown.
 
     >>> from PIL import Image
     >>> Animation([Image.new("P", (4, 4), color) for color in (0, 1)], [100, 100])
@@ -108,7 +112,7 @@ def animation(
     >>> agent, trial = rl.oracles.optimal_navigation(task), rl.trial(family.environment, num_steps=3)
     >>> _, played = rl.rollout(jax.random.key(1), trial, *agent, task, keep_states=True)
     >>> animation(played, task, title="told the goal")
-    Animation(4 frames of 320 x 390 pixels, 1.3 s)
+    Animation(4 frames of 320 x 380 pixels, 1.3 s)
     """
     named = dict(played) if isinstance(played, Mapping) else {"": played}
     check_filled("played", named, '{"after 1 step": transitions}')
@@ -125,7 +129,7 @@ def animation(
     longest = max(len(film.pictures) for film in films)
     every = -(-longest // max_frames)
     shown = [i for i in range(longest) if i % every == 0 or i == longest - 1 or any(film.ends(i) for film in films)]
-    frames = list(_frames(films, list(named), jax.tree.map(np.asarray, task), title, shown))
+    frames = _frames(films, list(named), jax.tree.map(np.asarray, task), title, shown)
     pause = round(1000 / frames_per_second)
     at_end = max(pause, round(1000 * _AT_END))
     return Animation(frames, [at_end if any(film.ends(i) for film in films) else pause for i in shown])
@@ -156,7 +160,9 @@ class _Film(NamedTuple):
 
 def _checked(name: str, transitions: Any) -> Any:
     """The transitions as arrays, without the steps after the trial's last episode."""
-    if not all(hasattr(transitions, field) for field in ("inputs", "reward", "mask", "state")):
+    if not all(
+        hasattr(transitions, field) for field in ("inputs", "reward", "terminated", "truncated", "mask", "state")
+    ):
         raise ValueError(f"{name} must be the Transitions that jaxmeta.rl.rollout returned, got {short(transitions)}")
     if not jax.tree.leaves(transitions.state):
         raise ValueError(f"{name} must have states: rollout(..., keep_states=True), got none")
@@ -172,21 +178,22 @@ def _checked(name: str, transitions: Any) -> Any:
 def _film(steps: Any, draw: Callable[..., None] | None, trail: Callable[[Any], Any] | None) -> _Film:
     at = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
     scene = scene_of(at(steps.state, 0), draw, trail)
-    where = (lambda state: np.asarray(scene.trail(state), float)) if scene.trail else None
+    where = scene.trail
     is_seen = _same(steps.inputs.observation, steps.state)
     starts = [*np.flatnonzero(steps.inputs.done).tolist(), len(steps.reward)]
     pictures: list[_Picture] = []
     before: list[np.ndarray] = []
     for episode, (first, end) in enumerate(itertools.pairwise(starts), 1):
         states = [at(steps.state, i) for i in range(first, end)]
-        states.append(at(steps.next_observation, end - 1) if is_seen else states[-1])
-        way = np.stack([where(state) for state in states]) if where else np.zeros((0, 2))
+        followed = jax.tree.leaves(at(steps.next_observation, end - 1))
+        states.append(jax.tree.unflatten(jax.tree.structure(states[-1]), followed) if is_seen else states[-1])
+        way = np.stack([np.asarray(where(state), float) for state in states]) if where else np.zeros((0, 2))
         total = np.concatenate([[0.0], np.cumsum(steps.reward[first:end])])
         for step, state in enumerate(states):
-            words = (
-                f"episode {episode}, {'end' if step == end - first else 'step'} {step}\nreturn {_signed(total[step])}"
-            )
-            pictures.append(_Picture(state, words, way[: step + 1], tuple(before), is_end=step == end - first))
+            is_last = step == end - first
+            over = " (end)" if is_last and (steps.terminated[end - 1] or steps.truncated[end - 1]) else ""
+            words = f"episode {episode}, step {step}{over}\nreturn {_signed(total[step])}"
+            pictures.append(_Picture(state, words, way[: step + 1], tuple(before), is_last))
         before.append(way)
     return _Film(pictures, scene)
 
@@ -194,7 +201,7 @@ def _film(steps: Any, draw: Callable[..., None] | None, trail: Callable[[Any], A
 def _same(observations: PyTree, states: PyTree) -> bool:
     """Whether a state is what is observed, so that what follows the last step is known too."""
     one, other = jax.tree.leaves(observations), jax.tree.leaves(states)
-    return jax.tree.structure(observations) == jax.tree.structure(states) and all(
+    return len(one) == len(other) and all(
         a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(one, other, strict=True)
     )
 
@@ -205,65 +212,98 @@ def _signed(number: float) -> str:
 
 def _frames(
     films: Sequence[_Film], names: Sequence[str], task: PyTree, title: str | None, shown: Sequence[int]
-) -> "Iterator[Image]":
-    """One figure, drawn anew for each frame, in colours of one palette."""
+) -> "list[Image]":
+    """One figure, whose artists are other ones in each frame: its axes and ticks stay, which would take longest."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
-    figure = Figure(
-        figsize=(3.2 * len(films), 3.6 + 0.3 * (title is not None)), dpi=_DOTS_PER_INCH, layout="constrained"
-    )
+    figure = Figure(dpi=_DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(films), squeeze=False).ravel()
+    axes = list(figure.subplots(1, len(films), squeeze=False).ravel())
+    panels = [_Panel(panel, film, task) for panel, film in zip(axes, films, strict=True)]
+    around = _around(panels, shown)
+    wide, high = np.ptp(around, axis=0)
+    shape = 1.0 if axes[0].get_aspect() == "auto" else float(np.clip(high / wide, 0.3, 1.5))
+    words = 0.65 + 0.2 * any(names) + 0.3 * (title is not None)
+    figure.set_size_inches(_WIDTH * len(films), round((_WIDTH - 0.4) * shape + words, 1))
     if title is not None:
         figure.suptitle(title, fontsize=11)
-    limits = _limits(figure, films, task, shown)
-    images = []
+    frames = []
     for i in shown:
-        for panel, film, name in zip(axes, films, names, strict=True):
-            _draw(panel, film.at(i), film.scene, task)
-            _hold(panel, limits)
-            panel.set_title(f"{name}\n{film.at(i).words}" if name else film.at(i).words, fontsize=9)
+        for panel, name in zip(panels, names, strict=True):
+            panel.draw(i)
+            panel.hold(around)
+            above = panel.film.at(i).words
+            panel.axes.set_title(f"{name}\n{above}" if name else above, fontsize=9)
         canvas.draw()
-        if figure.get_layout_engine() is not None:
-            figure.set_layout_engine("none")  # what the first frame was given all keep
-        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
-    some = [images[round(i)] for i in np.linspace(0, len(images) - 1, 4)]
-    palette = Image.fromarray(np.concatenate([np.asarray(image) for image in some])).quantize(_NUM_COLORS)
-    for image in images:
-        yield image.quantize(palette=palette, dither=Image.Dither.NONE)
+        figure.set_layout_engine("none")  # what the first frame was given all keep
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return _in_few_colors(frames)
 
 
-def _draw(axes: "Axes", picture: _Picture, scene: Scene, task: PyTree) -> None:
-    axes.clear()
-    plain(axes)
-    for way in picture.before:
-        axes.plot(*way.T, color=OWN.color, linewidth=1, alpha=0.25, zorder=2)
-    if len(picture.way):
-        axes.plot(*picture.way.T, color=OWN.color, linewidth=1.6, alpha=0.8, zorder=3)
-    scene.draw(axes, picture.state, task)
+class _Panel:
+    """Axes on which the pictures of a film are drawn, one after the other."""
+
+    def __init__(self, axes: "Axes", film: _Film, task: PyTree):
+        self.axes, self.film, self.task = axes, film, task
+        plain(axes)
+        self.own = set(axes.get_children())
+
+    def draw(self, i: int) -> None:
+        picture, axes = self.film.at(i), self.axes
+        for artist in set(axes.get_children()) - self.own:
+            artist.remove()
+        axes.set_prop_cycle(None)
+        axes.set_autoscalex_on(True)
+        axes.set_autoscaley_on(True)
+        for way in picture.before:
+            axes.plot(*way.T, color=OWN.color, linewidth=1, alpha=0.25, zorder=2)
+        if len(picture.way):
+            axes.plot(*picture.way.T, color=OWN.color, linewidth=1.6, alpha=0.8, zorder=3)
+        self.film.scene.draw(axes, picture.state, self.task)
+
+    def hold(self, around: np.ndarray) -> None:
+        """The limits, where what was drawn has set none of its own."""
+        if self.axes.get_autoscalex_on():
+            self.axes.set_xlim(*around[:, 0])
+        if self.axes.get_autoscaley_on():
+            self.axes.set_ylim(*around[:, 1])
 
 
-def _limits(figure: "Figure", films: Sequence[_Film], task: PyTree, shown: Sequence[int]) -> np.ndarray:
-    """[[x0, y0], [x1, y1]] around everything that is drawn in any frame."""
-    axes = figure.add_axes((0, 0, 1, 1))
-    low, high = np.full(2, np.inf), np.full(2, -np.inf)
-    for film in films:
-        for i in shown:
-            _draw(axes, film.at(i), film.scene, task)
-            around = np.array([axes.get_xlim(), axes.get_ylim()])
-            low, high = np.minimum(low, around.min(axis=1)), np.maximum(high, around.max(axis=1))
-    if axes.get_aspect() != "auto":
+def _around(panels: "Sequence[_Panel]", shown: Sequence[int]) -> np.ndarray:
+    """[[x0, y0], [x1, y1]] around everything that is drawn in any frame; a square where x and y have one scale."""
+    limits = []
+    for panel in panels:
+        for i in shown:  # the data's limits grow with all that was ever drawn
+            panel.draw(i)
+            if not panel.axes.get_autoscalex_on() and not panel.axes.get_autoscaley_on():
+                break
+        limits.append(np.array([panel.axes.get_xlim(), panel.axes.get_ylim()]))
+    low, high = np.min(limits, axis=(0, 2)), np.max(limits, axis=(0, 2))
+    axes = panels[0].axes
+    if axes.get_aspect() != "auto" and axes.get_autoscalex_on() and axes.get_autoscaley_on():
         half = np.max(high - low) / 2
         low, high = (low + high) / 2 - half, (low + high) / 2 + half
-    axes.remove()
     return np.stack([low, high])
 
 
-def _hold(axes: "Axes", limits: np.ndarray) -> None:
-    """The limits, where what was drawn has set none of its own."""
-    if axes.get_autoscalex_on():
-        axes.set_xlim(*limits[:, 0])
-    if axes.get_autoscaley_on():
-        axes.set_ylim(*limits[:, 1])
+def _in_few_colors(frames: Sequence[np.ndarray]) -> "list[Image]":
+    """RGB frames in the colours that are most of some of them, each pixel in the nearest: white stays white."""
+    from PIL import Image
+
+    coded = [frame.astype(np.int32) @ (65536, 256, 1) for frame in frames]
+    some = np.concatenate([coded[round(i)].ravel() for i in np.linspace(0, len(coded) - 1, 5)])
+    codes, counts = np.unique(some, return_counts=True)
+    colors = _rgb(codes[np.argsort(-counts, kind="stable")[:_NUM_COLORS]])
+    images = []
+    for frame in coded:
+        there, at = np.unique(frame, return_inverse=True)
+        nearest = np.argmin(np.sum((_rgb(there)[:, None] - colors) ** 2, axis=-1), axis=1).astype(np.uint8)
+        image = Image.fromarray(nearest[at].reshape(frame.shape))
+        image.putpalette(colors.astype(np.uint8).tobytes())
+        images.append(image)
+    return images
+
+
+def _rgb(codes: np.ndarray) -> np.ndarray:
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmeta.plotting.frame import check_array, check_filled, legend_beside, panels
+from jaxmeta.plotting.frame import check_array, check_filled, legend_beside, logarithmic, panels
 from jaxmeta.plotting.looks import styles
 from jaxmeta.plotting.regrets import check_highlight, wide
 
@@ -70,7 +70,10 @@ def cost(
     figure, axes = panels(len(found), width=4.0, height=3.4, beside=2.6)
     for panel, (quantity, curves) in zip(axes, found.items(), strict=True):
         points = {name: (steps, _UNITS[quantity] * values) for name, values in curves.items()}
-        draw_costs(panel, _on_foot(panel, points) if quantity == ERROR else points, looks, highlight)
+        if quantity == ERROR:
+            _draw_errors(panel, points, looks, highlight)
+        else:
+            draw_costs(panel, points, looks, highlight)
         panel.set(xlabel=xlabel, ylabel=quantity)
     if title is not None:
         figure.suptitle(title)
@@ -86,7 +89,11 @@ def draw_costs(
         style = looks[name]
         line = {"color": style.color, "linestyle": style.line, "marker": style.marker, "markersize": 4.5}
         axes.plot(x, y, label=name, **line, **wide(name == highlight))
-    axes.set(xscale="log", yscale="log")
+    values = np.concatenate([np.asarray(y, float) for _, y in points.values()]) if points else np.ones(0)
+    values = values[np.isfinite(values)]
+    if values.size:
+        logarithmic(axes.yaxis, values.min(), values.max())
+    axes.set(xscale="log")
     ticks = sorted({float(at) for x, _ in points.values() for at in x})
     axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
     axes.xaxis.minorticks_off()
@@ -106,14 +113,15 @@ def _checked(name: str, curves: Any, steps: np.ndarray) -> dict[str, np.ndarray]
     return found
 
 
-def _on_foot(axes: "Axes", points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """What is 0 a decade below the least that is not, and a tick there that says 0."""
-    values = np.concatenate([y for _, y in points.values()])
-    if not np.any(values == 0):
-        return dict(points)
-    positive = values[values > 0]
-    foot = 10.0 ** (np.floor(np.log10(positive.min())) - 1) if positive.size else 1e-16
-    axes.set_yscale("log")
-    axes.axhline(foot, color="#999999", linewidth=0.8, zorder=0)
-    axes.annotate("0", (0, foot), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points")
-    return {name: (x, np.where(y == 0, foot, y)) for name, (x, y) in points.items()}
+def _draw_errors(axes: "Axes", points: Mapping[str, tuple[Any, Any]], looks: Mapping[str, Any], highlight: Any) -> None:
+    """What is 0 on a line of its own, a decade below the least that is not."""
+    values = np.concatenate([y[np.isfinite(y)] for _, y in points.values()])
+    positive = values[values > 0] if np.any(values > 0) else np.ones(1)
+    first, last = int(np.floor(np.log10(positive.min()))), int(np.ceil(np.log10(positive.max())))
+    foot = 10.0 ** (first - 1)
+    draw_costs(axes, {name: (x, np.where(y == 0, foot, y)) for name, (x, y) in points.items()}, looks, highlight)
+    if np.any(values == 0):
+        axes.axhline(foot, color="#999999", linewidth=0.8, zorder=0)
+        powers = range(first, last + 1, 1 + (last - first) // 8)
+        axes.set_yticks([foot, *(10.0**power for power in powers)], ["0", *(f"$10^{{{power}}}$" for power in powers)])
+        axes.yaxis.minorticks_off()

@@ -1,5 +1,6 @@
 """Examples of what was learned: fits of functions, ways through the plane, few-shot episodes. All take plain arrays."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 def after(num_steps: int, step: str = "step") -> str:
     """What a curve after some steps of adaptation is called.
+
+    Args:
+      num_steps: units of adaptation, at least 0.
+      step: what a unit is called: "step", "episode".
 
     >>> after(0), after(1), after(2, "episode")
     ('before adaptation', 'after 1 step', 'after 2 episodes')
@@ -191,7 +196,7 @@ def episode(
                 axes.set_ylabel(f"class {classes[row]}")
             if not is_shot and predictions[i] != classes[row]:
                 axes.set_title(f"as {predictions[i]}", color=WRONG, fontsize=8, pad=2)
-    said = "black: shots; green: right; orange, dashed: wrong"
+    said = textwrap.fill("black: shots; green: right; orange, dashed: wrong", int(12 * figure.get_figwidth()))
     figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=10)
     return figure
 

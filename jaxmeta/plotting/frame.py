@@ -1,6 +1,6 @@
 """What all pictures are made of: panels, curves, bands and legends; and the arguments that all of them check alike."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
 
 
@@ -45,11 +46,23 @@ def draw_curve(axes: "Axes", x: np.ndarray, y: np.ndarray, style: Style, **optio
 
 def draw_band(axes: "Axes", x: np.ndarray, low: np.ndarray, high: np.ndarray, style: Style) -> None:
     """From `low` to `high`; of one point, across."""
-    fill = {"color": style.color, "alpha": 0.2, "linewidth": 0}
+    fill: dict[str, Any] = {"color": style.color, "alpha": 0.2, "linewidth": 0}
     if len(low) == 1:
         axes.axhspan(low[0], high[0], **fill)
     else:
         axes.fill_between(x, low, high, **fill)
+
+
+def logarithmic(axis: "XAxis | YAxis", low: float, high: float) -> None:
+    """An axis of powers of ten, in plain numbers where they are short: at 1, 2 and 5 where there are few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if low >= 1e-3 and high <= 1e6:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def square(points: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -65,13 +78,13 @@ def legend_beside(figure: "Figure", axes: "Sequence[Axes]") -> None:
     figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=3.5)
 
 
-def legend_below(figure: "Figure", axes: "Sequence[Axes]", num_columns: int | None = None) -> None:
+def legend_below(figure: "Figure", axes: "Iterable[Axes]", num_columns: int | None = None) -> None:
     handles, labels = entries(axes)
     columns = len(labels) if num_columns is None else num_columns
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
 
 
-def entries(axes: "Sequence[Axes]") -> tuple[list, list[str]]:
+def entries(axes: "Iterable[Axes]") -> tuple[list, list[str]]:
     """What a legend of all panels says: each label once, with the artist that it was first given to."""
     found: dict[str, Any] = {}
     for panel in axes:

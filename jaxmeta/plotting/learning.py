@@ -13,6 +13,7 @@ from jaxmeta.plotting.frame import (
     draw_band,
     draw_curve,
     legend_beside,
+    logarithmic,
     panels,
 )
 from jaxmeta.plotting.looks import OWN, Style, styles
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 def learning_curve(steps: np.ndarray, values: np.ndarray, name: str, title: str) -> "Figure":
     """A metric of the query sets after adaptation, called `name`, against outer steps; both `[n]`.
+
+    Args:
+      steps: `[n]`, outer steps.
+      values: `[n]`, the metric at each.
+      name: the metric's.
+      title: above the picture.
 
     >>> learning_curve(np.arange(5), np.ones(5), "mse", "maml").axes[0].get_ylabel()
     'mse after adaptation'
@@ -154,4 +161,4 @@ def _scale(axes: "Axes", drawn: Sequence[np.ndarray]) -> None:
     values = np.concatenate([np.ravel(values) for values in drawn])
     values = values[np.isfinite(values)]
     if values.size and np.all(values > 0) and np.max(values) > 10 * np.min(values):
-        axes.set_yscale("log")
+        logarithmic(axes.yaxis, values.min(), values.max())

@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 
 
 class Style(NamedTuple):
-    """How a method is drawn: its colour, the marker of its points, its line."""
+    """How a method is drawn, in matplotlib's words.
+
+    Attributes:
+      color: such as "#0072b2".
+      marker: of its points; "" for none.
+      line: a line style, "-", or (offset, (points drawn, points left out, ...)).
+    """
 
     color: str
     marker: str
@@ -22,9 +28,9 @@ METHODS: dict[str, Style] = {
     "RL²": Style("#0072b2", "o"),
     # what a policy is compared with
     "random": Style("#999999", "<", ":"),
-    "told the task": Style("#d55e00", "s", "-."),
-    "told the goal": Style("#d55e00", "s", "-."),
-    "told the MDP": Style("#d55e00", "s", "-."),
+    "told the task": Style("#332288", "s", "-."),
+    "told the goal": Style("#332288", "s", "-."),
+    "told the MDP": Style("#332288", "s", "-."),
     "no context": Style("#e69f00", "v", "--"),
     "optimal": Style("#000000", "p", _LONG),
     "Bayes-optimal": Style("#000000", "p", _LONG),
@@ -44,10 +50,10 @@ METHODS: dict[str, Style] = {
     "mixed mode, segments": Style("#7b3294", "X"),
     "mixed mode, segments, gradients saved": Style("#cc79a7", "*"),
     "forward mode": Style("#000000", "p"),
-    "first order": Style("#999999", "<", "--"),
+    "first order": Style("#999999", "<", (0, (2, 1))),
     "truncated(1)": Style("#b5a300", ">", "-."),
     "truncated(K/2)": Style("#01665e", "h", "-."),
-    "reptile": Style("#e7298a", "d", "--"),
+    "reptile": Style("#e7298a", "d", (0, (8, 2, 1, 2))),
     "evolution strategy, 16 pairs": Style("#332288", "H", ":"),
     "implicit, 5 steps of CG": Style("#882255", "8", _DOUBLE),
     # estimators of the inner loop's Hessian; of each the same without and with a baseline
@@ -60,19 +66,34 @@ METHODS: dict[str, Style] = {
     "E-MAML": Style("#d55e00", "s"),
     "E-MAML, baseline": Style("#d55e00", "s", "--"),
 }
-# before adaptation, and after some numbers of steps
+"""The styles of methods by their names, the same in every picture. A name of your own may be added."""
+
 STEPS = (
     Style("#999999", "o", "--"),
     Style("#56b4e9", "s", "-."),
     Style("#0072b2", "D", _LONG),
     Style("#009e73", "^", "-"),
 )
-OWN, MEDIAN = Style("#0072b2", "o"), Style("#0072b2", "", (0, (1, 3)))  # of a report; its references have others
-TRUTH, SHOTS = "black", "#d55e00"
-RIGHT, WRONG = "#009e73", "#d55e00"
+"""The styles before adaptation, and after some numbers of steps."""
 
+OWN = Style("#0072b2", "o")
+"""The style of a report's mean; its references have others."""
 
-# of names that are none of these, in their order: no two of one colour, marker or line
+MEDIAN = Style("#0072b2", "", (0, (1, 3)))
+"""The style of a report's median."""
+
+TRUTH = "black"
+"""The colour of the function that a task is about."""
+
+SHOTS = "#d55e00"
+"""The colour of the examples that are adapted on."""
+
+RIGHT = "#009e73"
+"""The colour of a right prediction."""
+
+WRONG = "#d55e00"
+"""The colour of a wrong prediction."""
+
 OTHERS = (
     Style("#0072b2", "o", "-"),
     Style("#d55e00", "s", "--"),
@@ -83,11 +104,15 @@ OTHERS = (
     Style("#000000", "p", (0, (1, 1))),
     Style("#8c510a", "h", (0, (8, 2, 1, 2))),
 )
+"""The styles of other names, in their order: no two of one colour, marker or line."""
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Each name's style: a method's own; of "before adaptation", "after 1 step" and so on those of `STEPS`, in their
     order; for the others, in their order, those of `OTHERS` whose colours are free, and then of whatever is free.
+
+    Args:
+      names: what is drawn together, in the order of the legend.
 
     >>> found = styles(["RL²", "before adaptation", "after 1 step", "mine"])
     >>> found["RL²"] == METHODS["RL²"], found["before adaptation"] == STEPS[0], found["after 1 step"] == STEPS[1]

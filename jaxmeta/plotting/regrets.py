@@ -20,6 +20,13 @@ def lines(
 
     The curve called `highlight` is thicker, and below the others.
 
+    Args:
+      curves: {name: `[n]`}; one of a single point is a line across.
+      xlabel: what is counted from 1 to n.
+      ylabel: what the curves are of, with its unit.
+      title: above the picture; none if None.
+      highlight: the name of one curve; none if None.
+
     >>> lines({"thompson": np.arange(3.0)}, "pull", "regret", "bandit").axes[0].get_xlabel()
     'pull'
     """
@@ -78,7 +85,7 @@ def regret(
         label = name if len(counts) == 1 else f"{name}, {counted(len(sums), 'task')}"
         draw_curve(axes, x, mean, style, label=label, **wide(name == highlight))
         draw_band(axes, x, mean - ci95, mean + ci95, style)
-    axes.set(xlabel=pull, ylabel="regret, summed up")
+    axes.set(xlabel=pull, ylabel="cumulative regret")
     if title is not None or len(counts) == 1:
         axes.set_title(f"{counted(counts.pop(), 'task')}, 95% intervals" if title is None else title)
     axes.locator_params(axis="x", integer=True)

@@ -16,6 +16,7 @@ Draw = Callable[..., None]
 Trail = Callable[[Any], Any]
 
 _GROUND = "#999999"
+_CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 
 
 class Scene(NamedTuple):
@@ -37,7 +38,7 @@ def draw_plane(axes: "Axes", state: Any, task: PyTree) -> None:
     [[[1.0, 1.0]], [[0.5, 0.0]]]
     """
     _draw_goal(axes, task)
-    axes.plot(*np.asarray(state), "o", color=OWN.color, markersize=9, zorder=6)
+    axes.plot(*np.asarray(state), "o", color=OWN.color, markersize=7, zorder=6)
     axes.set(aspect="equal")
 
 
@@ -62,8 +63,11 @@ def draw_grid(axes: "Axes", state: Any, task: PyTree, *, size: int = 5) -> None:
     edges = np.arange(size + 1) - 0.5
     axes.hlines(edges, -0.5, size - 0.5, color=_GROUND, linewidth=0.8)
     axes.vlines(edges, -0.5, size - 0.5, color=_GROUND, linewidth=0.8)
-    _draw_goal(axes, task)
-    axes.plot(*cell, "o", color=OWN.color, markersize=13, zorder=6)
+    goal = goal_of(task)
+    if goal is not None:
+        axes.fill(*(goal + _CORNERS).T, color=SHOTS, alpha=0.25, linewidth=0)
+        _draw_goal(axes, task)
+    axes.plot(*cell, "o", color=OWN.color, markersize=9, zorder=6)
     middles = np.arange(size)
     limits = (-0.5, size - 0.5)
     axes.set(aspect="equal", xlim=limits, ylim=limits, xticks=middles, yticks=middles)
@@ -91,7 +95,7 @@ def draw_cartpole(axes: "Axes", state: Any, task: PyTree) -> None:
         axes.axvline(end, color=_GROUND, linestyle="--", linewidth=1)
     axes.fill([x - 0.3, x + 0.3, x + 0.3, x - 0.3], [-0.15, -0.15, 0.15, 0.15], color=OWN.color, zorder=4)
     axes.plot([x, x + length * np.sin(theta)], [0, length * np.cos(theta)], color=SHOTS, linewidth=4, zorder=5)
-    axes.set(aspect="equal", xlim=(-1.15 * limit, 1.15 * limit), ylim=(-0.5, 2.3), yticks=[])
+    axes.set(aspect="equal", xlim=(-1.15 * limit, 1.15 * limit), ylim=(-0.4, max(1.0, length) + 0.2), yticks=[])
     axes.spines["left"].set_visible(False)
 
 

@@ -30,8 +30,14 @@ class Tile(enum.IntEnum):
 
 
 class KrazyWorld(NamedTuple):
-    """A task: the tiles `[S, S]`, the cell `[2]` where episodes start, the colour `[9]` that each `Tile` is shown in,
-    and the way `[4, 2]` that each action goes."""
+    """A task.
+
+    Attributes:
+      grid: `[S, S]`, the `Tile` of each cell.
+      start: `[2]`, the cell where episodes start, an index into `grid`.
+      colors: `[9]`, the colour that each `Tile` is shown in, 0 to 8.
+      moves: `[4, 2]`, by how many cells each action goes, −1, 0 or 1.
+    """
 
     grid: jax.Array
     start: jax.Array

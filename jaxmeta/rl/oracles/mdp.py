@@ -53,7 +53,11 @@ def plan(mdp: TabularMDP, *, horizon: int) -> tuple[jax.Array, jax.Array]:
 def optimal_mdp(mdp: TabularMDP, *, horizon: int = 10) -> Agent:
     """The optimal policy of a known MDP: what an agent told the task reaches.
 
-    Args and errors as `plan`.
+    Errors as `plan`.
+
+    Args:
+      mdp: the task.
+      horizon: H, steps of an episode, at least 1.
 
     >>> agent = optimal_mdp(TabularMDP(jnp.ones((1, 2, 1)), jnp.array([[1.0, 3.0]])), horizon=2)
     """
