@@ -45,10 +45,12 @@ class Docstrings(griffe.Extension):
         by_place = {pkg[name.removeprefix("jaxmeta.")].canonical_path: name for name in names}
         for member in members:
             if member.docstring:
-                inside = {part.name for part in member.parameters} if member.is_function else set(member.members)
+                inside = {part.name for part in member.parameters} if member.is_function else set()
+                inside |= set(member.members) if member.is_class else set()
                 here = {place: name for place, name in by_place.items() if place != member.canonical_path}
                 place = member.canonical_path if member.is_module else member.module.canonical_path
-                member.docstring.value = as_markdown(member.docstring.value, here, place, inside)
+                text = _with_type(member) if member.is_function else member.docstring.value
+                member.docstring.value = as_markdown(text, here, place, inside)
 
 
 def _members(obj: griffe.Object) -> Iterator[griffe.Object]:
@@ -85,6 +87,15 @@ def as_markdown(text: str, by_place: dict[str, str], module: str, inside: set[st
         lines.append(line if is_fenced or is_fence or is_indented else CODE.sub(linked, line))
         is_fenced ^= is_fence
         before = line
+    return "\n".join(lines)
+
+
+def _with_type(function: griffe.Function) -> str:
+    """The docstring, what it returns begun by the type: else whatever is before a colon there is taken for one."""
+    lines = function.docstring.value.split("\n")
+    if "Returns:" in lines and function.returns is not None:
+        first = lines.index("Returns:") + 1
+        lines[first] = f"  {function.returns}: {lines[first].strip()}"
     return "\n".join(lines)
 
 

@@ -162,6 +162,8 @@ def test_the_file_is_a_small_gif_that_goes_round(tmp_path):
     for written, frame in zip(frames, found.frames, strict=True):
         np.testing.assert_array_equal(written[0], np.asarray(frame.convert("RGB")))
     assert tuple(frames[0][0][0, 0]) == (255, 255, 255)  # paper stays white
+    above = [np.sum(frame[30:65] < 128) for frame, _ in frames]  # the episode, its step, the return
+    assert min(above) > 0.8 * max(above)
     agent = np.array([0x00, 0x72, 0xB2])
     middles = [np.mean(np.argwhere(np.all(frame == agent, axis=-1)), axis=0) for frame, _ in frames[:3]]
     assert middles[0][1] < middles[1][1] < middles[2][1]  # it moves to the right

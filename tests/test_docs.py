@@ -116,6 +116,8 @@ def test_a_picture_becomes_a_file_of_the_site(shown):
         "{{ figure cpu/rl.json | rows.median | .3f }}",
         "{{ figure cpu/rl.json | rows[0].median | q }}",
         "{{ results maml-sinusoid }}",
+        "{{ docstring jaxmeta.none }}",
+        "{{ names api/none.md }}",
     ],
 )
 def test_what_a_page_names_and_is_not_there_ends_the_build(shown, marker):

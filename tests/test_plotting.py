@@ -1,12 +1,19 @@
 """Pictures show what they are given: the numbers are read back from the figures."""
 
 import itertools
+import runpy
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.patches import FancyArrowPatch
 
 from jaxmeta import plotting
 from jaxmeta.training import Report
+from jaxmeta.training.history import History
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
 
 def test_learning_curve_draws_the_values():
@@ -159,6 +166,24 @@ def test_a_history_of_seeds_is_drawn_as_median_and_middle_half():
     assert vertices == {(1 + k, low + k) for k in range(4) for low in (1, 3)}
 
 
+def test_validation_stands_beside_training():
+    found = {"step": np.array([50, 100]), "mse": np.array([0.7, 0.4]), "loss": np.array([0.8, 0.5])}
+    metrics = History({"mse": np.ones(100), "grad_norm": np.ones(100)}, validation=found)
+    figure = plotting.history(metrics, title="a run")
+    of_mse, of_norm = figure.axes
+    training, validation = of_mse.lines
+    np.testing.assert_array_equal(validation.get_xydata(), [[50, 0.7], [100, 0.4]])
+    assert (training.get_marker(), training.get_linestyle()) != (validation.get_marker(), validation.get_linestyle())
+    assert len(of_norm.lines) == 1  # which has none
+    assert [text.get_text() for text in legend(figure)] == ["training", "validation"]
+    assert not plotting.history(metrics, names=["grad_norm"]).legends
+
+
+def test_points_are_means_where_the_steps_do_not_divide_evenly():
+    (axes,) = plotting.history({"loss": np.arange(20.0)}, num_points=3).axes
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[6, 2.5], [13, 9], [20, 16]])
+
+
 def band_of(collection):
     """{x: (low, high)} of a `fill_between`."""
     vertices = collection.get_paths()[0].vertices
@@ -229,6 +254,16 @@ def test_a_logarithmic_axis_has_plain_numbers():
     low, high = axes.get_ylim()
     labels = [text.get_text() for text in axes.get_yticklabels() if low <= text.get_position()[1] <= high]
     assert labels == ["0.2", "0.5", "1", "2"]
+
+
+def test_empty_panels_are_in_rows_of_four():
+    figure, axes = plotting.figure(5, width=2.0, height=1.5)
+    assert len(axes) == len(figure.axes) == 5 and figure.get_size_inches().tolist() == [8.0, 3.0]
+    assert all(not panel.spines["top"].get_visible() for panel in axes)
+    with pytest.raises(ValueError, match="num_panels must be an integer >= 1, got 0"):
+        plotting.figure(0)
+    with pytest.raises(ValueError, match="width must be a finite number"):
+        plotting.figure(1, width=0)
 
 
 @pytest.mark.parametrize("metrics", [{"loss": np.ones(0)}, {"loss": np.ones((3, 0))}])
@@ -490,3 +525,27 @@ def test_methods_that_are_drawn_together_differ_in_colour_and_in_more_than_colou
         a, b = plotting.METHODS[one], plotting.METHODS[other]
         assert (a.marker, a.line) != (b.marker, b.line), (one, other)
         assert a.color != b.color or other == f"{one}, baseline", (one, other)
+
+
+def test_the_picture_of_the_rooms_shows_who_may_import_whom():
+    """It says so in words too, in its metadata: after a change of ROOMS, run docs/pictures/draw.py."""
+    draw = runpy.run_path(str(PICTURES / "draw.py"))
+    rooms = draw["rooms_of_tests"]()
+    written = ElementTree.parse(PICTURES / "rooms.svg").iter("{http://purl.org/dc/elements/1.1/}description")
+    assert [element.text for element in written] == [draw["in_words"](rooms)]
+    (axes,) = draw["rooms"](rooms).axes
+    texts = {text.get_text() for text in axes.texts}
+    assert {"algorithms", "adapt", "nn", "outer", "rl", "tasks", "training", "plotting"} <= texts
+    among = [
+        (name, other) for name, of in rooms.items() for other in of or () if {name, other} <= draw["PLACES"].keys()
+    ]
+    arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arrows) == len(among)
+
+
+def test_the_concept_pictures_have_no_text_and_a_white_background():
+    """Text as paths: an <img> may not load fonts, and a reader's machine may have others."""
+    for name in ("two_loops.svg", "rooms.svg"):
+        content = (PICTURES / name).read_text()
+        assert "<text" not in content and "fill: #ffffff" in content and "http://www.w3.org/2000/svg" in content
+        assert len(content) < 150_000

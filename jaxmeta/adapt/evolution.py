@@ -51,7 +51,7 @@ def persistent_evolution_strategy(*, num_truncations: int, num_pairs: int = 16, 
     Strategies" (2021), https://arxiv.org/abs/2112.13835
 
     Args:
-      num_truncations: S, a divisor of K.
+      num_truncations: S, truncations of K / S inner steps each; a divisor of K.
       num_pairs: pairs of inner loops of each task, at least 1; they are vectorised.
       std: σ > 0, the standard deviation of the perturbation of each meta-parameter, in its own units.
 

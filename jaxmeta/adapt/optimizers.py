@@ -248,7 +248,7 @@ def proximal(optimizer: InnerOptimizer, strength: float) -> InnerOptimizer:
 
     Args:
       optimizer: the inner optimizer, which sees the gradient of the whole.
-      strength: λ ≥ 0.
+      strength: λ ≥ 0; the larger, the nearer the fast weights stay to θ.
 
     Raises:
       ValueError: `optimizer` is no inner optimizer, or `strength` is negative or not finite.

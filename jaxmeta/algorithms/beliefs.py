@@ -58,6 +58,10 @@ def mlp_encoder(
       with_next_observation: whether it sees that too: needed where tasks differ in their dynamics.
       context: "probabilistic", or "deterministic" for a belief without deviation.
 
+    Returns:
+      An `Encoder`, which one of your own may stand for: `init`, (key) -> params; `apply`, (params, n transitions) ->
+      (mean [n, L], variance [n, L]) of a Gaussian factor for each; `latent_size`, L; and `context`.
+
     Raises:
       ValueError: `family` is none or has no real actions, `latent_size` is no positive integer, or `context` no name.
 

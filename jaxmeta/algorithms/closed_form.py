@@ -5,8 +5,8 @@
 
 | the paper | here       | the head of a task                      | logits of z = f_θ(x) | η, learned beside θ |
 |-----------|------------|-----------------------------------------|----------------------|---------------------|
-| ProtoNet  | `protonet` | the mean c_n of each class              | −|z − c_n|²          | ()                  |
-| R2-D2     | `ridge`    | W = argmin |Z W − Y|² + λ |W|²          | α z W                | log λ, log α        |
+| ProtoNet  | `protonet` | the mean c_n of each class              | −‖z − c_n‖²          | ()                  |
+| R2-D2     | `ridge`    | W = argmin ‖Z W − Y‖² + λ ‖W‖²          | α z W                | log λ, log α        |
 
 What `adapt` returns predicts: `params, head = learner.adapt(key, meta_params, task)`, then `head(embed_fn(params, x))`.
 """

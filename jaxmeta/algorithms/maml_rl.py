@@ -227,8 +227,9 @@ def maml_rl(
       microbatch: tasks that are differentiated at a time, a divisor of their number, see `outer.mean_over_tasks`.
 
     Returns:
-      A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns an `AdaptedPolicy`, whose
-      `agent(meta_params, adapted)` acts as `evaluate` does; `evaluate` {"return": [K + 1]}. `update` reports the
+      A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns a tuple (params, transitions): the
+      adapted parameters, and the episodes that it took, `[K, T, E]`. `agent(meta_params, adapted)`, given that tuple,
+      acts as `evaluate` does; `evaluate` {"return": [K + 1]}. `update` reports the
       returns before and after adaptation, and `num_env_steps`, the steps that were played.
 
     Raises:
@@ -645,7 +646,7 @@ def promp(
       init_fn: as in `maml_rl`.
       apply_fn: as in `maml_rl`.
       environment: as in `maml_rl`.
-      inner_kl_weight: η ≥ 0.
+      inner_kl_weight: η ≥ 0, of the divergence in nats.
       outer: as for `maml_rl`; by default five steps of PPO, clipped at 1 ± 0.3.
 
     The other arguments, returns and errors as for `maml_rl`.

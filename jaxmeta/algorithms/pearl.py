@@ -230,7 +230,8 @@ def pearl(
         `evaluate` of each episode, by `update` of those that "return" is of, and as name_before of "return_before"'s.
 
     Returns:
-      A `MetaLearner`. `adapt` gives an `AdaptedBelief`; `agent(meta_params, adapted)` acts by it, with a new z for each
+      A `MetaLearner`. `adapt` gives a tuple (belief, transitions): a Gaussian over z, and the episodes `[K, H]` that
+      it is from. `agent(meta_params, adapted)`, given that tuple, acts by it, with a new z for each
       episode, and without it under the prior; `is_greedy` says whether by the actor's mode, as `evaluate` if None.
 
     Raises:

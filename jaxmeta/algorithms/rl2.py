@@ -112,7 +112,8 @@ def rl2(
       num_exploration_episodes: the number of first episodes of a trial whose rewards are seen but not counted (E-RL²).
       actor: the recurrent network of the policy, `nn.gru(128)` if None; a linear layer makes its output actions.
       critic: that of the value, with parameters of its own; of the actor's kind if None.
-      truncation: steps that gradients flow back at most, in blocks of this length; through the whole trial if None.
+      truncation: environment steps that gradients flow back at most, in blocks of this length, a divisor of a trial's;
+        through the whole trial if None.
       advantages: over the whole trial, whose baseline is the critic; γ = 0.99 and λ = 0.95 by default. They are
         normalised over all trials together.
       outer: `PPO(...)`, eight minibatches by default; `TRPO(...)`: one natural-gradient step of the actor on all

@@ -110,6 +110,12 @@ def mlp_actor_critic(
       hidden: widths of the layers of each network.
       activation: of the layers; relu if None.
 
+    Returns:
+      An `ActorCritic`, which one of your own may stand for: `init`, (key) -> {"actor": params, "critic": params};
+      `actor`, (params, observation [B, D], z [B, L]) -> a distribution over actions [B, A] in [−1, 1], with
+      `sample_and_log_prob` and `mode`; `critic`, (params, observation, action, z) -> [B, 2], twin action values; and
+      `latent_size`, L.
+
     Raises:
       ValueError: `family` is none or has no bounded real actions, or `latent_size` is negative.
 

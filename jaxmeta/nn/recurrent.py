@@ -172,7 +172,7 @@ def min_gru(num_units: int = 128, *, num_layers: int = 2) -> Recurrent:
 
     Args:
       num_units: H, of the state of each layer, of y, and of the mlp's hidden layer.
-      num_layers: L, blocks.
+      num_layers: L, blocks, at least 1.
 
     Raises:
       ValueError: a count is not a positive integer.
@@ -223,7 +223,7 @@ def causal_transformer(max_steps: int, *, num_units: int = 64, num_layers: int =
     Args:
       max_steps: M, the longest sequence; there is a learned position for each step of it. The cache has this length.
       num_units: H, the width.
-      num_layers: L.
+      num_layers: L, blocks of attention and mlp, at least 1.
       num_heads: of attention; divides `num_units`.
 
     Raises:

@@ -8,6 +8,7 @@
 | an agent that moves | `animation` |
 | regret over pulls; any curves by their names | `regret`; `lines` |
 | memory, time and error of meta-gradients | `cost` |
+| something else, on panels that look the same | `figure` |
 
 No pyplot and no global state: `figure.savefig(path)` works without a screen, and a notebook shows the figure as it is.
 matplotlib is imported when the first picture is drawn. A method looks the same in every picture, by `METHODS`, and what
@@ -18,6 +19,7 @@ from jaxmeta.plotting.adaptation import adaptation_curves, report
 from jaxmeta.plotting.animations import Animation, animation
 from jaxmeta.plotting.costs import cost
 from jaxmeta.plotting.examples import after, episode, regression_adaptation, trajectories
+from jaxmeta.plotting.frame import figure
 from jaxmeta.plotting.learning import history, learning_curve, learning_curves
 from jaxmeta.plotting.looks import MEDIAN, METHODS, OTHERS, OWN, RIGHT, SHOTS, STEPS, TRUTH, WRONG, Style, styles
 from jaxmeta.plotting.regrets import lines, regret
@@ -44,6 +46,7 @@ __all__ = [
     "draw_pendulum",
     "draw_plane",
     "episode",
+    "figure",
     "history",
     "learning_curve",
     "learning_curves",

@@ -13,6 +13,7 @@ from jaxmeta.plotting.frame import (
     draw_curve,
     legend_beside,
     panels,
+    title_above,
 )
 from jaxmeta.plotting.looks import MEDIAN, OWN, styles
 from jaxmeta.training import Report
@@ -60,7 +61,7 @@ def report(
             check_names([name], list(other.samples))
         _draw_report(panel, found.metrics[name], {key: other.metrics[name] for key, other in references.items()})
         panel.set(ylabel=f"{name} on test tasks", xlabel=adaptation if len(found.metrics[name]["mean"]) > 1 else "")
-    figure.suptitle(counted(found.num_tasks, "test task") if title is None else title)
+    title_above(figure, counted(found.num_tasks, "test task") if title is None else title)
     legend_beside(figure, axes[:1])
     return figure
 
@@ -118,7 +119,7 @@ def adaptation_curves(
         panel.set_xticks(np.arange(most) if most > 1 else [])
         panel.set(ylabel=f"{name} on test tasks", xlabel=adaptation if most > 1 else "")
     if title is not None or len(counts) == 1:
-        figure.suptitle(counted(counts.pop(), "test task") if title is None else title)
+        title_above(figure, counted(counts.pop(), "test task") if title is None else title)
     legend_beside(figure, axes)
     return figure
 

@@ -13,11 +13,12 @@ import numpy as np
 from jaxmeta.checks import check_callable, check_integer, check_number
 from jaxmeta.plotting.frame import check_filled, plain
 from jaxmeta.plotting.looks import OWN
-from jaxmeta.plotting.scenes import Scene, scene_of
+from jaxmeta.plotting.scenes import SCENES, Scene, scene_of
 from jaxmeta.types import PyTree
 from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
@@ -96,7 +97,7 @@ def animation(
       trail: (state) -> [x, y], where the agent is; the way of the episode so far is drawn, and that of those before it
         pale. If None, it is the state in the plane and on the grid, and no way elsewhere.
       title: above everything; none if None.
-      frames_per_second: how fast it moves.
+      frames_per_second: pictures that are shown in a second.
       max_frames: if there were more, only every second step is shown, or every third, and so on.
 
     Returns:
@@ -228,15 +229,29 @@ def _frames(
     figure.set_size_inches(_WIDTH * len(films), round((_WIDTH - 0.4) * shape + words, 1))
     if title is not None:
         figure.suptitle(title, fontsize=11)
-    frames = []
+    is_known = all(film.scene in SCENES for film in films)  # these change no axes: what is behind them is drawn once
+    frames, behind = [], None
     for i in shown:
         for panel, name in zip(panels, names, strict=True):
             panel.draw(i)
             panel.hold(around)
             above = panel.film.at(i).words
-            panel.axes.set_title(f"{name}\n{above}" if name else above, fontsize=9)
-        canvas.draw()
-        figure.set_layout_engine("none")  # what the first frame was given all keep
+            panel.axes.set_title(f"{name}\n{above}" if name else above, fontsize=9, y=1.0)
+        changing = [artist for panel in panels for artist in panel.changing()]
+        if behind is None:
+            canvas.draw()
+            figure.set_layout_engine("none")  # what the first frame was given all keep
+            if is_known:
+                for artist in changing:
+                    artist.set_visible(False)
+                canvas.draw()
+                for artist in changing:
+                    artist.set_visible(True)
+                behind = canvas.copy_from_bbox(figure.bbox)
+        if behind is not None:
+            canvas.restore_region(behind)
+            for artist in changing:
+                figure.draw_artist(artist)
         frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     return _in_few_colors(frames)
 
@@ -248,6 +263,11 @@ class _Panel:
         self.axes, self.film, self.task = axes, film, task
         plain(axes)
         self.own = set(axes.get_children())
+
+    def changing(self) -> "list[Artist]":
+        """What is not the same in all frames, from the back to the front."""
+        drawn = [artist for artist in self.axes.get_children() if artist not in self.own]
+        return sorted([*drawn, self.axes.title], key=lambda artist: artist.get_zorder())
 
     def draw(self, i: int) -> None:
         picture, axes = self.film.at(i), self.axes

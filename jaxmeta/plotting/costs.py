@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmeta.plotting.frame import check_array, check_filled, legend_beside, logarithmic, panels
+from jaxmeta.plotting.frame import check_array, check_filled, legend_beside, logarithmic, panels, title_above
 from jaxmeta.plotting.looks import styles
 from jaxmeta.plotting.regrets import check_highlight, wide
 
@@ -76,7 +76,7 @@ def cost(
             draw_costs(panel, points, looks, highlight)
         panel.set(xlabel=xlabel, ylabel=quantity)
     if title is not None:
-        figure.suptitle(title)
+        title_above(figure, title)
     legend_beside(figure, axes)
     return figure
 

@@ -1,13 +1,12 @@
 """Examples of what was learned: fits of functions, ways through the plane, few-shot episodes. All take plain arrays."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmeta.checks import check_integer
-from jaxmeta.plotting.frame import check_array, check_length, legend_below, panels, square
+from jaxmeta.plotting.frame import check_array, check_length, legend_below, panels, square, title_above
 from jaxmeta.plotting.looks import RIGHT, SHOTS, STEPS, TRUTH, WRONG
 from jaxmeta.words import counted, short
 
@@ -77,7 +76,7 @@ def regression_adaptation(
         panel.plot(np.ravel(shots_x), np.ravel(shots_y), "^", color=SHOTS, markersize=7, label="shots", zorder=5)
         panel.set(xlabel="x", ylabel="y")
     if title is not None:
-        figure.suptitle(title)
+        title_above(figure, title)
     legend_below(figure, axes[:1])
     return figure
 
@@ -128,7 +127,7 @@ def trajectories(
             panel.plot(*goals[i], "*", color=SHOTS, markersize=13, label="goal", zorder=5)
         panel.set(xlabel="x", ylabel="y", aspect="equal", **around)
     where = "a marker where each ends"
-    figure.suptitle(where if title is None else f"{title}; {where}")
+    title_above(figure, where if title is None else f"{title}; {where}")
     legend_below(figure, axes[:1])
     return figure
 
@@ -196,8 +195,8 @@ def episode(
                 axes.set_ylabel(f"class {classes[row]}")
             if not is_shot and predictions[i] != classes[row]:
                 axes.set_title(f"as {predictions[i]}", color=WRONG, fontsize=8, pad=2)
-    said = textwrap.fill("black: shots; green: right; orange, dashed: wrong", int(12 * figure.get_figwidth()))
-    figure.suptitle(said if title is None else f"{title}\n{said}", fontsize=10)
+    said = "black: shots; green: right; orange, dashed: wrong"
+    title_above(figure, said if title is None else f"{title}\n{said}", size=10)
     return figure
 
 

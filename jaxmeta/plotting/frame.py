@@ -1,10 +1,12 @@
 """What all pictures are made of: panels, curves, bands and legends; and the arguments that all of them check alike."""
 
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmeta.checks import check_integer, check_number
 from jaxmeta.plotting.looks import Style
 from jaxmeta.words import counted, short
 
@@ -12,6 +14,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import XAxis, YAxis
     from matplotlib.figure import Figure
+
+
+def figure(num_panels: int = 1, *, width: float = 4.8, height: float = 3.2) -> "tuple[Figure, Sequence[Axes]]":
+    """Empty panels that look like those of the other pictures, to draw on what none of them does.
+
+    Args:
+      num_panels: how many, four in a row at most.
+      width: of a panel, in inches.
+      height: of a panel, in inches.
+
+    Returns:
+      The figure, made without pyplot, and a list of its axes.
+
+    Raises:
+      ValueError: `num_panels` is no positive integer, or a length is not positive.
+
+    >>> picture, (left, right) = figure(2, width=3.0, height=2.5)
+    >>> _ = left.plot([1, 2, 3])
+    >>> picture.get_size_inches().tolist()
+    [6.0, 2.5]
+    """
+    check_integer("num_panels", num_panels, minimum=1)
+    check_number("width", width, minimum=0.1)
+    check_number("height", height, minimum=0.1)
+    return panels(num_panels, width, height)
 
 
 def panels(num_panels: int, width: float, height: float, beside: float = 0.0) -> "tuple[Figure, Sequence[Axes]]":
@@ -79,9 +106,17 @@ def legend_beside(figure: "Figure", axes: "Sequence[Axes]") -> None:
 
 
 def legend_below(figure: "Figure", axes: "Iterable[Axes]", num_columns: int | None = None) -> None:
+    """Likewise, in as many columns as there is room for."""
     handles, labels = entries(axes)
-    columns = len(labels) if num_columns is None else num_columns
+    each = 0.95 + 0.09 * max(map(len, labels), default=0)  # inches, with the line beside it
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / each))) if num_columns is None else num_columns
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
+
+
+def title_above(figure: "Figure", text: str, size: float = 12.0) -> None:
+    """In lines that are as long as the figure is wide."""
+    letters = int(115 * figure.get_figwidth() / size)
+    figure.suptitle("\n".join(textwrap.fill(line, letters) for line in text.split("\n")), fontsize=size)
 
 
 def entries(axes: "Iterable[Axes]") -> tuple[list, list[str]]:

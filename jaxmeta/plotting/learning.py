@@ -12,11 +12,13 @@ from jaxmeta.plotting.frame import (
     check_names,
     draw_band,
     draw_curve,
+    legend_below,
     legend_beside,
     logarithmic,
     panels,
+    title_above,
 )
-from jaxmeta.plotting.looks import OWN, Style, styles
+from jaxmeta.plotting.looks import OWN, VALIDATION, Style, styles
 from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def history(
 ) -> "Figure":
     """What `fit` returned beside the state: a panel for each metric, against outer steps.
 
-    Of S seeds that were trained at once the median is drawn, and the half of them that is nearest to it as a band.
+    Of S seeds that were trained at once the median is drawn, and the half of them that is nearest to it as a band. What
+    `fit(..., validate=...)` found stands beside it, in the panels of the metrics that it has.
 
     Args:
       metrics: the history, `{name: [steps]}`, with seeds `{name: [S, steps]}`.
@@ -74,14 +77,20 @@ def history(
     check_filled("metrics", metrics, '{"loss": [...]}, the history that fit returned')
     check_integer("num_points", num_points, minimum=1)
     names = check_names(names, [name for name in metrics if name != "is_finite"])
+    validation = getattr(metrics, "validation", {})
     figure, axes = panels(len(names), width=4.8, height=3.2)
     for panel, name in zip(axes, names, strict=True):
         steps, values = _thinned("metrics", name, metrics[name], num_points)
-        _draw(panel, first_step + steps, values)
-        _scale(panel, [values])
+        _draw(panel, first_step + steps, values, label="training")
+        judged = np.asarray(validation.get(name, ()), float)
+        if len(judged):
+            draw_curve(panel, validation["step"], judged, VALIDATION, label="validation")
+        _scale(panel, [values, judged])
         panel.set(ylabel=name)
+    if any(name in validation for name in names):
+        legend_below(figure, axes)
     if title is not None:
-        figure.suptitle(title)
+        title_above(figure, title)
     return figure
 
 
@@ -128,7 +137,7 @@ def learning_curves(
         _scale(panel, drawn)
         panel.set(ylabel=name)
     if title is not None:
-        figure.suptitle(title)
+        title_above(figure, title)
     legend_beside(figure, axes)
     return figure
 

@@ -79,6 +79,9 @@ STEPS = (
 OWN = Style("#0072b2", "o")
 """The style of a report's mean; its references have others."""
 
+VALIDATION = Style("#d55e00", "s", "--")
+"""The style of what was found on tasks apart while training."""
+
 MEDIAN = Style("#0072b2", "", (0, (1, 3)))
 """The style of a report's median."""
 

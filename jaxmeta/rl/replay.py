@@ -145,9 +145,9 @@ class MemoryPlan(NamedTuple):
 
     Attributes:
       row_bytes: {field: bytes} of a row.
-      num_tasks: M.
+      num_tasks: M, buffers.
       capacity: C, in rows.
-      num_bytes: of all buffers.
+      num_bytes: bytes of all buffers.
 
     >>> plan = memory_plan({"observation": jnp.zeros(3), "reward": jnp.zeros(())}, num_tasks=10, capacity=1000)
     >>> print(plan)

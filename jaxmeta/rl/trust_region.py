@@ -83,10 +83,10 @@ def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransfor
     `update(grads, state, params, loss_fn=..., outputs_fn=..., kl_fn=...)` takes the gradient of `loss_fn` at `params`
     and three functions:
 
-      loss_fn:    (params) -> scalar, the surrogate loss, of fixed data
-      outputs_fn: (params) -> the distributions that are to stay close, any pytree of real arrays, such as a
-                  `Categorical`; in meta-learning after the inner loop, which the search so does again
-      kl_fn:      (old outputs, outputs) -> scalar, mean KL(old ‖ new)
+    - loss_fn, (params) -> scalar, the surrogate loss, of fixed data;
+    - outputs_fn, (params) -> the distributions that are to stay close, any pytree of real arrays, such as a
+      `Categorical`; in meta-learning after the inner loop, which the search so does again;
+    - kl_fn, (old outputs, outputs) -> scalar, mean KL(old ‖ new) in nats.
 
     The first of `num_backtracks` lengths whose loss is smaller and whose KL is within the bound is taken; if there is
     none, or what comes out is not finite, the update is 0.

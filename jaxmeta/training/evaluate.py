@@ -163,7 +163,7 @@ def evaluate(
       num_tasks: test tasks, at least 2; 600, or all of a finite distribution, if None; of a finite one the first are
         taken. A single task may be asked for several times: the interval is then of what adaptation draws.
         `jaxmeta.over_devices` shares them where they share out evenly.
-      batch_size: tasks evaluated at a time, at least 1; more take more memory, and change nothing in the result.
+      batch_size: tasks evaluated at a time, at least 1; more take more memory. The tasks are the same.
       batch_norm: for the report: the statistics that the model normalises with.
 
     Raises:

@@ -35,9 +35,9 @@ def tabular_mdp(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10
     Sampling" (2013), https://arxiv.org/abs/1306.0940
 
     Args:
-      num_states: S; state 0 is where an episode starts.
-      num_actions: A.
-      horizon: steps of an episode, which never terminates.
+      num_states: S, states, at least 1; state 0 is where an episode starts.
+      num_actions: A, actions, at least 1.
+      horizon: steps of an episode, at least 1, which never terminates.
 
     Returns:
       A `Family`; every task is new, so that train and test tasks follow the same distribution.

@@ -72,9 +72,9 @@ def krazy_world(
     Meta-Reinforcement Learning" (2018), section 4.1 and appendix A, https://arxiv.org/abs/1803.01118
 
     Args:
-      size: S, cells in a row.
-      num_goals: goals, one of them locked in.
-      horizon: steps of an episode.
+      size: S, cells in a row, at least 6.
+      num_goals: goals, 1 to `size`, one of them locked in.
+      horizon: steps of an episode, at least 1.
       swap_colors: whether each task has colours of its own; otherwise tile i has colour i.
       swap_dynamics: whether each task permutes the actions; otherwise they are up, right, down, left.
 

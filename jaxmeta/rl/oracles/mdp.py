@@ -78,8 +78,8 @@ def psrl(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10) -> Ag
     https://arxiv.org/abs/1306.0940
 
     Args:
-      num_states: S.
-      num_actions: A.
+      num_states: S, states of `tabular_mdp`.
+      num_actions: A, its actions.
       horizon: H, steps of an episode.
 
     Raises:
