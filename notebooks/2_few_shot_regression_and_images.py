@@ -74,7 +74,7 @@ def sine_learner(num_eval_steps):
 
 
 learner = sine_learner(10)
-state, history = jaxmeta.fit(jax.random.key(0), learner, waves, num_outer_steps=6000, num_tasks=25)
+state, history = jaxmeta.fit(jax.random.key(0), learner, waves, num_outer_steps=5000, num_tasks=25)
 
 # %% [markdown]
 # `fit` compiled the whole outer loop into one program; `state.meta_params` is what it learned. Below are three waves
@@ -102,9 +102,9 @@ jaxmeta.plotting.regression_adaptation(
 )
 
 # %% [markdown]
-# Before adaptation all three networks are the same curve: no single curve fits every wave, and on its own it is of
-# little use. What was learned is how it *moves*. Note the places without a triangle nearby: the network has learned
-# what waves look like, so it fills them in.
+# Before adaptation the curve is the same in all three, for the network knows nothing of the task yet. It may be near by
+# chance, as in one of them. What was learned is how it *moves*. Note the places without a triangle nearby: the network
+# has learned what waves look like, so it fills them in.
 #
 # Three pictures prove nothing. `evaluate` adapts to 600 new tasks and reports the mean squared error on their query
 # sets after each step, with a 95% confidence interval.
@@ -280,8 +280,8 @@ jaxmeta.plotting.adaptation_curves(
 )
 
 # %% [markdown]
-# All start at chance, as they must: before adaptation nobody knows which class is called 0. We measured about .35 for
-# the nearest neighbour, .66 for MAML and .82 for ProtoNet. This is a short training; both go on to improve with more
+# All start at chance, as they must: before adaptation nobody knows which class is called 0. We measured about .36 for
+# the nearest neighbour, .65 for MAML and .82 for ProtoNet. This is a short training; both go on to improve with more
 # outer steps and filters.
 #
 # Here is one test task, as each of them answers it.
