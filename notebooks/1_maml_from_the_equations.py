@@ -281,7 +281,9 @@ def draw_bowl(kind):
     return matrix, minimum + 0.05 * rng.normal(size=2), minimum + 0.05 * rng.normal(size=2)
 
 
-matrices, s_all, q_all = (np.stack(arrays) for arrays in zip(*(draw_bowl(i % 2) for i in range(num_tasks)), strict=True))
+matrices, s_all, q_all = (
+    np.stack(arrays) for arrays in zip(*(draw_bowl(i % 2) for i in range(num_tasks)), strict=True)
+)
 bowls = jaxmeta.Task(support=(matrices, s_all), query=(matrices, q_all))
 
 # %% [markdown]
@@ -384,7 +386,9 @@ print(f"{'(the start)':18} {'':17}  {'':17}   {mean_loss(theta_0, 1):.4f}")
 after_adaptation = {}
 for name, solution in solutions.items():
     end, after_adaptation[name] = paths[name][-1], mean_loss(paths[name][-1], 1)
-    print(f"{name:18} ({end[0]:7.4f}, {end[1]:7.4f})  ({solution[0]:7.4f}, {solution[1]:7.4f})   {after_adaptation[name]:.4f}")
+    print(
+        f"{name:18} ({end[0]:7.4f}, {end[1]:7.4f})  ({solution[0]:7.4f}, {solution[1]:7.4f})   {after_adaptation[name]:.4f}"
+    )
     assert np.allclose(end, solution, atol=1e-6), name
 
 assert after_adaptation["exact"] < after_adaptation["first order"] < mean_loss(theta_0, 1)
@@ -401,7 +405,10 @@ assert mean_loss(solutions["mistaken"], 0) < mean_loss(solutions["exact"], 0)
 
 # %%
 same = np.broadcast_to(np.diag([1.0, 0.3]), matrices.shape)
-contractions_of_same, moved_of_same = np.eye(2) - bowl_rate * same, bowl_rate * q_all @ np.diag([1.0, 0.3])  # here s = q
+contractions_of_same, moved_of_same = (
+    np.eye(2) - bowl_rate * same,
+    bowl_rate * q_all @ np.diag([1.0, 0.3]),
+)  # here s = q
 with_adaptation = solve(contractions_of_same @ same, contractions_of_same, moved_of_same - q_all)
 without = solve(same, np.eye(2), -q_all)
 print(with_adaptation, without)
@@ -425,9 +432,7 @@ for name, strategy in methods.items():
         meta_gradient=strategy,
         optimizer=optax.adam(1e-3),
     )
-    state, _ = jaxmeta.fit(
-        jax.random.key(0), learner, sine_waves, num_outer_steps=2000, num_tasks=25, progress=False
-    )
+    state, _ = jaxmeta.fit(jax.random.key(0), learner, sine_waves, num_outer_steps=2000, num_tasks=25, progress=False)
     reports[name] = jaxmeta.evaluate(jax.random.key(1), learner, sine_waves, state.meta_params, num_tasks=300)
     trained[name] = state.meta_params.params
 
