@@ -235,7 +235,7 @@ assert error["implicit, 5 steps of CG"][2] < error["implicit, 5 steps of CG"][0]
 # - Truncation is exact while K ≤ 4. Then its error grows: to about 1 here, as large as the gradient itself. It levels out because the proximal term is a pull in every step, whatever came before; see notebook 1 for a loop without it.
 # - First order has the largest error, about 3. That does not make it useless: what counts in the end is what is learned with it, see notebook 1.
 # - The implicit gradient is far off while the loop is on its way, and becomes accurate as the loop converges, to about 0.0002 after 144 steps.
-#   It depends on this. With a weak proximal term (try `adapt.proximal(adapt.sgd(0.02), 0.3)`) the loop is far from its solution after 144 steps, and the implicit gradient has an error above 1.
+#   It depends on this: with a weaker proximal term, `adapt.proximal(adapt.sgd(0.02), 0.3)`, the loop converges more slowly, and its error after 144 steps is about 0.1.
 #
 # ## A few learned numbers: forward mode
 #
