@@ -1,6 +1,7 @@
 """Pictures show what they are given: the numbers are read back from the figures."""
 
 import itertools
+import pickle
 import runpy
 from pathlib import Path
 from xml.etree import ElementTree
@@ -439,6 +440,19 @@ def test_episode_frames_right_and_wrong_predictions():
     assert [axes.get_title() for axes in figure.axes] == ["", "", "as 1", "", "", ""]
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), query[0][1])
     assert "orange, dashed: wrong" in figure.get_suptitle()
+
+
+def _episode_of_one_class():
+    images, labels = np.zeros((2, 4, 4)), np.zeros(2, int)
+    return plotting.episode((images, labels), (images, labels), labels, "maml")
+
+
+@pytest.mark.parametrize("make", [lambda: plotting.figure()[0], _episode_of_one_class])
+def test_a_notebook_shows_the_picture_itself_without_pyplot(make):
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shown, _ = formatters.DisplayFormatter().format(make())
+    assert shown["image/png"][:4] == b"\x89PNG"
+    assert len(pickle.loads(pickle.dumps(make())).axes) == len(make().axes)
 
 
 def test_images_in_colours_and_of_one_channel_are_drawn():

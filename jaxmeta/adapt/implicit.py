@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmeta.adapt.meta_gradients import MetaGradient
@@ -41,6 +42,8 @@ class Solver(Protocol):
 def conjugate_gradient(num_steps: int = 5) -> Solver:
     """`num_steps` conjugate gradient steps from 0, for a positive definite matrix; exact after as many as its rank.
 
+    It stops earlier where the residual is down to rounding: a step more would divide 0 by 0.
+
     Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems" (1952),
     https://doi.org/10.6028/jres.049.044
 
@@ -55,7 +58,12 @@ def conjugate_gradient(num_steps: int = 5) -> Solver:
     [1.0, 2.0]
     """
     check_integer("num_steps", num_steps, minimum=1)
-    return lambda matrix, b: jax.scipy.sparse.linalg.cg(matrix, b, maxiter=num_steps, tol=0.0)[0]
+
+    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+        rounding = min(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(b))
+        return jax.scipy.sparse.linalg.cg(matrix, b, maxiter=num_steps, tol=float(rounding))[0]
+
+    return solve
 
 
 def neumann_series(num_terms: int = 5) -> Solver:

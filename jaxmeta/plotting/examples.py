@@ -174,7 +174,7 @@ def episode(
     >>> len(episode((images, labels), (images, labels), labels, "maml").axes)
     4
     """
-    from matplotlib.figure import Figure
+    from jaxmeta.plotting.picture import Picture
 
     shown, labels = _checked_images("support", support)
     asked, answers = _checked_images("query", query)
@@ -184,7 +184,7 @@ def episode(
     classes = np.unique(labels)
     rows = [(np.flatnonzero(labels == c), np.flatnonzero(answers == c)[:max_queries]) for c in classes]
     columns = max(len(shots) + len(queries) for shots, queries in rows)
-    figure = Figure(figsize=(0.75 * columns + 0.6, 0.8 * len(classes) + 0.7), layout="constrained", dpi=150)
+    figure = Picture(figsize=(0.75 * columns + 0.6, 0.8 * len(classes) + 0.7), layout="constrained", dpi=150)
     for row, (shots, queries) in enumerate(rows):
         for column, i in enumerate([*shots, *queries]):
             axes = figure.add_subplot(len(classes), columns, row * columns + column + 1)

@@ -43,11 +43,11 @@ def figure(num_panels: int = 1, *, width: float = 4.8, height: float = 3.2) -> "
 
 def panels(num_panels: int, width: float, height: float, beside: float = 0.0) -> "tuple[Figure, Sequence[Axes]]":
     """A figure of panels of this size in inches, four in a row at most, with room beside them."""
-    from matplotlib.figure import Figure
+    from jaxmeta.plotting.picture import Picture
 
     num_columns = min(4, num_panels)
     num_rows = -(-num_panels // num_columns)
-    figure = Figure(figsize=(width * num_columns + beside, height * num_rows), layout="constrained", dpi=150)
+    figure = Picture(figsize=(width * num_columns + beside, height * num_rows), layout="constrained", dpi=150)
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for unused in axes[num_panels:]:
         unused.remove()
