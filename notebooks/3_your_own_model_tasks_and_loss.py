@@ -399,19 +399,18 @@ for name, (together, alone) in found.items():
 
 # %%
 inner_optimizers = {
-    "SGD": jaxmeta.adapt.sgd(0.05),
     "momentum, clipped": jaxmeta.adapt.from_optax(
         optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(0.02, momentum=0.8))
     ),
     "Adam": jaxmeta.adapt.from_optax(optax.adam(0.03, eps_root=1e-8)),
 }
-reports = {}
+reports = {"SGD, as above": report}
 for name, inner_optimizer in inner_optimizers.items():
-    learner = maml_of(plain_init, plain_apply, inner_optimizer=inner_optimizer, num_inner_steps=5)
+    learner = maml_of(plain_init, plain_apply, inner_optimizer=inner_optimizer)
     state, _ = trained(learner)
     reports[name] = jaxmeta.evaluate(jax.random.key(1), learner, test_tasks, state.meta_params)
     mse = reports[name].metrics["mse"]["mean"]
-    assert mse[5] < 0.3 * mse[0]
+    assert mse[3] < 0.3 * mse[0]
 jaxmeta.plotting.adaptation_curves(reports, title="600 tasks of new sensors")
 
 # %% [markdown]
@@ -455,7 +454,7 @@ key = jax.random.key(0)
 for name, (learner, should_adapt, should_be_learned) in choices.items():
     state = learner.init(key)
     after, _ = jax.jit(learner.update)(key, state, tasks)
-    adapted = moved(plain_init(key), learner.adapt(key, state.meta_params, task))
+    adapted = moved(plain_init(key), jax.jit(learner.adapt)(key, state.meta_params, task))
     learned = moved(state.meta_params.params, after.meta_params.params)
     print(f"{name}\n    adapts:       {', '.join(sorted(adapted))}\n    meta-learned: {', '.join(sorted(learned))}")
     assert adapted == should_adapt and learned == should_be_learned
