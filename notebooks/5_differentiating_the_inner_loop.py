@@ -287,6 +287,6 @@ assert expected / 2 < drawn["error"]["ES"][0] < expected * 2
 # | no derivative | `adapt.evolution_strategy()` | unbiased for the smoothed loss, and noisy |
 #
 # Each is given as `maml(..., meta_gradient=...)`, and nothing else changes. Two more ways to save memory are independent of this choice:
-# `maml(..., microbatch=1)` takes the tasks one after another, and `maml(..., batch_size=b)` takes inner steps on small batches.
+# `maml(..., microbatch=1)` takes the tasks one after another, with the same result, and `maml(..., batch_size=b)` takes each inner step on b examples, which is another inner loop.
 #
-# If memory runs out in spite of all this, print the first program's `memory_analysis()` as above, for growing K: it tells what a longer loop will need before you run it.
+# If memory runs out in spite of all this, compile the outer step without running it, as `measure` does, and look at `memory_analysis()` for growing K. It tells what a longer loop needs.
