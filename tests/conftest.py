@@ -1,5 +1,6 @@
 """What all tests share: float64, strict shapes and the real Omniglot, for those that ask for them."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,15 @@ def pytest_configure(config):
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
     jax.devices()  # the flags are read, and benchmarks leave the number of devices alone
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # which line of python an operation is of: nobody asks
+    jax.config.update("jax_traceback_filtering", "off")  # thousands of errors are expected, and none is looked at
+
+
+def pytest_collection_finish():
+    """Tracing makes millions of small objects, few of them in cycles: look for those less often, and never again among
+    the modules and tests that are there for good."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from jaxmeta.algorithms.cavia import context_only
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 EXAMPLES = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -301,7 +301,8 @@ def _closed_form(
         optimizer=optax.adam(1e-3) if optimizer is None else optimizer,
         microbatch=microbatch,
     )
-    check_optimizer("optimizer", spec.optimizer)
+    if optimizer is not None:
+        check_optimizer("optimizer", optimizer)
     return MetaLearner(
         init=lambda key: _init(spec, key),
         update=lambda key, state, tasks: _update(spec, key, state, tasks),

@@ -153,7 +153,8 @@ def maml(
         microbatch=microbatch,
     )
     check_inner_optimizer("inner_optimizer", spec.inner_optimizer)
-    check_optimizer("optimizer", spec.optimizer)
+    if optimizer is not None:
+        check_optimizer("optimizer", optimizer)
     strategy = adapt.auto() if meta_gradient is None else meta_gradient
     check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))

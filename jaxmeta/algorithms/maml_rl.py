@@ -539,7 +539,8 @@ def _optimizer(outer: PolicyStep, optimizer: optax.GradientTransformation | None
         if optimizer is not None:
             raise ValueError("optimizer must be None with TRPO, whose step has no rate: its length is max_kl's")
         return trust_region(outer)
-    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
+    if optimizer is None:
+        return optax.adam(1e-3)
     check_optimizer("optimizer", optimizer)
     return optimizer
 

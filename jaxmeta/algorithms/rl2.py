@@ -155,8 +155,10 @@ def rl2(
     _check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
     check_instance("advantages", advantages, Advantages)
     check_policy_step("outer", outer)
-    optimizer = optax.adam(1e-3) if optimizer is None else optimizer
-    check_optimizer("optimizer", optimizer)
+    if optimizer is None:
+        optimizer = optax.adam(1e-3)
+    else:
+        check_optimizer("optimizer", optimizer)
     if max_grad_norm is not None:
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
     of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)

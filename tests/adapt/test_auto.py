@@ -35,7 +35,7 @@ def said(caplog):
 
 
 def update_of(width, num_steps, num_examples, num_inputs=16, num_tasks=4, optimizer=ADAM, **arguments):
-    """(an update, lowered; the update and its arguments)"""
+    """(an update, traced; the update and its arguments)"""
     network = nn.MLP((width, width))
     learner = jaxmeta.maml(
         lambda key: network.init(key, jnp.ones((1, num_inputs))),
@@ -46,7 +46,7 @@ def update_of(width, num_steps, num_examples, num_inputs=16, num_tasks=4, optimi
     )
     x, y = jnp.zeros((num_tasks, num_examples, num_inputs)), jnp.zeros((num_tasks, num_examples, 1))
     call = jax.random.key(0), jax.eval_shape(learner.init, jax.random.key(0)), Task((x, y), (x[:, :5], y[:, :5]))
-    return jax.jit(learner.update).lower(*call), (learner.update, *call)
+    return jax.jit(learner.update).trace(*call), (learner.update, *call)
 
 
 # what makes it: width, K, examples, inputs, tasks, inner optimizer
@@ -92,8 +92,8 @@ def test_its_estimate_of_memory_is_near_that_of_the_compiled_program(schedule, s
     """Within a factor of two, on a CPU: XLA fuses some of what is counted, and needs a little besides."""
     if jax.default_backend() != "cpu":
         pytest.skip("the estimate is compared on a CPU")
-    lowered, call = update_of(*shape, num_tasks=1, meta_gradient=auto_module.SCHEDULES[schedule])
-    size = lowered.compile().memory_analysis().temp_size_in_bytes
+    traced, call = update_of(*shape, num_tasks=1, meta_gradient=auto_module.SCHEDULES[schedule])
+    size = traced.lower().compile().memory_analysis().temp_size_in_bytes
     assert 0.5 < (peak_bytes(*call) + 50_000) / (size + 50_000) < 2
 
 
@@ -111,7 +111,7 @@ def test_a_budget_is_kept_where_it_can_be(said):
     budget = 2 * 2**20
     bounded, _ = update_of(64, 80, 64, num_tasks=1, meta_gradient=adapt.auto(memory_budget=budget))
     assert "within the budget of 2 MiB" in said()[-1]
-    size = lambda lowered: lowered.compile().memory_analysis().temp_size_in_bytes
+    size = lambda traced: traced.lower().compile().memory_analysis().temp_size_in_bytes
     assert size(bounded) < 1.5 * budget < size(unbounded)
 
 
@@ -131,7 +131,7 @@ def test_a_learner_that_meets_other_shapes_weighs_them(said):
     _, (update, key, state, tasks) = update_of(8, 5, 10, microbatch=4)
     assert said()[0].startswith("auto: exact()")
     more = jax.tree.map(lambda x: jnp.tile(x, (1, 4000, 1)), tasks.support)
-    jax.jit(update).lower(key, state, tasks._replace(support=more))
+    jax.jit(update).trace(key, state, tasks._replace(support=more))
     assert said()[0].startswith("auto: mixed_mode(save_gradients=True)")
 
 

@@ -11,6 +11,7 @@ from jaxmeta import PPO, TRPO, VPG, Advantages, Surrogate, adapt, nn, rl
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 FAMILY = rl.families.navigation()
+FAMILY = FAMILY._replace(environment=FAMILY.environment._replace(max_steps=10))  # 100 take longer to trace
 POLICY = rl.mlp_policy(FAMILY, hidden=(4,))
 ADAM = optax.adam(1e-3)
 
@@ -41,10 +42,10 @@ def learners():
     yield "promp", make(jaxmeta.promp, outer=PPO(num_epochs=2))
     small = {"num_episodes": 2, "outer": PPO(), "optimizer": ADAM}
     cores = {"gru": nn.gru(4), "lstm": nn.lstm(4), "min_gru": nn.min_gru(4)}
-    cores |= {"transformer": nn.causal_transformer(200, num_units=4, num_heads=2)}
+    cores |= {"transformer": nn.causal_transformer(20, num_units=4, num_heads=2)}
     outers = {"ppo": PPO(num_epochs=2), "trpo": TRPO(num_critic_epochs=2), "vpg": VPG()}
     for core_name, core in cores.items():
-        options = {"truncation": 50, "num_exploration_episodes": 1} if core_name == "gru" else {}
+        options = {"truncation": 5, "num_exploration_episodes": 1} if core_name == "gru" else {}
         for name, outer in outers.items():
             yield f"rl2 {core_name} {name}", jaxmeta.rl2(FAMILY, actor=core, **{**small, "outer": outer, **options})
 
@@ -92,7 +93,7 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
         assert {leaf.shape[0] for leaf in jax.tree.leaves(adapted)} == {2}
     else:
         assert shapes == {"return": (2, 3)}
-        assert adapted.transitions.reward.shape == (2, 2, 100, 2)
+        assert adapted.transitions.reward.shape == (2, 2, 10, 2)
 
 
 @pytest.mark.parametrize("name", ["lvc vpg anil", "dice trpo anil", "rl2 lstm ppo", "rl2 gru trpo"])

@@ -168,9 +168,10 @@ def test_thompson_sampling_through_the_rollout_has_its_published_value():
 
 @pytest.fixture(scope="module", autouse=True)
 def one_table_of_a_size():
-    """It takes seconds to compute and knows nothing of the number of arms."""
+    """It takes seconds to compute, more than to compile for speed, and knows nothing of the number of arms."""
+    table = jax.jit(bandits.gittins_table, static_argnums=0, compiler_options={"xla_backend_optimization_level": 3})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bandits, "gittins_table", functools.cache(bandits.gittins_table))
+        patch.setattr(bandits, "gittins_table", functools.cache(table))
         yield
 
 
