@@ -179,7 +179,8 @@ assert memory["mixed mode, segments"][2] < memory["exact, segments"][2] < memory
 
 # %%
 logger = logging.getLogger("jaxmeta")
-logger.handlers, logger.level = [logging.StreamHandler(sys.stdout)], logging.INFO
+logger.setLevel(logging.INFO)
+logger.handlers = [logging.StreamHandler(sys.stdout)]
 
 one_task = jax.tree.map(lambda x: x[None], task)
 for num_inner_steps, strategy in [(4, adapt.auto()), (144, adapt.auto()), (144, adapt.auto(memory_budget=2 * 2**20))]:
