@@ -398,7 +398,7 @@ except FloatingPointError as error:
 # a run that skips a tenth of its steps trains on the easier tasks only, and its result is not to be trusted.
 
 # %%
-on_the_edge = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=adapt.sgd(0.2), num_inner_steps=5)
+on_the_edge = jaxmeta.maml(init_fn, loss_fn, inner_optimizer=adapt.sgd(0.1), num_inner_steps=5)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     state, history = jaxmeta.fit(
