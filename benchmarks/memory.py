@@ -20,10 +20,11 @@ from benchmarks.cases import Case, cast, episodes, regression, sequences, sinuso
 from benchmarks.measure import interleave, jax_program, summary
 from benchmarks.options import Options as CommonOptions
 from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
+from benchmarks.pictures import legend_below, panels, style
 from benchmarks.report import Row, print_table, write_report
 from benchmarks.strategies import APPROXIMATE, EXACT, Strategies
 from jaxmeta import adapt, nn
+from jaxmeta.plotting.costs import draw_costs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -252,20 +253,14 @@ def _fixed(rows: Sequence[Row], name: str, sweep: str) -> dict[str, int]:
 
 def _draw_sweep(panel: "Axes", rows: Sequence[Row], sweep: str, quantity: str) -> None:
     unit = 1e3 if quantity == "median" else 2**-20
+    curves: dict[str, Any] = {}
     for strategy in STRATEGIES | LEARNS_RATES:
         points = [(row[sweep], unit * row[quantity]) for row in rows if row["strategy"] == strategy and quantity in row]
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        look = words(strategy)
-        is_auto = strategy == "auto"  # which lies under what it has chosen
-        wide: dict[str, Any] = {"linewidth": 4, "alpha": 0.5} if is_auto else {}
-        panel.plot(x, y, markersize=4, **wide, **look)
-        grew = [row for row in rows if row["strategy"] == strategy and row.get("process_bytes")]
-        if grew and quantity != "median":
-            measured = [(row[sweep], unit * row["process_bytes"]) for row in grew]
-            panel.plot(*zip(*measured, strict=True), "o", color=look["color"], fillstyle="none", markersize=9)
-    panel.set(xscale="log", yscale="log")
-    ticks = sorted({row[sweep] for row in rows if quantity in row})
-    panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    panel.minorticks_off()
+        if points:
+            curves[strategy] = tuple(zip(*points, strict=True))
+    looks = {strategy: style(strategy) for strategy in curves}
+    draw_costs(panel, curves, looks, highlight="auto")  # which lies under what it has chosen
+    for row in rows:
+        if row.get("process_bytes") and quantity != "median":
+            color = style(row["strategy"]).color
+            panel.plot(row[sweep], unit * row["process_bytes"], "o", color=color, fillstyle="none", markersize=9)

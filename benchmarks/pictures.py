@@ -1,16 +1,16 @@
 """The frame of the benchmarks' pictures: panels in rows, in the style of `jaxmeta.plotting`, without pyplot."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmeta.plotting import METHODS, Style
+from jaxmeta.plotting.frame import legend_below, plain
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+__all__ = ["legend_below", "panels", "style", "words"]
 
 _OF_BENCHMARKS: dict[str, Style] = {
     # contenders
@@ -60,16 +60,6 @@ def panels(
     figure = Figure(figsize=(width * num_columns, height * num_rows + 0.5), layout="constrained", dpi=150)
     rows = figure.subplots(num_rows, num_columns, squeeze=False)
     for axes in rows.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
+        plain(axes)
     figure.suptitle(title)
     return figure, rows
-
-
-def legend_below(figure: "Figure", axes: "Iterable[Axes]", num_columns: int) -> None:
-    """One legend for all panels, each label once."""
-    entries: dict[str, Artist] = {}
-    for panel in axes:
-        handles, labels = panel.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=num_columns, frameon=False)

@@ -66,6 +66,9 @@ def replicated(tree: PyTree) -> PyTree:
 
     `fit` and `evaluate` do it by themselves.
 
+    Args:
+      tree: a pytree of arrays.
+
     >>> with over_devices():
     ...     replicated({"w": jax.numpy.ones(2)})
     {'w': Array([1., 1.], dtype=float32)}

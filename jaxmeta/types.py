@@ -23,9 +23,10 @@ LossFn: TypeAlias = Callable[[Params, Batch], tuple[jax.Array, Metrics]]
 class Task(NamedTuple):
     """A supervised task: adapt on `support`, judge on `query`.
 
-    support: a batch, any pytree of arrays with leading axis B, such as `(x [B, ...], y [B])`; all that `adapt` reads
-    query:   another batch, often of another size; `update` and `evaluate` need it, `adapt` does not
-    info:    what generated them (an amplitude and a phase, the classes of an episode). No learner reads it
+    Attributes:
+      support: a batch, any pytree of arrays with leading axis B, such as `(x [B, ...], y [B])`; all that `adapt` reads
+      query: another batch, often of another size; `update` and `evaluate` need it, `adapt` does not
+      info: what generated them (an amplitude and a phase, the classes of an episode). No learner reads it
 
     N tasks for `update` are one `Task` of arrays with one more leading axis, N.
 
@@ -40,18 +41,19 @@ class Task(NamedTuple):
     info: PyTree = ()
 
     def __repr__(self) -> str:
-        return short(self)
+        return short(self, width=300)
 
 
 class TaskDistribution(NamedTuple):
     """p(T), as pure functions and what they read.
 
-    sample: (key, data) -> task, one drawn at random, with `jax.random` and this key
-    data:   a pytree of arrays; an argument of compiled programs and never a constant inside them, so that a large data
-            set costs no compile time
-    at:     (index, data) -> task, that of a number 0 .. size − 1, where there are finitely many; else None
-    size:   how many there are; None where tasks never repeat. `evaluate` goes through all of a finite distribution.
-            A single task, that `sample` returns whatever its key, is said so: `size=1`
+    Attributes:
+      sample: (key, data) -> task, one drawn at random, with `jax.random` and this key
+      data: a pytree of arrays; an argument of compiled programs and never a constant inside them, so that a large data
+        set costs no compile time
+      at: (index, data) -> task, that of a number 0 .. size − 1, where there are finitely many; else None
+      size: how many there are; None where tasks never repeat. `evaluate` goes through all of a finite distribution. A
+        single task, that `sample` returns whatever its key, is said so: `size=1`
 
     Slopes that are all there, in an array:
 
@@ -80,10 +82,11 @@ class TaskDistribution(NamedTuple):
 class MetaParams(NamedTuple):
     """What the outer loop learns, and what stays as it is.
 
-    params:    the initialisation θ, what `init_fn` returned
-    hyper:     the inner optimizer's hyperparameters η, such as a learned rate per parameter; `()` if none
-    constants: what the model has beside them and no gradient moves, such as a frozen backbone; `()` if nothing.
-               Strategies and outer optimizers see `learned(meta_params)`, without them
+    Attributes:
+      params: the initialisation θ, what `init_fn` returned
+      hyper: the inner optimizer's hyperparameters η, such as a learned rate per parameter; `()` if none
+      constants: what the model has beside them and no gradient moves, such as a frozen backbone; `()` if nothing.
+        Strategies and outer optimizers see `learned(meta_params)`, without them
 
     >>> import jaxmeta
     >>> learner = jaxmeta.meta_sgd(lambda key: {"w": 2.0}, lambda params, batch: (params["w"] ** 2, {}))
@@ -111,11 +114,12 @@ def learned(meta_params: MetaParams) -> MetaParams:
 class MetaState(NamedTuple):
     """What the outer loop carries from step to step: a pytree of arrays, to save and to go on from.
 
-    step:        outer steps taken, an int32
-    meta_params: what is learned
-    opt_state:   the outer optimizer's, and nothing else
-    num_skipped: outer steps that were not finite and were not applied, an int32
-    carry:       what a learner keeps beside the optimizer's, such as a replay buffer; `()` if nothing
+    Attributes:
+      step: outer steps taken, an int32
+      meta_params: what is learned
+      opt_state: the outer optimizer's, and nothing else
+      num_skipped: outer steps that were not finite and were not applied, an int32
+      carry: what a learner keeps beside the optimizer's, such as a replay buffer; `()` if nothing
 
     S seeds that `fit` trains at once are one state of arrays with a leading axis S; `jax.tree.map(lambda x: x[0],
     state)` is the first of them.
@@ -138,17 +142,18 @@ class MetaState(NamedTuple):
 class MetaLearner(NamedTuple):
     """Pure functions, to jit and vmap at will. Tasks given to `update` have a leading axis N; all others take one task.
 
-    init:     (key) -> state, a `MetaState`
-    update:   (key, state, tasks) -> (state, metrics), one outer step; metrics are scalars
-    adapt:    (key, meta_params, task) -> params, adapted to the task
-    evaluate: (key, meta_params, task) -> {metric: [K + 1]}, entry k after k units of adaptation
-    agent:    (meta_params, adapted or None) -> `rl.Agent`, which acts by what `adapt` returned, or, without that, as
-              before any adaptation; None where there is nothing to act in
-    unit:     what adaptation is counted in: "step", "episode"
-    check:    (meta_params, task, is_test) -> None, looks at the values of a task that `update` is trained on, or that
-              `evaluate` judges if `is_test`, and raises a `ValueError` where they are wrong, such as labels that the
-              network has no outputs for; None where there is nothing to look at. `fit` and `evaluate` call it with one
-              task, before anything compiles
+    Attributes:
+      init: (key) -> state, a `MetaState`
+      update: (key, state, tasks) -> (state, metrics), one outer step; metrics are scalars
+      adapt: (key, meta_params, task) -> params, adapted to the task
+      evaluate: (key, meta_params, task) -> {metric: [K + 1]}, entry k after k units of adaptation
+      agent: (meta_params, adapted or None) -> `rl.Agent`, which acts by what `adapt` returned, or, without that, as
+        before any adaptation; None where there is nothing to act in
+      unit: what adaptation is counted in: "step", "episode"
+      check: (meta_params, task, is_test) -> None, looks at the values of a task that `update` is trained on, or that
+        `evaluate` judges if `is_test`, and raises a `ValueError` where they are wrong, such as labels that the network
+        has no outputs for; None where there is nothing to look at. `fit` and `evaluate` call it with one task, before
+        anything compiles
 
     >>> import jax.numpy as jnp, jaxmeta
     >>> loss_fn = jaxmeta.nn.mean_squared_error(lambda params, x: params["w"] * x)

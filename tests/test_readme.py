@@ -78,25 +78,24 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
         assert "random" in below  # who is worse than chance says so
 
 
-@pytest.mark.parametrize("device", ["cpu", "nvidia-h200"])
-def test_the_times_in_the_table_are_those_of_the_results(device):
-    """Milliseconds, medians, three digits or more; a contender that was not timed has a dash."""
+def test_the_times_in_the_table_are_those_of_the_results():
+    """Milliseconds, medians, three digits or more; a contender that was not timed has a dash. Some of the cases."""
     digits = lambda ms: f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
-    rows = json.loads((RESULTS / device / "throughput.json").read_text())["rows"]
-    (table,) = re.findall(rf"<!-- throughput {device} -->\n(.*?)<!-- /throughput -->", README, flags=re.DOTALL)
+    rows = json.loads((RESULTS / "cpu" / "throughput.json").read_text())["rows"]
+    (table,) = re.findall(r"<!-- throughput cpu -->\n(.*?)<!-- /throughput -->", README, flags=re.DOTALL)
     heading, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     ours = ("as fit", "over devices")
     contenders = [f"jaxmeta, {name}" if name in ours else name for name in heading[1:-1]]
-    cases = dict.fromkeys(row["case"] for row in rows)
-    assert [line[0] for line in lines] == [f"`{case}`" for case in cases]
-    for case, line in zip(cases, lines, strict=True):
-        timed = {row["contender"]: row for row in rows if row["case"] == case and "median" in row}
+    assert len(lines) > 5
+    for line in lines:
+        timed = {row["contender"]: row for row in rows if f"`{row['case']}`" == line[0] and "median" in row}
         median = lambda name, timed=timed: digits(1e3 * timed[name]["median"]) if name in timed else "–"
         assert line[1:-1] == [median(name) for name in contenders]
         assert line[-1] == f"{100 * timed['jaxmeta']['fraction_of_matrix_product_rate']:.2g}%"
 
 
-def test_the_papers_omniglot_protocol_on_a_gpu_is_as_told():
-    result = json.loads((RESULTS / "nvidia-h200" / "maml-omniglot" / "result.json").read_text())
-    mean, ci95 = (result["metrics"]["accuracy"][statistic][3] for statistic in ("mean", "ci95"))
-    assert f"in {result['seconds']:.0f} seconds:\naccuracy {mean:.4f} ± {ci95:.4f} after 3 steps" in README
+def test_no_measured_figure_stands_outside_the_tables():
+    """Where no test would hold it. Versions and arguments are in code."""
+    prose = re.sub(r"```.*?```|`[^`]*`|^\|.*?$|^    .*?$|\]\([^)]*\)", "", README, flags=re.DOTALL | re.MULTILINE)
+    figures = re.findall(r"\d*\.\d+\S*|±.*", prose)
+    assert figures == ["3.11", "2.0."]  # Python's version, and the licence's

@@ -25,8 +25,8 @@ def evolution_strategy(*, num_pairs: int = 16, std: float = 0.01) -> MetaGradien
     https://arxiv.org/abs/1910.01215
 
     Args:
-      num_pairs: perturbations of each task; they are vectorised.
-      std: σ, of the perturbation of each meta-parameter.
+      num_pairs: pairs ±ε of each task, at least 1; they are vectorised.
+      std: σ > 0, the standard deviation of the perturbation of each meta-parameter, in its own units.
 
     Raises:
       ValueError: `num_pairs` is no positive integer, or `std` is not positive.
@@ -51,9 +51,9 @@ def persistent_evolution_strategy(*, num_truncations: int, num_pairs: int = 16, 
     Strategies" (2021), https://arxiv.org/abs/2112.13835
 
     Args:
-      num_truncations: S, a divisor of K.
-      num_pairs: pairs of inner loops of each task; they are vectorised.
-      std: σ, of the perturbation of each meta-parameter.
+      num_truncations: S, truncations of K / S inner steps each; a divisor of K.
+      num_pairs: pairs of inner loops of each task, at least 1; they are vectorised.
+      std: σ > 0, the standard deviation of the perturbation of each meta-parameter, in its own units.
 
     Raises:
       ValueError: an argument is wrong; while tracing, `num_truncations` does not divide K.

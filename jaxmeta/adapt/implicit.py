@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmeta.adapt.meta_gradients import MetaGradient
@@ -22,10 +23,12 @@ from jaxmeta.types import MetaParams, PyTree
 class Solver(Protocol):
     """Solves A x ≈ b from products with A alone: what `solver` of `implicit` may be.
 
-    matrix: x -> A x, linear, of a pytree with the structure and the shapes of the fast weights, into the same
-    b:      such a pytree
+    It is called with (matrix, b):
 
-    Returns x, another. Any of `jax.scipy.sparse.linalg` becomes one by leaving out what it says of its iterations.
+    - matrix, x -> A x, linear, of a pytree with the structure and the shapes of the fast weights, into the same;
+    - b, such a pytree.
+
+    It returns x, another. Any of `jax.scipy.sparse.linalg` becomes one by leaving out what it says of its iterations.
 
     >>> import jax.numpy as jnp
     >>> bicgstab = lambda matrix, b: jax.scipy.sparse.linalg.bicgstab(matrix, b)[0]
@@ -39,8 +42,13 @@ class Solver(Protocol):
 def conjugate_gradient(num_steps: int = 5) -> Solver:
     """`num_steps` conjugate gradient steps from 0, for a positive definite matrix; exact after as many as its rank.
 
+    It stops earlier where the residual is down to rounding: a step more would divide 0 by 0.
+
     Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems" (1952),
     https://doi.org/10.6028/jres.049.044
+
+    Args:
+      num_steps: steps, each of one product with the matrix, at least 1.
 
     Raises:
       ValueError: `num_steps` is no positive integer.
@@ -50,7 +58,12 @@ def conjugate_gradient(num_steps: int = 5) -> Solver:
     [1.0, 2.0]
     """
     check_integer("num_steps", num_steps, minimum=1)
-    return lambda matrix, b: jax.scipy.sparse.linalg.cg(matrix, b, maxiter=num_steps, tol=0.0)[0]
+
+    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
+        rounding = min(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(b))
+        return jax.scipy.sparse.linalg.cg(matrix, b, maxiter=num_steps, tol=float(rounding))[0]
+
+    return solve
 
 
 def neumann_series(num_terms: int = 5) -> Solver:
@@ -61,6 +74,9 @@ def neumann_series(num_terms: int = 5) -> Solver:
 
     Lorraine, Vicol, Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation" (2020),
     https://arxiv.org/abs/1911.02590
+
+    Args:
+      num_terms: terms, each but the first of one product with the matrix, at least 1.
 
     Raises:
       ValueError: `num_terms` is no positive integer.
@@ -89,8 +105,8 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0) -> MetaGradi
     Args:
       solver: (matrix, b) -> x with matrix(x) ≈ b, see `Solver`: `conjugate_gradient`, `neumann_series`, or another;
         `conjugate_gradient(5)` if None.
-      damping: δ, added to the matrix as δ I, for inner problems that are not convex enough. With `proximal(sgd(α), λ)`
-        it makes the curvature that counts λ + δ / α: the authors' code has 24 where λ is 2.
+      damping: δ ≥ 0, added to the matrix as δ I, for inner problems that are not convex enough. With `proximal(sgd(α),
+        λ)` it makes the curvature that counts λ + δ / α: the authors' code has 24 where λ is 2.
 
     Raises:
       ValueError: `solver` is no function, or `damping` is negative or not finite; while tracing, the inner optimizer

@@ -74,8 +74,9 @@ class MetaGradient(Protocol):
 class Adapted(NamedTuple):
     """What the outer loss of one task is made of.
 
-    params:   θ_K, the adapted parameters that are learned, in the shapes of `meta_params.params`
-    observed: what `adapt.unroll` was told to observe at θ_0 .. θ_{K-1}, with a leading axis K; `()` if nothing
+    Attributes:
+      params: θ_K, the adapted parameters that are learned, in the shapes of `meta_params.params`
+      observed: what `adapt.unroll` was told to observe at θ_0 .. θ_{K-1}, with a leading axis K; `()` if nothing
 
     >>> Adapted({"w": 1.0})
     Adapted(params={'w': 1.0}, observed=())
@@ -92,7 +93,7 @@ def exact(*, num_segments: int | Literal["sqrt"] = 1, remat: Callable | None = N
     https://arxiv.org/abs/1703.03400
 
     Args:
-      num_segments: S; with S > 1 the inner loop is cut into S pieces and each is run again when the reverse sweep
+      num_segments: S ≥ 1; with S > 1 the inner loop is cut into S pieces and each is run again when the reverse sweep
         reaches it: memory for K / S steps and S states in place of K steps, least near S = √K, which is "sqrt".
       remat: a policy of `jax.checkpoint_policies` for each inner step: what is kept of it, the rest being computed
         again. All that its derivative needs is kept if None.
@@ -194,6 +195,9 @@ def truncated(num_exact: int) -> MetaGradient:
     Shaban, Cheng, Hatch, Boots, "Truncated Back-propagation for Bilevel Optimization" (2019),
     https://arxiv.org/abs/1810.10667. There the early steps are dropped; here their identity part is kept, without
     which an initialisation would get no gradient at all.
+
+    Args:
+      num_exact: n, inner steps that are differentiated exactly, from 0 to K.
 
     Raises:
       ValueError: `num_exact` is not an integer from 0 to the number of inner steps.

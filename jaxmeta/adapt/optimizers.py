@@ -27,7 +27,12 @@ from jaxmeta.types import MetaParams, Params, PyTree
 
 
 class InnerState(NamedTuple):
-    """What the inner loop carries: the fast weights, which adapt, and the optimizer's state."""
+    """What the inner loop carries: the fast weights, which adapt, and the optimizer's state.
+
+    Attributes:
+      fast: the fast weights: what adapts, in the form that `InnerOptimizer.start` gave it.
+      opt_state: the state of the inner optimizer, such as a momentum; `()` if it has none.
+    """
 
     fast: Params
     opt_state: PyTree
@@ -36,10 +41,11 @@ class InnerState(NamedTuple):
 class InnerOptimizer(NamedTuple):
     """How to step inside, as four pure functions of one task: what `inner_optimizer` of a learner is.
 
-    init:   (params) -> hyper, the hyperparameters that are meta-learned, `()` if none
-    start:  (meta_params) -> InnerState, the fast weights before the first step
-    step:   (meta_params, state, grads) -> InnerState, where `grads` has the shapes of `state.fast`
-    params: (meta_params, fast) -> all parameters that are learned, in the shapes of `meta_params.params`
+    Attributes:
+      init: (params) -> hyper, the hyperparameters that are meta-learned, `()` if none
+      start: (meta_params) -> InnerState, the fast weights before the first step
+      step: (meta_params, state, grads) -> InnerState, where `grads` has the shapes of `state.fast`
+      params: (meta_params, fast) -> all parameters that are learned, in the shapes of `meta_params.params`
 
     The fast weights may be any pytree, of some parameters or of others in their place, as long as `params` makes the
     model's of them. Whatever `step` and `params` read of `meta_params` gets a gradient of the outer loss.
@@ -73,6 +79,9 @@ def from_optax(transform: optax.GradientTransformation) -> InnerOptimizer:
     An Adam needs `eps_root > 0`: without it the second derivative at a zero gradient is infinite, and the outer steps
     that meet one are skipped as not finite.
 
+    Args:
+      transform: the optax transformation. Its `update` is given gradients, state and fast weights.
+
     Raises:
       ValueError: `transform` is not an optax transformation.
 
@@ -96,6 +105,9 @@ def sgd(learning_rate: float | jax.Array) -> InnerOptimizer:
     Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017),
     https://arxiv.org/abs/1703.03400
 
+    Args:
+      learning_rate: α ≥ 0, how far to go for a gradient of 1.
+
     Raises:
       ValueError: `learning_rate` is negative or not finite.
 
@@ -113,6 +125,9 @@ def meta_sgd(learning_rate: float) -> InnerOptimizer:
 
     Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning" (2017),
     https://arxiv.org/abs/1707.09835
+
+    Args:
+      learning_rate: α ≥ 0 of every parameter before the first outer step.
 
     Raises:
       ValueError: `learning_rate` is negative or not finite.
@@ -144,8 +159,8 @@ def lslr(learning_rate: float, num_inner_steps: int) -> InnerOptimizer:
     Antoniou, Edwards, Storkey, "How to train your MAML" (2019), https://arxiv.org/abs/1810.09502
 
     Args:
-      learning_rate: where the rates start.
-      num_inner_steps: K.
+      learning_rate: α ≥ 0 of every layer and step before the first outer step.
+      num_inner_steps: K, the inner steps that have a rate of their own, at least 1.
 
     Raises:
       ValueError: `learning_rate` is negative or not finite, or `num_inner_steps` is no positive integer.
@@ -181,7 +196,7 @@ def per_step(optimizer: InnerOptimizer, where: Where, num_inner_steps: int) -> I
     Args:
       optimizer: the inner optimizer of the other parameters.
       where: which leaves have a value per step, as in `adapt_only`.
-      num_inner_steps: K.
+      num_inner_steps: K, inner steps, at least 1; there are K + 1 values.
 
     Raises:
       ValueError: an argument is wrong, or `where` chooses nothing or does not fit the parameters.
@@ -233,7 +248,7 @@ def proximal(optimizer: InnerOptimizer, strength: float) -> InnerOptimizer:
 
     Args:
       optimizer: the inner optimizer, which sees the gradient of the whole.
-      strength: λ.
+      strength: λ ≥ 0; the larger, the nearer the fast weights stay to θ.
 
     Raises:
       ValueError: `optimizer` is no inner optimizer, or `strength` is negative or not finite.

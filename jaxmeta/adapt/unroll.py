@@ -20,10 +20,11 @@ _FEW = 5  # steps of a loop that a GPU runs without one; the sinusoid's take .24
 class Trace(NamedTuple):
     """What each of the K inner steps saw, before it was taken; every leaf has a leading axis K.
 
-    loss:     [K], the inner loss at θ_0 .. θ_{K-1}, each on the batch of its step
-    metrics:  what the inner loss reports beside it, [K] each
-    batch:    what each step learned from
-    observed: what `observe` of `unroll` returned
+    Attributes:
+      loss: [K], the inner loss at θ_0 .. θ_{K-1}, each on the batch of its step
+      metrics: what the inner loss reports beside it, [K] each
+      batch: what each step learned from
+      observed: what `observe` of `unroll` returned
 
     >>> from jaxmeta.adapt.optimizers import sgd
     >>> loss_fn = lambda params, batch: (params**2, {"size": jnp.abs(params)})
@@ -63,7 +64,7 @@ def unroll(
       state: where to go on from; the beginning if None.
       value_and_grad: how the inner loss is differentiated, here a strategy decides; `jax.value_and_grad` if None.
       observe: (params, batch) -> anything, called on θ_0 .. θ_{K-1} and recorded; `()` is if None.
-      num_segments: S. Where the loop is differentiated in reverse, only the states between S segments are kept, and
+      num_segments: S ≥ 1. Where the loop is differentiated in reverse, only the states between S segments are kept, and
         each segment is run again when the sweep reaches it: with S = √K, memory for 2√K steps, not K.
       remat: a policy of `jax.checkpoint_policies`: what is kept of a step where the loop is differentiated in reverse,
         and of a segment; the rest is computed again. If None, a step keeps what its derivative needs, a segment

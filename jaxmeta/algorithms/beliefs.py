@@ -25,11 +25,12 @@ from jaxmeta.types import InitFn, Params
 class Encoder(NamedTuple):
     """What each transition says about the task.
 
-    init:        (key) -> params
-    apply:       (params, experience [n]) -> (mean [n, L], variance [n, L]) of Gaussian factors
-    latent_size: L
-    context:     "probabilistic", a belief is the product of the factors; or "deterministic", it is the mean of their
-                 means, without deviation
+    Attributes:
+      init: (key) -> params
+      apply: (params, experience [n]) -> (mean [n, L], variance [n, L]) of Gaussian factors
+      latent_size: L
+      context: "probabilistic", a belief is the product of the factors; or "deterministic", it is the mean of their
+        means, without deviation
     """
 
     init: InitFn
@@ -51,11 +52,15 @@ def mlp_encoder(
 
     Args:
       family: whose transitions they are.
-      latent_size: L.
+      latent_size: L ≥ 1, numbers of a belief's z.
       hidden: widths of the layers.
       activation: of the layers; relu if None.
       with_next_observation: whether it sees that too: needed where tasks differ in their dynamics.
       context: "probabilistic", or "deterministic" for a belief without deviation.
+
+    Returns:
+      An `Encoder`, which one of your own may stand for: `init`, (key) -> params; `apply`, (params, n transitions) ->
+      (mean [n, L], variance [n, L]) of a Gaussian factor for each; `latent_size`, L; and `context`.
 
     Raises:
       ValueError: `family` is none or has no real actions, `latent_size` is no positive integer, or `context` no name.

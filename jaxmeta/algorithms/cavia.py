@@ -31,12 +31,21 @@ def cavia(
 ) -> MetaLearner:
     """Fast context adaptation: `maml` in which only `context` adapts, from 0. Other arguments and errors as there.
 
-    `context` says which of the parameters are φ, as `where` of `adapt.adapt_only` does: by default those named
-    "context", such as in `nn.MLP(num_context=5)`. Of what `init_fn` returns for them only the shape matters: it is
-    never used and gets no gradient.
+    Of what `init_fn` returns for the context only the shape matters: it is never used and gets no gradient.
 
     Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning" (2019),
     https://arxiv.org/abs/1810.03642
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      context: which of the parameters are φ, in the form of `where` of `adapt.adapt_only`: by default those named
+        "context", such as in `nn.MLP(num_context=5)`.
+      learning_rate: α ≥ 0 of the context's gradient descent; φ is an input, so that 1 is not large.
+      meta_gradient: as in `maml`.
+
+    Raises:
+      ValueError: as `maml` and `adapt.adapt_only`.
 
     >>> from jaxmeta import Task
     >>> init_fn = lambda key: {"context": jnp.zeros(()), "slope": jnp.ones(())}

@@ -5,8 +5,8 @@
 
 | the paper | here       | the head of a task                      | logits of z = f_θ(x) | η, learned beside θ |
 |-----------|------------|-----------------------------------------|----------------------|---------------------|
-| ProtoNet  | `protonet` | the mean c_n of each class              | −|z − c_n|²          | ()                  |
-| R2-D2     | `ridge`    | W = argmin |Z W − Y|² + λ |W|²          | α z W                | log λ, log α        |
+| ProtoNet  | `protonet` | the mean c_n of each class              | −‖z − c_n‖²          | ()                  |
+| R2-D2     | `ridge`    | W = argmin ‖Z W − Y‖² + λ ‖W‖²          | α z W                | log λ, log α        |
 
 What `adapt` returns predicts: `params, head = learner.adapt(key, meta_params, task)`, then `head(embed_fn(params, x))`.
 """
@@ -88,15 +88,15 @@ def protonet(
     Args:
       init_fn: (key) -> params of the embedding, any pytree of real arrays.
       embed_fn: (params, x [B, ...]) -> features [B, D], such as the `apply` of `nn.Conv4(num_classes=None)`.
-      num_ways: N, classes of a task while meta-training; the paper has more of them than at test. Labels are integers
-        from 0 to N − 1; another, or a class without a shot, makes the loss NaN.
+      num_ways: classes N of a task while meta-training, at least 1; the paper has more of them than at test. Labels are
+        integers from 0 to N − 1; another, or a class without a shot, makes the loss NaN.
       num_eval_ways: classes of a task in `adapt` and `evaluate`; `num_ways` if None.
       condition_fn: (params, support) -> params, what the embedding knows of a task before it embeds anything, such as
         `nn.support_statistics`; nothing if None. It is differentiated through.
       stochastic: the embedding draws, for dropout: (params, x, key). The key is None in `adapt` and `evaluate`.
       frozen: which parameters are not meta-learned, as in `maml`; none if None.
       optimizer: the outer optax transformation, which is told the loss as `value`; `optax.adam(1e-3)` if None.
-      microbatch: tasks that are vectorised at a time, all if None; on a CPU, 1 is often faster for convolutions.
+      microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `outer.mean_over_tasks`.
 
     Returns:
       A `MetaLearner` for `Task`s of pairs (x, labels). Its `update` reports the query set's `loss` (cross entropy) and
@@ -162,11 +162,20 @@ def ridge(
     Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with differentiable closed-form solvers" (2019),
     https://arxiv.org/abs/1805.08136
 
-    Args:
-      regularization: λ, where it starts.
-      scale: α, where it starts.
+    A class without a shot has the logit 0; a label out of range makes the loss NaN.
 
-      The others as in `protonet`. A class without a shot has the logit 0; a label out of range makes the loss NaN.
+    Args:
+      init_fn: as in `protonet`.
+      embed_fn: as in `protonet`.
+      num_ways: as in `protonet`.
+      num_eval_ways: as in `protonet`.
+      condition_fn: as in `protonet`.
+      regularization: λ > 0, where it starts.
+      scale: α > 0, where it starts.
+      stochastic: as in `protonet`.
+      frozen: as in `protonet`.
+      optimizer: as in `protonet`.
+      microbatch: as in `protonet`.
 
     Returns:
       A `MetaLearner` as that of `protonet`.

@@ -90,7 +90,7 @@ def maml(
         the weight of an auxiliary loss or a learned loss, are meta-learned through the inner loop: keep them from
         adapting, with `adapt.adapt_only`.
       inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`); `adapt.sgd(0.01)` if None.
-      num_inner_steps: K, inner steps while meta-training.
+      num_inner_steps: K, inner steps while meta-training, at least 1.
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
         whole set if None.
@@ -104,7 +104,8 @@ def maml(
         loss; the last one alone if None. See `multi_step_weights`.
       meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `adapt.auto()`, which is exact, if None.
       optimizer: the outer optax transformation, which is told the outer loss as `value`; `optax.adam(1e-3)` if None.
-      microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `outer.mean_over_tasks`.
+      microbatch: tasks that are vectorised at a time, a divisor of N; chosen for the backend if None, see
+        `outer.mean_over_tasks`.
 
     Returns:
       A `MetaLearner` for `Task`s. Its `update` takes N stacked tasks and reports the query set's `loss` and metrics
@@ -350,7 +351,10 @@ def fomaml(
     inner_optimizer: InnerOptimizer | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """First-order MAML: `maml` with `meta_gradient=adapt.first_order()`. Arguments, errors and source as there.
+    """First-order MAML: `maml` with `meta_gradient=adapt.first_order()`, ∇L'(θ') alone. Arguments and errors as there.
+
+    Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017), section 5.2,
+    https://arxiv.org/abs/1703.03400
 
     What the inner loss alone reads, such as the learned weight of one of its terms, gets no gradient.
 
@@ -368,10 +372,16 @@ def meta_sgd(
     meta_gradient: adapt.MetaGradient | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """Meta-SGD: `maml` that also learns a rate for each parameter, from `learning_rate` on. Other arguments as there.
+    """Meta-SGD: `maml` that also learns a rate for each parameter. Other arguments and errors as there.
 
     Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning" (2017),
     https://arxiv.org/abs/1707.09835
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      learning_rate: α ≥ 0 of every parameter before the first outer step.
+      meta_gradient: as in `maml`.
 
     >>> learner = meta_sgd(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
     """
@@ -389,10 +399,21 @@ def anil(
     meta_gradient: adapt.MetaGradient | None = None,
     **options: Unpack[Options],
 ) -> MetaLearner:
-    """ANIL, almost no inner loop: `maml` in which only the `head` adapts (see `adapt.adapt_only`). Others as there.
+    """ANIL, almost no inner loop: `maml` in which only the `head` adapts (see `adapt.adapt_only`). The rest as there.
 
     Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML"
     (2019), https://arxiv.org/abs/1909.09157
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      head: which parameters adapt, in the form of `where` of `adapt.adapt_only`: by default those named "head", the
+        last layer of the networks in `jaxmeta.nn`.
+      learning_rate: α ≥ 0 of the head's gradient descent.
+      meta_gradient: as in `maml`.
+
+    Raises:
+      ValueError: as `maml` and `adapt.adapt_only`.
 
     >>> learner = anil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["head"] ** 2, {}))
     """
@@ -410,8 +431,8 @@ def multi_step_weights(num_inner_steps: int, num_outer_steps: int) -> Callable[[
     of their code.
 
     Args:
-      num_inner_steps: K, inner steps.
-      num_outer_steps: outer steps until the weights stay.
+      num_inner_steps: K, inner steps, at least 1.
+      num_outer_steps: outer steps until the weights stay, at least 1.
 
     Raises:
       ValueError: an argument is no positive integer.
@@ -453,9 +474,11 @@ def maml_plus_plus(
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
       num_annealing_steps: outer steps until only the loss after the last inner step counts (`multi_step_weights`).
-      learning_rate: where the inner rates start.
+      learning_rate: α ≥ 0 of every layer and step before the first outer step.
       inner_optimizer: `adapt.lslr(learning_rate, num_inner_steps)` if None.
-      num_inner_steps: K.
+      num_inner_steps: K, inner steps, at least 1.
+      meta_gradient: as in `maml`.
+      optimizer: as in `maml`.
 
     Raises:
       ValueError: as `maml`.
@@ -498,10 +521,12 @@ def imaml(
     Args:
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
-      strength: λ.
-      learning_rate: α, of the inner gradient descent.
+      strength: λ ≥ 0, of the term that draws back to θ; the solution depends on θ through it alone.
+      learning_rate: α ≥ 0, of the inner gradient descent.
       solver: as in `adapt.implicit`; `adapt.conjugate_gradient(5)` if None.
-      damping: as in `adapt.implicit`; without it, conv4 did not learn on Omniglot.
+      damping: δ ≥ 0, as in `adapt.implicit`; without it, conv4 did not learn on Omniglot.
+      num_inner_steps: K, inner steps while meta-training; 1 is far too few for most problems.
+      optimizer: as in `maml`.
 
     Raises:
       ValueError: as `maml`, `adapt.proximal` and `adapt.implicit`.
@@ -537,6 +562,14 @@ def reptile(
     loss, gets no gradient; `outer_loss_fn` is reported and does not teach.
 
     Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms" (2018), https://arxiv.org/abs/1803.02999
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      step_size: ε ≥ 0, the share of the way to the adapted parameters that an outer step goes; 1 goes all of it.
+      inner_optimizer: as in `maml`.
+      num_inner_steps: K, inner steps while meta-training, at least 2.
+      optimizer: the outer optax transformation, given θ − θ' as gradient; `optax.sgd(step_size)` if None.
 
     Raises:
       ValueError: as `maml`; `step_size` is negative or not finite; `num_inner_steps` is less than 2.

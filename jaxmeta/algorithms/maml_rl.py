@@ -93,10 +93,10 @@ class Surrogate:
     estimator: Literal["biased", "lvc", "dice"] = "lvc"
     """The inner loss, by what its Hessian keeps: log π · A, the importance ratio, or all of it."""
     exploration_weight: float = 0.0
-    """Of the credit that they get for the return that they lead to; E-MAML has 1, and more looks for what no episode
-    found."""
+    """≥ 0, of the credit that they get for the return that they lead to; E-MAML has 1, and more looks for what no
+    episode found."""
     inner_kl_weight: float = 0.0
-    """Of KL(π_acted ‖ π_{θ_k}) before each inner step, added to the outer loss; ProMP has 5e-4."""
+    """≥ 0, of KL(π_acted ‖ π_{θ_k}) in nats before each inner step, added to the outer loss; ProMP has 5e-4."""
 
     def __post_init__(self) -> None:
         check_choice("estimator", self.estimator, ESTIMATORS)
@@ -211,9 +211,9 @@ def maml_rl(
         (distribution, value). It sees one observation at a time.
       environment: whose params are the tasks. An episode ends where it terminates, or after `max_steps`.
       inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`); `adapt.sgd(0.1)` if None.
-      num_inner_steps: K, inner steps while meta-training.
+      num_inner_steps: K, inner steps while meta-training, at least 1.
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
-      num_episodes: E, episodes that each inner step and the outer one learn from.
+      num_episodes: E, episodes of a task that each inner step and the outer one learn from, at least 1.
       advantages: how actions are judged; γ = 0.99 and λ = 1 by default, normalised for each task and step.
       baseline: "linear" is fitted to the returns of each task and each step, for which the time limit is an end as any
         other; "value" is a value that the policy's network returns, learned and adapted with it, which bootstraps from
@@ -224,11 +224,12 @@ def maml_rl(
       metrics_fn: (transitions of E episodes, `[T, E]`) -> {name: scalar}, what `update` and `evaluate` report beside
         "return", the mean of the undiscounted sum of an episode's rewards; see `rl.Transition`.
       meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `adapt.exact()` if None.
-      microbatch: tasks that are differentiated at a time, see `outer.mean_over_tasks`.
+      microbatch: tasks that are differentiated at a time, a divisor of their number, see `outer.mean_over_tasks`.
 
     Returns:
-      A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns an `AdaptedPolicy`, whose
-      `agent(meta_params, adapted)` acts as `evaluate` does; `evaluate` {"return": [K + 1]}. `update` reports the
+      A `MetaLearner` for tasks that are `environment`'s params. `adapt` returns a tuple (params, transitions): the
+      adapted parameters, and the episodes that it took, `[K, T, E]`. `agent(meta_params, adapted)`, given that tuple,
+      acts as `evaluate` does; `evaluate` {"return": [K + 1]}. `update` reports the
       returns before and after adaptation, and `num_env_steps`, the steps that were played.
 
     Raises:
@@ -603,7 +604,10 @@ def e_maml(
     https://arxiv.org/abs/1803.01118
 
     Args:
-      exploration_weight: of the second term.
+      init_fn: as in `maml_rl`.
+      apply_fn: as in `maml_rl`.
+      environment: as in `maml_rl`.
+      exploration_weight: of the second term, ≥ 0; 1 is the gradient above.
 
     The other arguments, returns and errors as for `maml_rl`.
 
@@ -640,7 +644,10 @@ def promp(
     https://arxiv.org/abs/1810.06784
 
     Args:
-      inner_kl_weight: η.
+      init_fn: as in `maml_rl`.
+      apply_fn: as in `maml_rl`.
+      environment: as in `maml_rl`.
+      inner_kl_weight: η ≥ 0, of the divergence in nats.
       outer: as for `maml_rl`; by default five steps of PPO, clipped at 1 ± 0.3.
 
     The other arguments, returns and errors as for `maml_rl`.

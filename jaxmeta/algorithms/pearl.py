@@ -112,11 +112,11 @@ class Replay:
     """
 
     capacity: int = 10_000
-    """C, transitions that the buffer of a task holds."""
+    """C, transitions that the buffer of a task holds, at least those of a visit."""
     memory_budget: int | None = None
     """Bytes that the buffers may take; half of the device's memory if None."""
     num_gradient_steps: int = 100
-    """Gradient steps of an outer step."""
+    """Gradient steps of an outer step, at least 1."""
     num_batch_tasks: int = 16
     """Tasks of a gradient step, drawn with replacement from those that were ever visited."""
     batch_size: int = 64
@@ -144,7 +144,7 @@ class MetaTest:
     """
 
     num_episodes: int = 3
-    """K, episodes of context."""
+    """K, episodes of context, at least 1."""
     num_exploration_episodes: int = 1
     """How many of them are played with z from the prior."""
     is_greedy: bool | None = None
@@ -164,9 +164,10 @@ class MetaTest:
 class Memory(NamedTuple):
     """What is kept beside parameters and optimizer, for M tasks.
 
-    target:  the critics' running average
-    buffers: all that was seen of each task, with the reward that critics learn from
-    context: `[M, n]`, what was seen of each when it was last visited
+    Attributes:
+      target: the critics' running average
+      buffers: all that was seen of each task, with the reward that critics learn from
+      context: `[M, n]`, what was seen of each when it was last visited
     """
 
     target: Params
@@ -216,8 +217,8 @@ def pearl(
       family: whose environment it is. Training tasks are `rl.indexed_tasks(...)`, test tasks the environment's params.
       actor_critic: see `mlp_actor_critic`, with the encoder's `latent_size`.
       encoder: see `mlp_encoder`; None for no context.
-      num_train_tasks: M, the number of training tasks, each with its buffers.
-      kl_weight: λ, of the sum over tasks; a deterministic context has no KL.
+      num_train_tasks: M, the number of training tasks, each with its buffers, at least 1.
+      kl_weight: λ ≥ 0, of the sum over tasks; a deterministic context has no KL.
       visits: what is played of a training task.
       replay: what is kept of it, and what a gradient step draws of that.
       sac: the discount, the reward's scale, the temperature and the target network.
@@ -229,7 +230,8 @@ def pearl(
         `evaluate` of each episode, by `update` of those that "return" is of, and as name_before of "return_before"'s.
 
     Returns:
-      A `MetaLearner`. `adapt` gives an `AdaptedBelief`; `agent(meta_params, adapted)` acts by it, with a new z for each
+      A `MetaLearner`. `adapt` gives a tuple (belief, transitions): a Gaussian over z, and the episodes `[K, H]` that
+      it is from. `agent(meta_params, adapted)`, given that tuple, acts by it, with a new z for each
       episode, and without it under the prior; `is_greedy` says whether by the actor's mode, as `evaluate` if None.
 
     Raises:
@@ -304,7 +306,14 @@ def sac(
 ) -> MetaLearner:
     """Soft actor-critic: `pearl` without context, one policy for all tasks. With one task, plain SAC.
 
-    Args, returns and errors as for `pearl`.
+    Other arguments, returns and errors as for `pearl`.
+
+    Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), https://arxiv.org/abs/1812.05905
+
+    Args:
+      family: as in `pearl`.
+      actor_critic: see `mlp_actor_critic`, with `latent_size=0`.
+      num_train_tasks: M, the number of training tasks, each with its buffer, at least 1.
 
     >>> from jaxmeta.algorithms import mlp_actor_critic
     >>> from jaxmeta.rl import families
@@ -383,9 +392,10 @@ def meta_train(
 class Visit(NamedTuple):
     """What a visit to a task brings.
 
-    context: `[n]`, of what was played before the extra steps: what the next beliefs are made of
-    rows:    `[T]`, all of it, with the reward that critics learn from
-    metrics: of the episodes
+    Attributes:
+      context: `[n]`, of what was played before the extra steps: what the next beliefs are made of
+      rows: `[T]`, all of it, with the reward that critics learn from
+      metrics: of the episodes
     """
 
     context: Experience

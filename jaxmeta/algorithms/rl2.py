@@ -107,20 +107,22 @@ def rl2(
 
     Args:
       family: whose environment's params are the tasks. `update` plays one trial of each task that it is given.
-      num_episodes: of a trial.
-      num_eval_episodes: of a trial in `adapt` and `evaluate`; `num_episodes` if None.
-      num_exploration_episodes: the first episodes of a trial whose rewards are seen but not counted (E-RL²).
+      num_episodes: episodes of a trial, at least 1.
+      num_eval_episodes: episodes of a trial in `adapt` and `evaluate`; `num_episodes` if None.
+      num_exploration_episodes: the number of first episodes of a trial whose rewards are seen but not counted (E-RL²).
       actor: the recurrent network of the policy, `nn.gru(128)` if None; a linear layer makes its output actions.
       critic: that of the value, with parameters of its own; of the actor's kind if None.
-      truncation: steps that gradients flow back at most, in blocks of this length; through the whole trial if None.
+      truncation: environment steps that gradients flow back at most, in blocks of this length, a divisor of a trial's;
+        through the whole trial if None.
       advantages: over the whole trial, whose baseline is the critic; γ = 0.99 and λ = 0.95 by default. They are
         normalised over all trials together.
       outer: `PPO(...)`, eight minibatches by default; `TRPO(...)`: one natural-gradient step of the actor on all
         trials, the optimizer on the critic's; or `VPG()`.
       optimizer: steps actor and critic, or with `TRPO` the critic alone; Adam with rate 1e-3 if None.
-      max_grad_norm: what the actor's and the critic's gradient are clipped to, each by itself: the value's may be a
-        hundred times the policy's. None does not clip.
-      entropy_weight: of the policy's entropy; or an optax schedule of it, (step of `update`) -> weight.
+      max_grad_norm: the Euclidean norm > 0 that the actor's and the critic's gradient are clipped to, each by itself:
+        the value's may be a hundred times the policy's. None does not clip.
+      entropy_weight: ≥ 0, what a nat of the policy's entropy is worth; or an optax schedule of it, (step of `update`)
+        -> weight.
       metrics_fn: (transitions of a trial, `[T]`) -> {name: scalar}, what `update` and `evaluate` report beside their
         own; see `rl.Transition`.
 

@@ -42,15 +42,15 @@ class SoftActorCritic:
     """
 
     discount: float = 0.99
-    """γ, of later rewards."""
+    """γ, for each step of the environment, in [0, 1]."""
     reward_scale: float = 1.0
-    """c, of the reward that critics learn from."""
+    """c ≥ 0, a factor on the reward that critics learn from."""
     temperature: float | None = None
-    """α, how much an entropy of 1 is worth; learned, from 1 on, if None."""
+    """α ≥ 0, how much reward a nat of entropy is worth; learned, from 1 on, if None."""
     target_entropy: float | None = None
-    """H, of an action in units of the action space, that a learned α is to lead to; −A if None."""
+    """H, in nats, of an action in units of the action space, that a learned α is to lead to; −A if None."""
     target_rate: float = 0.005
-    """τ, how far the critics' running average follows them in a gradient step."""
+    """τ, in [0, 1], how far the critics' running average follows them in a gradient step."""
 
     def __post_init__(self) -> None:
         for name in ("discount", "reward_scale", "target_rate"):
@@ -64,11 +64,12 @@ class SoftActorCritic:
 class Experience(NamedTuple):
     """One step, or many with leading axes.
 
-    observation:      `[D]`, as one vector
-    action:           `[A]` in units of the action space: −1 is its low, 1 its high
-    reward:           that which followed
-    next_observation: `[D]`, before any reset
-    terminated:       whether nothing is worth anything afterwards
+    Attributes:
+      observation: `[D]`, as one vector
+      action: `[A]` in units of the action space: −1 is its low, 1 its high
+      reward: that which followed
+      next_observation: `[D]`, before any reset
+      terminated: whether nothing is worth anything afterwards
     """
 
     observation: jax.Array
@@ -81,10 +82,11 @@ class Experience(NamedTuple):
 class ActorCritic(NamedTuple):
     """Networks, of observations `[B, D]`, actions `[B, A]` in [−1, 1] and a z for each, `[B, L]`.
 
-    init:   (key) -> {"actor": params, "critic": params}
-    actor:  (params, observation, z) -> a distribution over `[B, A]` with `sample_and_log_prob` and `mode`
-    critic: (params, observation, action, z) -> [B, 2], twin action values
-    latent_size: L
+    Attributes:
+      init: (key) -> {"actor": params, "critic": params}
+      actor: (params, observation, z) -> a distribution over `[B, A]` with `sample_and_log_prob` and `mode`
+      critic: (params, observation, action, z) -> [B, 2], twin action values
+      latent_size: L
     """
 
     init: InitFn
@@ -104,9 +106,15 @@ def mlp_actor_critic(
 
     Args:
       family: whose observations and actions they are; actions are real ones.
-      latent_size: L, the length of z.
+      latent_size: L ≥ 0, the length of z.
       hidden: widths of the layers of each network.
       activation: of the layers; relu if None.
+
+    Returns:
+      An `ActorCritic`, which one of your own may stand for: `init`, (key) -> {"actor": params, "critic": params};
+      `actor`, (params, observation [B, D], z [B, L]) -> a distribution over actions [B, A] in [−1, 1], with
+      `sample_and_log_prob` and `mode`; `critic`, (params, observation, action, z) -> [B, 2], twin action values; and
+      `latent_size`, L.
 
     Raises:
       ValueError: `family` is none or has no bounded real actions, or `latent_size` is negative.

@@ -168,7 +168,17 @@ def max_pool(x: jax.Array) -> jax.Array:
 class Conv(nn.Module):
     """`flax.linen.Conv` in two dimensions by `conv`: the same parameters "kernel" [kh, kw, C, F] and "bias" [F].
 
-    They start by `kernel_init` and `bias_init`, as there LeCun-normal and zero if None.
+    Attributes:
+      features: F, channels of the output, at least 1.
+      kernel_size: height and width of the kernel in pixels, one for both or a pair.
+      strides: step between patches in pixels, as in `conv`.
+      padding: as in `conv`.
+      kernel_dilation: in pixels, as in `conv`.
+      use_bias: whether a bias is added.
+      dtype: of the computation; that of input and parameters if None.
+      param_dtype: of the parameters.
+      kernel_init: (key, shape, dtype) -> kernel; LeCun-normal if None.
+      bias_init: (key, shape, dtype) -> bias; zeros if None.
 
     >>> layer = Conv(features=2, kernel_size=(3, 3), strides=2)
     >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))

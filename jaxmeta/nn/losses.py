@@ -21,6 +21,10 @@ ApplyFn = Callable[..., Any]  # (params, x) or (params, x, key) -> prediction; a
 def mean_squared_error(apply_fn: ApplyFn) -> LossFn:
     """The mean over every entry of (apply_fn(params, x) - y)², with metrics {"mse"}.
 
+    Args:
+      apply_fn: (params, x) -> prediction, of the shape of y, such as the `apply` of a flax network; or (params, x,
+        key), for a learner that is `stochastic`.
+
     Raises:
       ValueError: while tracing, where prediction and target differ in shape.
 
@@ -40,6 +44,10 @@ def mean_squared_error(apply_fn: ApplyFn) -> LossFn:
 
 def sum_squared_error(apply_fn: ApplyFn) -> LossFn:
     """The sum over every entry of (apply_fn(params, x) - y)², with the mean as the metric {"mse"}.
+
+    Args:
+      apply_fn: (params, x) -> prediction, of the shape of y, such as the `apply` of a flax network; or (params, x,
+        key), for a learner that is `stochastic`.
 
     Raises:
       ValueError: while tracing, where prediction and target differ in shape.
@@ -67,6 +75,10 @@ def cross_entropy(apply_fn: ApplyFn) -> LossFn:
 
     A label outside the range is never another class: where labels are known it is an error, and `fit` and `evaluate`
     look at those of one task before anything compiles; where they are traced, loss and accuracy are NaN.
+
+    Args:
+      apply_fn: (params, x) -> logits, such as the `apply` of a flax network; or (params, x, key), for a learner that is
+        `stochastic`.
 
     Raises:
       ValueError: while tracing, where labels are not integers, not of the logits' leading shape, or outside the range.

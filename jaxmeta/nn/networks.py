@@ -27,6 +27,12 @@ class MLP(nn.Module):
     biases zero. With `num_context`, h_0 = [x, φ]: a parameter "context" φ [num_context], zero at first, goes in beside
     every x, for `jaxmeta.cavia`.
 
+    Attributes:
+      hidden: widths of the hidden layers, in units.
+      num_outputs: numbers that are predicted for each x, at least 1.
+      num_context: length of φ, 0 for none.
+      activation: of the hidden layers; relu if None.
+
     >>> network = MLP()
     >>> params = network.init(jax.random.key(0), jnp.ones((10, 1)))
     >>> network.apply(params, jnp.ones((10, 1))).shape
@@ -72,6 +78,11 @@ class Conv4(nn.Module):
     `jaxmeta.nn.support_statistics`.
 
     Images are uint8 (divided by 255, so that ink is 1) or floats in [0, 1]; [B, H, W] or [B, H, W, C].
+
+    Attributes:
+      num_classes: logits for each image, at least 1; None for an embedding without a head.
+      num_filters: channels of each block's output.
+      strided: whether convolutions have stride 2; otherwise stride 1, and a max-pool after each.
 
     >>> network = Conv4(num_classes=5, num_filters=8)
     >>> images = jnp.zeros((5, 28, 28), jnp.uint8)

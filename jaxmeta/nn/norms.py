@@ -113,6 +113,9 @@ class BatchNorm(nn.Module):
     Ioffe, Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift"
     (2015), https://arxiv.org/abs/1502.03167
 
+    Attributes:
+      epsilon: > 0, added to the variance, in its units.
+
     >>> layer = BatchNorm()
     >>> params = layer.init(jax.random.key(0), jnp.ones((2, 3)))
     >>> jax.tree.map(jnp.shape, params)
@@ -134,7 +137,15 @@ class BatchNorm(nn.Module):
 class ConvBatchNorm(nn.Module):
     """`conv_batch_norm` with parameters "kernel" [kh, kw, C, F], "scale" [F] (ones) and "bias" [F] (zeros).
 
-    By the batch or by "statistics", as `BatchNorm`. The kernel starts by `kernel_init`, LeCun-normal if None.
+    By the batch or by "statistics", as `BatchNorm`.
+
+    Attributes:
+      features: F, channels of the output, at least 1.
+      kernel_size: height and width of the kernel in pixels, one for both or a pair.
+      strides: step between patches in pixels, as in `conv`.
+      padding: as in `conv`.
+      epsilon: > 0, added to the variance, in its units.
+      kernel_init: (key, shape, dtype) -> kernel; LeCun-normal if None.
 
     >>> layer = ConvBatchNorm(features=2, kernel_size=(3, 3), strides=2)
     >>> params = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))

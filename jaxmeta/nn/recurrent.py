@@ -25,12 +25,13 @@ from jaxmeta.types import Params, PyTree
 class Recurrent(NamedTuple):
     """Pure functions of one recurrent network; ... are any axes of a batch, D inputs, H outputs.
 
-    init:        (key, D) -> params
-    start:       (shape of ...) -> the carry before the first step
-    step:        (params, carry, x [..., D]) -> (carry, h [..., H])
-    sequence:    (params, carry, xs [T, ..., D]) -> (carry, hs [T, ..., H])
-    num_outputs: H
-    max_steps:   steps from `start` on that it can take, None if any number
+    Attributes:
+      init: (key, D) -> params
+      start: (shape of ...) -> the carry before the first step
+      step: (params, carry, x [..., D]) -> (carry, h [..., H])
+      sequence: (params, carry, xs [T, ..., D]) -> (carry, hs [T, ..., H])
+      num_outputs: H
+      max_steps: steps from `start` on that it can take, None if any number
     """
 
     init: Callable[[jax.Array, int], Params]
@@ -50,6 +51,9 @@ def gru(num_units: int = 128) -> Recurrent:
 
     Chung, Gulcehre, Cho, Bengio, "Empirical Evaluation of Gated Recurrent Neural Networks on Sequence Modeling" (2014),
     https://arxiv.org/abs/1412.3555
+
+    Args:
+      num_units: H, the width of the hidden state, at least 1.
 
     Raises:
       ValueError: `num_units` is not a positive integer.
@@ -88,6 +92,9 @@ def lstm(num_units: int = 128) -> Recurrent:
     It is flax's `OptimizedLSTMCell`, whose initialisers it has, with the kernels of i, f, g, o side by side.
 
     Hochreiter, Schmidhuber, "Long Short-Term Memory" (1997), https://doi.org/10.1162/neco.1997.9.8.1735
+
+    Args:
+      num_units: H, the width of the hidden state, at least 1.
 
     Raises:
       ValueError: `num_units` is not a positive integer.
@@ -165,7 +172,7 @@ def min_gru(num_units: int = 128, *, num_layers: int = 2) -> Recurrent:
 
     Args:
       num_units: H, of the state of each layer, of y, and of the mlp's hidden layer.
-      num_layers: L, blocks.
+      num_layers: L, blocks, at least 1.
 
     Raises:
       ValueError: a count is not a positive integer.
@@ -216,7 +223,7 @@ def causal_transformer(max_steps: int, *, num_units: int = 64, num_layers: int =
     Args:
       max_steps: M, the longest sequence; there is a learned position for each step of it. The cache has this length.
       num_units: H, the width.
-      num_layers: L.
+      num_layers: L, blocks of attention and mlp, at least 1.
       num_heads: of attention; divides `num_units`.
 
     Raises:

@@ -28,6 +28,10 @@ class ResNet12(nn.Module):
 
     Images, and the statistics of its norms, are as for `Conv4`.
 
+    Attributes:
+      num_classes: logits for each image, at least 1.
+      widths: channels of each block's output; a block for each.
+
     >>> network = ResNet12(num_classes=5)
     >>> images = jnp.zeros((2, 84, 84, 3), jnp.uint8)
     >>> params = jax.eval_shape(network.init, jax.random.key(0), images)

@@ -21,7 +21,7 @@ class Transformer(nn.Module):
     of its own: small, no dropout. For next-token prediction use `cross_entropy` with the batch
     `(tokens[:, :-1], tokens[:, 1:])` and `num_outputs=num_tokens`.
 
-    Fields:
+    Attributes:
       num_outputs: width of the output, the number of classes or of tokens.
       max_length: the longest T there is a position for.
       num_tokens: size of the vocabulary; inputs are integers below it. If None they are features, embedded by a matrix.

@@ -64,6 +64,12 @@ def apply_gradient(
 def counted(state: MetaState, meta_params: PyTree, opt_state: PyTree, is_finite: jax.Array) -> MetaState:
     """`state` after one `update`, of one optimizer step or several: skipped if any of them was not finite.
 
+    Args:
+      state: before the update.
+      meta_params: after it.
+      opt_state: after it.
+      is_finite: whether each of its optimizer steps was, any shape of booleans.
+
     >>> state = MetaState(jnp.int32(7), (), (), jnp.int32(0))
     >>> after = counted(state, (), (), jnp.array([True, False]))
     >>> int(after.step), int(after.num_skipped)
@@ -75,6 +81,10 @@ def counted(state: MetaState, meta_params: PyTree, opt_state: PyTree, is_finite:
 
 def initial_state(optimizer: optax.GradientTransformation, meta_params: MetaParams) -> MetaState:
     """The state before the first outer step.
+
+    Args:
+      optimizer: the outer optax transformation.
+      meta_params: what is learned, and constants.
 
     >>> int(initial_state(optax.sgd(0.1), MetaParams(jnp.array(1.0))).step)
     0
@@ -94,6 +104,14 @@ def outer_step(
 
     A step that is not finite changes nothing and is counted, see `apply_gradient`.
 
+    Args:
+      optimizer: the outer optax transformation.
+      state: before the step.
+      loss: the outer loss, a scalar.
+      metrics: {name: scalar}, to report beside it.
+      grads: the meta-gradient, in the form of `meta_params` without constants.
+      **extra: for an optimizer that takes more than gradients, state, parameters and the loss.
+
     >>> state = MetaState(jnp.int32(0), MetaParams(jnp.array(1.0)), optax.sgd(1.0).init(0.0), jnp.int32(0))
     >>> state, metrics = outer_step(optax.sgd(1.0), state, jnp.array(0.5), {}, MetaParams(jnp.array(jnp.nan)))
     >>> state.meta_params.params.item(), int(state.num_skipped)
@@ -107,6 +125,10 @@ def outer_step(
 
 def check_optimizer(name: str, value: Any) -> None:
     """An optax transformation that needs no more than gradients, parameters and the loss.
+
+    Args:
+      name: what the message calls it.
+      value: what is looked at.
 
     Raises:
       ValueError: it is none; or it asks for functions of the loss too, as `optax.lbfgs` does for its line search.

@@ -19,10 +19,10 @@ def over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_ta
     Args:
       fn: (meta_params, one task's part of `per_task`) -> (shared, own), two pytrees of arrays. Where it returns
         gradients they are taken task by task, which is several times faster than the gradient of the mean.
-      microbatch: how many tasks are vectorised at a time; the chunks follow one another, and of `shared` only the sum
-        is kept, so memory is that of one chunk. If None, the largest divisor of N whose estimated memory fits: on a CPU
-        a core's cache, which is where it is fast, elsewhere half of the device's memory. Within `jaxmeta.over_devices`
-        N is a device's share.
+      microbatch: how many tasks are vectorised at a time, a divisor of N; the chunks follow one another, and of
+        `shared` only the sum is kept, so memory is that of one chunk. If None, the largest divisor of N whose estimated
+        memory fits: on a CPU a core's cache, which is where it is fast, elsewhere half of the device's memory. Within
+        `jaxmeta.over_devices` N is a device's share.
       meta_params: the same for all tasks.
       per_task: a pytree of arrays with a leading axis N.
 
@@ -51,6 +51,15 @@ def over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_ta
 
 def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_task: PyTree) -> PyTree:
     """mean_i fn(meta_params, per_task[i]) over the leading axis N: `over_tasks` where tasks have nothing of their own.
+
+    Args:
+      fn: (meta_params, one task's part of `per_task`) -> a pytree of arrays.
+      microbatch: tasks that are vectorised at a time, as in `over_tasks`.
+      meta_params: the same for all tasks.
+      per_task: a pytree of arrays with a leading axis N.
+
+    Raises:
+      ValueError: as `over_tasks`.
 
     >>> mean_over_tasks(lambda w, x: w * x, 2, jnp.array(2.0), jnp.arange(4.0)).item()
     3.0

@@ -162,7 +162,8 @@ class RL2(OnPolicy):
         num_episodes = 2 * self.num_episodes
         agents = {"RL²": self.agent(meta_params)} | self._longer_oracles()
         returns = lambda task, transitions: episode_returns(transitions, num_episodes)
-        curves = _play(key, self.family(), agents, num_episodes, returns)
+        found = _play(key, self.family(), agents, num_episodes, returns)
+        curves = {name: of_tasks.mean(axis=0) for name, of_tasks in found.items()}
         trained = f"trained for {counted(self.num_episodes, 'episode')}"
         title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
         return {"longer.png": plotting.lines(curves, "episode", "return", title, highlight="RL²")}
@@ -178,20 +179,20 @@ def _play(
     num_episodes: int,
     measure: Callable[[PyTree, Transition], jax.Array],
 ) -> dict[str, np.ndarray]:
-    """The mean of what is measured of a trial, for all agents on the same test tasks."""
+    """What is measured of a trial `[tasks, ...]`, for all agents on the same test tasks."""
     episodes = trial(family.environment, num_episodes=num_episodes)
     keys = jax.random.split(key, _PICTURE_TASKS)
 
-    def mean_of(agent: Oracle) -> np.ndarray:
+    def of_tasks(agent: Oracle) -> np.ndarray:
         def one(key: jax.Array) -> jax.Array:
             task_key, play_key = jax.random.split(key)
             task = family.test.sample(task_key, family.test.data)
             told = agent if isinstance(agent, Agent) else agent(task)
             return measure(task, rollout(play_key, episodes, *told, task)[1])
 
-        return np.asarray(jax.jit(lambda keys: jnp.mean(jax.lax.map(one, keys, batch_size=250), axis=0))(keys))
+        return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=250))(keys))
 
-    return {name: mean_of(agent) for name, agent in agents.items()}
+    return {name: of_tasks(agent) for name, agent in agents.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,14 +233,14 @@ class BanditRL2(RL2):
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         """Regret against the best arm, in trials as long as in training and twice as long."""
         pictures = {}
-        regret = lambda task, transitions: jnp.cumsum(jnp.max(task.means) - task.means[transitions.action])
+        regret = lambda task, transitions: jnp.max(task.means) - task.means[transitions.action]
         for file, num_pulls in {"regret.png": self.num_pulls, "longer.png": 2 * self.num_pulls}.items():
             family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
             agents = {"RL²": self.agent(meta_params, family)} | self.oracles(num_pulls)
-            curves = _play(key, family, agents, 1, regret)
+            found = _play(key, family, agents, 1, regret)
             trained = f"{counted(self.num_arms, 'arm')}, trained for {counted(self.num_pulls, 'pull')}"
             title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
-            pictures[file] = plotting.lines(curves, "pull", "regret", title, highlight="RL²")
+            pictures[file] = plotting.regret(found, title=title, highlight="RL²")
         return pictures
 
 

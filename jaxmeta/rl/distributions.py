@@ -43,6 +43,9 @@ def each_step(fn: Callable, *, num_axes: int = 2) -> Callable:
 class Categorical(NamedTuple):
     """P(a) = softmax(logits)_a over a = 0 .. A − 1, logits `[..., A]`.
 
+    Attributes:
+      logits: `[..., A]`, log-probabilities up to a constant; −∞ rules an action out.
+
     >>> policy = Categorical(jnp.log(jnp.array([0.25, 0.75])))
     >>> round(float(jnp.exp(policy.log_prob(1))), 4), round(float(policy.entropy()), 4)
     (0.75, 0.5623)
@@ -51,16 +54,19 @@ class Categorical(NamedTuple):
     logits: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
+        """An action, `[...]` int32."""
         return jax.random.categorical(key, self.logits).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        """The logarithm of an action's probability, `[...]`."""
         return jnp.take_along_axis(self._log_probs(), jnp.asarray(action)[..., None], axis=-1)[..., 0]
 
     def entropy(self) -> jax.Array:
+        """In nats, `[...]`."""
         return -jnp.sum(self._probs() * self._finite_log_probs(), axis=-1)
 
     def kl(self, other: "Categorical") -> jax.Array:
-        """KL(self ‖ other)."""
+        """KL(self ‖ other), in nats, `[...]`."""
         log_ratio = jnp.where(self._probs() > 0, self._finite_log_probs() - other._log_probs(), 0)
         return jnp.sum(self._probs() * log_ratio, axis=-1)
 
@@ -78,6 +84,10 @@ class Categorical(NamedTuple):
 class Gaussian(NamedTuple):
     """a ~ N(mean, diag(exp(log_std))²), mean `[..., A]`, log_std likewise, with axes of 1, or a scalar.
 
+    Attributes:
+      mean: `[..., A]`, in units of the action.
+      log_std: natural logarithm of the standard deviation, of the shape of `mean`, with axes of 1, or a scalar.
+
     >>> policy = Gaussian(jnp.zeros(2), jnp.zeros(2))
     >>> round(float(policy.log_prob(jnp.zeros(2))), 4), round(float(policy.entropy()), 4)
     (-1.8379, 2.8379)
@@ -87,19 +97,22 @@ class Gaussian(NamedTuple):
     log_std: jax.Array | float
 
     def sample(self, key: jax.Array) -> jax.Array:
+        """An action, `[..., A]`."""
         mean, log_std = self._full()
         return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        """The logarithm of an action's density, `[...]`."""
         mean, log_std = self._full()
         standard = (action - mean) * jnp.exp(-log_std)
         return jnp.sum(-(standard**2) / 2 - log_std - _LOG_2_PI / 2, axis=-1)
 
     def entropy(self) -> jax.Array:
+        """Differential, in nats, `[...]`."""
         return jnp.sum(self._full()[1] + (_LOG_2_PI + 1) / 2, axis=-1)
 
     def kl(self, other: "Gaussian") -> jax.Array:
-        """KL(self ‖ other)."""
+        """KL(self ‖ other), in nats, `[...]`."""
         (mean, log_std), (other_mean, other_log_std) = self._full(), other._full()
         log_ratio = log_std - other_log_std
         distance = (mean - other_mean) * jnp.exp(-other_log_std)
@@ -119,7 +132,14 @@ class TanhGaussian(NamedTuple):
     Where the sample is at hand, as in SAC, `sample_and_log_prob` knows u; `log_prob` has to invert tanh, and can only
     be as right as an action near the boundary is precise.
 
-    Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), appendix C, https://arxiv.org/abs/1812.05905
+    Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), appendix C,
+    https://arxiv.org/abs/1812.05905
+
+    Attributes:
+      mean: `[..., A]`, of u.
+      log_std: natural logarithm of the standard deviation of u.
+      low: the box's lower bound, in units of the action.
+      high: its upper bound.
 
     >>> policy = TanhGaussian(jnp.zeros(1), jnp.zeros(1), low=-0.1, high=0.1)
     >>> action, log_prob = policy.sample_and_log_prob(jax.random.key(0))
@@ -133,9 +153,11 @@ class TanhGaussian(NamedTuple):
     high: jax.Array | float = 1.0
 
     def sample(self, key: jax.Array) -> jax.Array:
+        """An action, `[..., A]`."""
         return self.sample_and_log_prob(key)[0]
 
     def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """An action, `[..., A]`, and the logarithm of its density, `[...]`."""
         u = self._gaussian().sample(key)
         return self._action(u), self._log_prob(u)
 
@@ -144,6 +166,7 @@ class TanhGaussian(NamedTuple):
         return self._action(_real(self.mean))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
+        """The logarithm of an action's density, `[...]`, in the units of the box."""
         low, half_width = self._box()
         tanh = (action - low) / half_width - 1
         return self._log_prob(
@@ -151,14 +174,14 @@ class TanhGaussian(NamedTuple):
         )
 
     def entropy(self) -> jax.Array:
-        """The Gaussian's, and E[log(da/du)] by 64 Gauss-Hermite nodes, for it has no closed form."""
+        """In nats: the Gaussian's, and E[log(da/du)] by 64 Gauss-Hermite nodes, for it has no closed form."""
         mean, log_std = self._gaussian()
         nodes, weights = (jnp.asarray(array, mean.dtype) for array in (_NODES, _WEIGHTS))
         slopes = jax.vmap(lambda node: self._log_slope(mean + jnp.exp(log_std) * node))(nodes)
         return self._gaussian().entropy() + jnp.sum(jnp.tensordot(weights, slopes, 1), axis=-1)
 
     def kl(self, other: "TanhGaussian") -> jax.Array:
-        """KL(self ‖ other), for the same box: that of the Gaussians, as no bijection changes it."""
+        """KL(self ‖ other) in nats, for the same box: that of the Gaussians, as no bijection changes it."""
         return self._gaussian().kl(other._gaussian())
 
     def _gaussian(self) -> Gaussian:

@@ -22,6 +22,9 @@ class Discrete(NamedTuple):
     Several discrete actions at once are one of their product: `np.unravel_index(action, (3, 2))` in `step` makes three
     times two of `Discrete(6)`.
 
+    Attributes:
+      num_actions: how many there are, at least 1.
+
     >>> from jaxmeta.rl import oracles
     >>> agent = oracles.random_policy(Discrete(3))
     >>> action, _, _ = agent.policy(jax.random.key(0), agent.params, agent.carry, None)
@@ -37,6 +40,10 @@ class Continuous(NamedTuple):
 
     A policy may leave the box, as a Gaussian does: `rl.trial` clips what the environment gets.
 
+    Attributes:
+      low: `[A]`, in units of the action.
+      high: `[A]`, in units of the action.
+
     >>> space = Continuous(low=np.array([-1.0, 0.0]), high=np.array([1.0, 5.0]))
     >>> space.low.shape  # A = 2
     (2,)
@@ -49,15 +56,16 @@ class Continuous(NamedTuple):
 class Environment(NamedTuple):
     """Pure functions of one environment; `params` is the task.
 
-    reset:        (key, params) -> (observation, state)
-    step:         (key, state, action, params) -> (observation, state, reward, terminated), or these and `info`
-    action_space: `Discrete`, or `Continuous` with finite bounds, inside which actions are
-    max_steps:    the horizon H, at which a trial truncates an episode
-    observe_time: whether a recurrent policy is told the time within the episode
-    draw:         (key, params) -> task, where `reset` would draw a part of the task: `rl.family` draws it once for each
-                  task instead; None where params are the task
-    initial:      names of the fields of its state that `reset` draws and no `step` changes, and that still are no part
-                  of the task: see `rl.family`
+    Attributes:
+      reset: (key, params) -> (observation, state)
+      step: (key, state, action, params) -> (observation, state, reward, terminated), or these and `info`
+      action_space: `Discrete`, or `Continuous` with finite bounds, inside which actions are
+      max_steps: the horizon H in steps, at which a trial truncates an episode
+      observe_time: whether a recurrent policy is told the time within the episode
+      draw: (key, params) -> task, where `reset` would draw a part of the task: `rl.family` draws it once for each task
+        instead; None where params are the task
+      initial: names of the fields of its state that `reset` draws and no `step` changes, and that still are no part of
+        the task: see `rl.family`
 
     Observation and state are any pytrees, of the same shapes and dtypes from `reset` and from `step`; the reward is a
     real scalar, `terminated` a boolean one, and `info` a dict that a `Transition` shows to `metrics_fn`.
@@ -89,9 +97,10 @@ class Environment(NamedTuple):
 class Family(NamedTuple):
     """An environment and its tasks, made by `rl.family` or `rl.finite_family`.
 
-    environment: an `Environment`
-    train:       what training tasks are drawn from; a task is the environment's `params`, one pytree of arrays
-    test:        likewise what is held out
+    Attributes:
+      environment: an `Environment`
+      train: what training tasks are drawn from; a task is the environment's `params`, one pytree of arrays
+      test: likewise what is held out
 
     >>> from jaxmeta.rl import families
     >>> bandit = families.bernoulli_bandit(num_arms=3)

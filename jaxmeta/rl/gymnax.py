@@ -38,6 +38,10 @@ class Pinned(NamedTuple):
     """A task of an environment that draws it inside `reset`: `pins` are the fields of its state that define the task,
     such as {"goal": goal}, arrays of the fields' shapes. They are put back after every reset.
 
+    Attributes:
+      params: of the environment, such as gymnax's `EnvParams`.
+      pins: {field of the state: its array}, what is put back after each reset.
+
     >>> import jaxmeta.rl
     >>> robot = jaxmeta.rl.from_gymnax("PointRobot-misc")
     >>> params = jaxmeta.rl.make_gymnax("PointRobot-misc")[1]
@@ -64,8 +68,8 @@ def from_gymnax(environment: Any, *, max_steps: int | None = None, pins: Collect
 
     Args:
       environment: a gymnax environment or its registered name.
-      max_steps: the horizon; `max_steps_in_episode` of the default params if None. It is static: that of a task's
-        params is not looked at.
+      max_steps: the horizon in steps; `max_steps_in_episode` of the default params if None. It is static: that of a
+        task's params is not looked at.
       pins: fields of its state that are of the task; those known of gymnax's own, else none, if None. () lets each
         episode draw anew.
 
@@ -129,6 +133,9 @@ def from_gymnax(environment: Any, *, max_steps: int | None = None, pins: Collect
 
 def make_gymnax(name: str) -> tuple[Any, PyTree]:
     """A registered gymnax environment and its default params. Imports gymnax, which takes seconds.
+
+    Args:
+      name: as gymnax registers it, such as "Pendulum-v1".
 
     Raises:
       ValueError: no environment is registered under `name`.

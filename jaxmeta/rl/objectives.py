@@ -61,10 +61,15 @@ def importance_weighted(log_prob: jax.Array, old_log_prob: jax.Array, advantage:
 def lvc(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
     """Low-variance curvature: `importance_weighted` at the policy that acted, −magic(log π_t) A_t.
 
-    Args and errors as for `reinforce`.
-
     Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search" (2018),
     https://arxiv.org/abs/1810.06784
+
+    Args:
+      log_prob: log π_θ(a_t | s_t), `[T, ...]`.
+      advantage: A_t, in the same shape.
+
+    Raises:
+      ValueError: the shapes differ.
 
     >>> term = lambda log_prob: lvc(log_prob, jnp.array([2.0]))[0]
     >>> jax.grad(term)(jnp.array([-1.0])).tolist(), jax.hessian(term)(jnp.array([-1.0])).tolist()
@@ -106,7 +111,7 @@ def loaded_dice(log_prob: jax.Array, advantage: jax.Array, decay: float | jax.Ar
     Args:
       log_prob: log π_θ(a_t | s_t), `[T, ...]`, one episode in each column.
       advantage: A_t, in the same shape; γ^t A_t where the return is to be discounted from the episode's beginning.
-      decay: λ.
+      decay: λ, in [0, 1], for each step of the environment.
 
     Raises:
       ValueError: the shapes differ, or `decay` is negative or not finite.
@@ -131,10 +136,17 @@ def loaded_dice(log_prob: jax.Array, advantage: jax.Array, decay: float | jax.Ar
 def ppo_clip(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, *, clip: float) -> jax.Array:
     """−min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t), ρ_t = π_t / π_old,t: no gain in leaving the interval.
 
-    Args and errors as for `importance_weighted`; clip is ε.
-
     Schulman, Wolski, Dhariwal, Radford, Klimov, "Proximal Policy Optimization Algorithms" (2017),
     https://arxiv.org/abs/1707.06347
+
+    Args:
+      log_prob: log π_θ(a_t | s_t), `[T, ...]`.
+      old_log_prob: of the policy that acted, in the same shape.
+      advantage: A_t, in the same shape.
+      clip: ε ≥ 0, how far the ratio may be from 1 before there is no gain.
+
+    Raises:
+      ValueError: the shapes differ, or `clip` is negative or not finite.
 
     >>> ppo_clip(jnp.log(jnp.array([2.0, 2.0])), jnp.zeros(2), jnp.array([1.0, -1.0]), clip=0.25).tolist()
     [-1.25, 2.0]

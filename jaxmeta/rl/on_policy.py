@@ -30,11 +30,11 @@ class Advantages:
     """
 
     discount: float = 0.99
-    """γ."""
+    """γ, for each step of the environment, in [0, 1]."""
     gae_lambda: float = 1.0
-    """λ: 1 judges by all rewards to come, 0 by the next one and the value of where it leads."""
+    """λ, in [0, 1]: 1 judges by all rewards to come, 0 by the next one and the value of where it leads."""
     value_weight: float = 0.5
-    """Of the squared error of the value, where that is learned by the same loss as the policy."""
+    """≥ 0, of the squared error of the value, where that is learned by the same loss as the policy."""
     normalize: bool = True
     """Whether advantages have mean 0 and deviation 1, see `normalized`."""
 
@@ -48,6 +48,10 @@ class Advantages:
 @dataclass(frozen=True, kw_only=True)
 class VPG:
     """One step of the optimizer along the policy gradient, of all that was played.
+
+    Attributes:
+      num_epochs: 1: how often all that was played is learned from.
+      num_minibatches: 1: steps of an epoch.
 
     >>> VPG().terms(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), jnp.array([3.0])).tolist()
     [-6.0]
@@ -76,11 +80,11 @@ class PPO:
     """
 
     clip: float = 0.2
-    """ε: the interval of the ratio of probabilities is 1 ± ε."""
+    """ε ≥ 0: the interval of the ratio of probabilities is 1 ± ε."""
     num_epochs: int = 1
-    """How often all of it is learned from."""
+    """How often all of it is learned from, at least 1."""
     num_minibatches: int = 1
-    """Steps of an epoch, each on its share of the tasks, drawn anew."""
+    """Steps of an epoch, at least 1, each on its share of the tasks, drawn anew. It divides the number of tasks."""
 
     def __post_init__(self) -> None:
         check_number("clip", self.clip)
@@ -95,6 +99,10 @@ class PPO:
 @dataclass(frozen=True, kw_only=True)
 class TRPO(TrustRegion):
     """The largest step for which the policy stays close to the one that acted: see `rl.trust_region`.
+
+    Attributes:
+      num_epochs: 1: how often all that was played is learned from, by the policy.
+      num_minibatches: 1: steps of an epoch, of the policy.
 
     Raises:
       ValueError: a field is wrong.
@@ -125,12 +133,25 @@ PolicyStep: TypeAlias = VPG | PPO | TRPO
 
 
 def check_policy_step(name: str, value: Any) -> None:
+    """That `value` is a step of a policy.
+
+    Args:
+      name: what the message calls it.
+      value: what is looked at.
+
+    Raises:
+      ValueError: it is neither a `VPG`, a `PPO` nor a `TRPO`.
+    """
     if not isinstance(value, PolicyStep):
         raise ValueError(f"{name} must be jaxmeta.VPG(...), PPO(...) or TRPO(...), got {value!r}")
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Over the steps that were played.
+
+    Args:
+      x: numbers of any shape.
+      mask: which of them count, in the same shape.
 
     >>> masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).item()
     2.0
@@ -231,6 +252,9 @@ def descend(
 
 def of_update(curves: Metrics) -> Metrics:
     """What an update of several steps reports: of the first, where it began; and whether all of them were finite.
+
+    Args:
+      curves: {name: [number of steps]}, as `descend` returns them; "is_finite" among them.
 
     >>> of_update({"loss": jnp.array([3.0, 2.0]), "is_finite": jnp.array([True, False])})["loss"].item()
     3.0

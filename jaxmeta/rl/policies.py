@@ -17,8 +17,11 @@ from jaxmeta.types import InitFn, Params, PyTree
 
 
 class PolicyNetwork(NamedTuple):
-    """init:  (key) -> params
-    apply: (params, observation) -> distribution, of one observation
+    """A policy's two pure functions: `learner = maml_rl(*network, environment)` takes them as they are.
+
+    Attributes:
+      init: (key) -> params
+      apply: (params, observation) -> distribution, of one observation
     """
 
     init: InitFn
@@ -28,9 +31,10 @@ class PolicyNetwork(NamedTuple):
 class ActionHead(NamedTuple):
     """From the outputs of a network to a distribution over actions.
 
-    num_outputs: of the network, one for each logit or mean
-    init:        () -> params beside the network's: {}, or {"log_std": [A]} for real actions
-    apply:       (params, output [..., num_outputs]) -> distribution
+    Attributes:
+      num_outputs: of the network, one for each logit or mean
+      init: () -> params beside the network's: {}, or {"log_std": [A]} for real actions
+      apply: (params, output [..., num_outputs]) -> distribution
     """
 
     num_outputs: int
@@ -79,9 +83,9 @@ def mlp_policy(
       family: whose observations and actions they are.
       hidden: widths of the layers.
       activation: of the layers; tanh if None.
-      head_scale: of the last layer's weights at first.
-      init_std: σ at first.
-      min_std: what it does not fall below.
+      head_scale: ≥ 0, a factor on the last layer's weights at first.
+      init_std: σ at first, in units of h, at least `min_std`.
+      min_std: > 0, in units of h, what σ does not fall below.
 
     Returns:
       `PolicyNetwork(init, apply)`. The last layer is named "head", for ANIL; σ is the parameter "log_std".

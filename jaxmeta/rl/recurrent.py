@@ -21,9 +21,10 @@ from jaxmeta.types import Params, PyTree
 class RecurrentNetwork(NamedTuple):
     """A recurrent network with a linear layer.
 
-    init:  (key, D) -> params
-    step:  (params, carry, x [..., D]) -> (carry, output [..., O])
-    apply: (params, xs [T, ..., D]) -> outputs [T, ..., O], from the start of a trial
+    Attributes:
+      init: (key, D) -> params
+      step: (params, carry, x [..., D]) -> (carry, output [..., O])
+      apply: (params, xs [T, ..., D]) -> outputs [T, ..., O], from the start of a trial
     """
 
     init: Callable[[jax.Array, int], Params]
@@ -39,7 +40,8 @@ def recurrent_policy(
     Args:
       action_space: of the environment.
       core: the recurrent network, such as `nn.gru(128)`.
-      truncation: steps that gradients flow back at most in `apply`; through the whole trial if None.
+      truncation: environment steps that gradients flow back at most in `apply`, a divisor of T; through the whole trial
+        if None.
 
     >>> from jaxmeta import nn
     >>> network = recurrent_policy(Discrete(3), nn.gru(4))
@@ -51,7 +53,11 @@ def recurrent_policy(
 
 
 def recurrent_value(core: Recurrent, *, truncation: int | None = None) -> RecurrentNetwork:
-    """Whose output is a number; arguments as for `recurrent_policy`.
+    """Whose output is a number.
+
+    Args:
+      core: the recurrent network, such as `nn.gru(128)`.
+      truncation: as in `recurrent_policy`.
 
     >>> from jaxmeta import nn
     >>> network = recurrent_value(nn.gru(4))
@@ -87,6 +93,12 @@ def _network(
 def truncated_sequence(core: Recurrent, params: Params, xs: jax.Array, truncation: int | None) -> jax.Array:
     """`core.sequence` from its start; gradients do not flow from one block of `truncation` steps to the one before.
 
+    Args:
+      core: the recurrent network.
+      params: its parameters.
+      xs: `[T, ..., D]`.
+      truncation: steps of a block, a divisor of T; one block if None.
+
     >>> from jaxmeta import nn
     >>> core = nn.gru(4)
     >>> truncated_sequence(core, core.init(jax.random.key(0), 2), jnp.ones((6, 2)), 3).shape
@@ -105,7 +117,12 @@ def truncated_sequence(core: Recurrent, params: Params, xs: jax.Array, truncatio
 
 
 class Acted(NamedTuple):
-    """What is kept of a step: the encoded inputs, and log π of the action."""
+    """What is kept of a step.
+
+    Attributes:
+      x: `[D]`, the encoded inputs.
+      log_prob: `()`, log π of the action.
+    """
 
     x: jax.Array
     log_prob: jax.Array
@@ -113,6 +130,10 @@ class Acted(NamedTuple):
 
 def acting(network: RecurrentNetwork, encode: Callable[[Inputs], jax.Array]) -> Policy:
     """A recurrent policy as a `Policy` that samples, and keeps what it `Acted` on.
+
+    Args:
+      network: such as `recurrent_policy(...)`.
+      encode: (inputs) -> `[D]`, such as `Trial.encode`.
 
     >>> from jaxmeta import nn
     >>> from jaxmeta.rl import families, rollout, trial
@@ -137,7 +158,16 @@ def acting(network: RecurrentNetwork, encode: Callable[[Inputs], jax.Array]) -> 
 
 
 def check_core(name: str, core: Any, num_steps: int) -> None:
-    """A `Recurrent` that reaches over `num_steps` steps."""
+    """A `Recurrent` that reaches over `num_steps` steps.
+
+    Args:
+      name: what the message calls it.
+      core: what is looked at.
+      num_steps: environment steps of a trial.
+
+    Raises:
+      ValueError: it is no `Recurrent`, or its `max_steps` are fewer.
+    """
     check_fields(name, core, ("init", "start", "step", "sequence"), "a Recurrent, such as jaxmeta.nn.gru(128)")
     if core.max_steps is not None and core.max_steps < num_steps:
         raise ValueError(f"max_steps of {name} must be at least the trial's {num_steps} steps, got {core.max_steps}")

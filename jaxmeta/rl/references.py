@@ -28,7 +28,7 @@ def reference_learner(
     Args:
       agent: an `Agent`, or (task) -> Agent for one that is told the task, such as `oracles.optimal_navigation`.
       environment: what it acts in.
-      num_episodes: the trial's.
+      num_episodes: episodes of the trial, at least 1.
       by_episode: {"return": [num_episodes], "total": [1]} instead, each episode's and their sum, as `rl2` gives.
 
     Returns:

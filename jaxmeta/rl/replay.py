@@ -25,9 +25,10 @@ from jaxmeta.types import PyTree, TaskDistribution
 class IndexedTask:
     """One of M tasks, its params, and the number that it has among them.
 
-    index:     0 .. M − 1
-    params:    as of any task
-    num_tasks: M; it is static, so that a learner can see while it is traced that it has a buffer for each
+    Attributes:
+      index: 0 .. M − 1
+      params: as of any task
+      num_tasks: M; it is static, so that a learner can see while it is traced that it has a buffer for each
 
     `jax.vmap` and `jax.tree.map` see two arrays, `index` and `params`.
     """
@@ -65,7 +66,12 @@ def indexed_tasks(tasks: PyTree) -> TaskDistribution:
 
 
 class Buffers(NamedTuple):
-    """Ring buffers of M tasks: rows, a pytree of `[M, C, ...]`, and how many were ever added to each, `[M]`."""
+    """Ring buffers of M tasks.
+
+    Attributes:
+      rows: a pytree of `[M, C, ...]`.
+      num_added: `[M]`, how many rows were ever added to each.
+    """
 
     rows: PyTree
     num_added: jax.Array
@@ -73,6 +79,11 @@ class Buffers(NamedTuple):
 
 def empty_buffers(row: PyTree, num_tasks: int, capacity: int) -> Buffers:
     """Buffers of `capacity` rows like `row`, an example or its shapes, with nothing in them.
+
+    Args:
+      row: an example of a row, or its shapes, a pytree.
+      num_tasks: M, buffers, at least 1.
+      capacity: C, rows of each, at least 1.
 
     Raises:
       ValueError: a count is no positive integer.
@@ -88,6 +99,11 @@ def empty_buffers(row: PyTree, num_tasks: int, capacity: int) -> Buffers:
 
 def add_rows(buffers: Buffers, index: jax.Array, rows: PyTree) -> Buffers:
     """Adds `rows` `[T, ...]` to the buffer of one task; the oldest go where it is full. Nothing is added to task M.
+
+    Args:
+      buffers: of M tasks.
+      index: the task's number, a scalar.
+      rows: a pytree of `[T, ...]`, T at most C.
 
     Raises:
       ValueError: there are more rows than a buffer holds.
@@ -109,6 +125,12 @@ def add_rows(buffers: Buffers, index: jax.Array, rows: PyTree) -> Buffers:
 def sample_rows(key: jax.Array, buffers: Buffers, index: jax.Array, num_rows: int) -> PyTree:
     """`num_rows` of the rows in a task's buffer, each as likely, with replacement. There must be one.
 
+    Args:
+      key: random key.
+      buffers: of M tasks.
+      index: the task's number, a scalar.
+      num_rows: how many.
+
     >>> buffers = add_rows(empty_buffers(jnp.zeros(()), num_tasks=2, capacity=9), 1, jnp.array([1.0, 2.0]))
     >>> set(sample_rows(jax.random.key(0), buffers, 1, 20).tolist()) == {1.0, 2.0}
     True
@@ -120,6 +142,12 @@ def sample_rows(key: jax.Array, buffers: Buffers, index: jax.Array, num_rows: in
 
 class MemoryPlan(NamedTuple):
     """What buffers of M tasks, C rows each, take; `str` is a table of it, beside those of other sizes.
+
+    Attributes:
+      row_bytes: {field: bytes} of a row.
+      num_tasks: M, buffers.
+      capacity: C, in rows.
+      num_bytes: bytes of all buffers.
 
     >>> plan = memory_plan({"observation": jnp.zeros(3), "reward": jnp.zeros(())}, num_tasks=10, capacity=1000)
     >>> print(plan)
@@ -156,9 +184,12 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
 
     Args:
       row: a NamedTuple or dict of arrays, or of their shapes.
-      num_tasks: M.
-      capacity: C.
+      num_tasks: M, buffers, at least 1.
+      capacity: C, rows of each, at least 1.
       budget: bytes that there are; no limit if None.
+
+    Returns:
+      A `MemoryPlan`.
 
     Raises:
       ValueError: it takes more than `budget`; it names the largest capacity that fits.

@@ -18,7 +18,7 @@ def discounted_returns(reward: jax.Array, done: jax.Array, *, discount: float | 
     Args:
       reward: `[T, ...]`.
       done: `[T, ...]`, whether the step ended an episode: terminated or truncated.
-      discount: γ.
+      discount: γ, for each step of the environment, in [0, 1].
 
     Raises:
       ValueError: `discount` is negative or not finite.
@@ -32,7 +32,12 @@ def discounted_returns(reward: jax.Array, done: jax.Array, *, discount: float | 
 
 
 class Advantages(NamedTuple):
-    """Advantages, and the λ-returns that values are fitted to, both `[T, ...]`."""
+    """What `gae` returns, in units of the reward.
+
+    Attributes:
+      advantage: `[T, ...]`.
+      target: `[T, ...]`, the λ-returns that values are fitted to.
+    """
 
     advantage: jax.Array
     target: jax.Array
@@ -61,8 +66,8 @@ def gae(
       next_value: V(s'_t) of the observation that followed the step, before any reset, `[T, ...]`.
       terminated: the task's own ends, `[T, ...]`.
       truncated: the time limit's, `[T, ...]`; both may be true.
-      discount: γ.
-      lambda_: λ.
+      discount: γ, for each step of the environment, in [0, 1].
+      lambda_: λ, in [0, 1].
 
     Returns:
       `Advantages(advantage, target)`, with target = advantage + value.
@@ -99,6 +104,10 @@ def _backward_sum(term: jax.Array, factor: jax.Array) -> jax.Array:
 def linear_features(observation: jax.Array, time: jax.Array) -> jax.Array:
     """[o, o², t, t², t³, 1], o clipped to ±10 and t = steps / 100, as in the reference code.
 
+    Args:
+      observation: `[..., D]`.
+      time: `[...]`, steps taken in the episode.
+
     >>> linear_features(jnp.array([2.0]), jnp.array(100)).tolist()
     [2.0, 4.0, 1.0, 1.0, 1.0, 1.0]
     """
@@ -122,7 +131,7 @@ def fit_linear_baseline(
       features: `[..., F]`, of `linear_features`; the axes before are those of `returns`.
       returns: `[...]`, such as `[T, E]`.
       mask: `[...]`, false for steps that do not count; all count if None.
-      ridge: the penalty, > 0 where features depend on each other.
+      ridge: the penalty ≥ 0, > 0 where features depend on each other.
 
     Returns:
       The weights `[F]`.

@@ -13,10 +13,12 @@ from jaxmeta.types import PyTree
 class Policy(Protocol):
     """How to act: a function of one environment, which `vmap` makes one of many.
 
-    key:    random key of this step
-    params: the policy's parameters, any pytree
-    carry:  what it remembers: a hidden state, () if it has none; that of a trial's beginning at first
-    inputs: `Inputs`, what it sees: the observation, its previous action and reward, whether an episode begins
+    It is called with (key, params, carry, inputs):
+
+    - key, the random key of this step;
+    - params, the policy's parameters, any pytree;
+    - carry, what it remembers: a hidden state, () if it has none; that of a trial's beginning at first;
+    - inputs, what it sees (`Inputs`): the observation, its previous action and reward, whether an episode begins.
 
     It returns (action, carry, extras): an action of the action space, integer `()` or real `[A]`, the carry of the next
     step, and what is to be kept of this one, such as a log-probability.
@@ -40,6 +42,11 @@ class Policy(Protocol):
 class Agent(NamedTuple):
     """A policy with its parameters and its carry before a trial: `rollout(key, trial, *agent, task)` runs it.
 
+    Attributes:
+      policy: how to act, a `Policy`.
+      params: the policy's parameters; `()` if it has none.
+      carry: what it remembers before the first step; `()` if nothing.
+
     >>> from jaxmeta.rl import Discrete, oracles
     >>> policy, params, carry = oracles.random_policy(Discrete(3))
     """
@@ -52,16 +59,17 @@ class Agent(NamedTuple):
 class Transition(NamedTuple):
     """One step; with leading axes `[T]` those of a trial, `[T, E]` those of E of them.
 
-    inputs:           what the policy saw; its observation among it
-    action:           what it did, `()` or `[A]`; outside of the box, it is not what the environment got, see `trial`
-    reward:           `()`, 0 where `mask` is false
-    terminated:       `()`, the task's own end
-    truncated:        `()`, the time limit; both can be true
-    next_observation: what followed, before any reset: bootstrap with its value · (1 − terminated)
-    mask:             `()`, false once the trial's episodes are over
-    info:             the environment's own dict, such as gymnax's, {} if it has none
-    extras:           what the policy wants to keep: log-probability, value, ...
-    state:            the environment's before the step, if the rollout keeps states, else ()
+    Attributes:
+      inputs: what the policy saw; its observation among it
+      action: what it did, `()` or `[A]`; outside of the box, it is not what the environment got, see `trial`
+      reward: `()`, 0 where `mask` is false
+      terminated: `()`, the task's own end
+      truncated: `()`, the time limit; both can be true
+      next_observation: what followed, before any reset: bootstrap with its value · (1 − terminated)
+      mask: `()`, false once the trial's episodes are over
+      info: the environment's own dict, such as gymnax's, {} if it has none
+      extras: what the policy wants to keep: log-probability, value, ...
+      state: the environment's before the step, if the rollout keeps states, else ()
 
     >>> from jaxmeta.rl import families, oracles, trial
     >>> family = families.navigation()
@@ -151,10 +159,18 @@ def episode_of(transitions: Transition) -> jax.Array:
     """The number of the episode that each step belongs to, of transitions from a trial's beginning on, `[T, ...]`.
 
     A step where an episode begins is seen as `done`; steps after the trial's last episode have a number beyond it.
+
+    Args:
+      transitions: of a trial from its beginning on, `[T, ...]`.
     """
     return jnp.cumsum(transitions.inputs.done, axis=0, dtype=jnp.int32) - 1
 
 
 def episode_returns(transitions: Transition, num_episodes: int) -> jax.Array:
-    """The undiscounted sum of rewards of each episode of one trial, `[num_episodes]`, of transitions `[T]`."""
+    """The undiscounted sum of rewards of each episode of one trial, `[num_episodes]`, of transitions `[T]`.
+
+    Args:
+      transitions: of one trial from its beginning on, `[T]`.
+      num_episodes: how many of its episodes.
+    """
     return jax.ops.segment_sum(transitions.reward, episode_of(transitions), num_episodes)

@@ -68,6 +68,11 @@ def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Fami
     of them. Where they are arrays of numpy, a task has jax's default precision where it is sampled. What is looked at
     while it is traced is that of `family`.
 
+    Args:
+      environment: an `Environment`.
+      train: training tasks, a pytree of arrays with a leading axis, an entry for each task.
+      test: test tasks, likewise; the same as `train` where all are trained on.
+
     Raises:
       ValueError: `environment` is no environment, or tasks are not stacked; errors of `family`.
 

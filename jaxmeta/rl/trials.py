@@ -34,12 +34,13 @@ from jaxmeta.types import PyTree
 class Inputs(NamedTuple):
     """What a policy sees at one step.
 
-    observation: of the environment
-    action:      the previous one; −1 (discrete) or zeros before the first
-    reward:      the previous one, 0 before the first
-    no_action:   whether there was none: true at the first step of the trial only
-    done:        whether an episode begins here: it is the first, or the previous step ended one
-    time:        steps taken in this episode
+    Attributes:
+      observation: of the environment
+      action: the previous one; −1 (discrete) or zeros before the first
+      reward: the previous one, 0 before the first
+      no_action: whether there was none: true at the first step of the trial only
+      done: whether an episode begins here: it is the first, or the previous step ended one
+      time: steps taken in this episode
     """
 
     observation: PyTree
@@ -51,7 +52,13 @@ class Inputs(NamedTuple):
 
 
 class TrialState(NamedTuple):
-    """What a trial carries: the environment's state, steps taken in this episode, episodes ended."""
+    """What a trial carries.
+
+    Attributes:
+      env_state: the environment's state.
+      time: steps taken in this episode.
+      num_episodes: episodes that have ended.
+    """
 
     env_state: PyTree
     time: jax.Array
@@ -61,11 +68,13 @@ class TrialState(NamedTuple):
 class Outcome(NamedTuple):
     """What a step brought.
 
-    terminated:       the task's own end: nothing is worth anything after it
-    truncated:        the time limit: bootstrap with the value of `next_observation`. Both can be true.
-    next_observation: what followed, before any reset
-    mask:             false once the trial's episodes are over; reward is 0 there
-    info:             what the environment says beside, {} if nothing; also where `mask` is false
+    Attributes:
+      reward: `()`, what was paid; 0 where `mask` is false
+      terminated: the task's own end: nothing is worth anything after it
+      truncated: the time limit: bootstrap with the value of `next_observation`. Both can be true.
+      next_observation: what followed, before any reset
+      mask: false once the trial's episodes are over; reward is 0 there
+      info: what the environment says beside, {} if nothing; also where `mask` is false
     """
 
     reward: jax.Array
@@ -79,9 +88,11 @@ class Outcome(NamedTuple):
 class Trial(NamedTuple):
     """Pure functions of one trial, and its static length T.
 
-    reset:  (key, task) -> (inputs, state)
-    step:   (key, state, action, task) -> (inputs, state, outcome)
-    encode: (inputs) -> [D], observation, action (one-hot), no_action, reward, done, and the time where it is observed
+    Attributes:
+      reset: (key, task) -> (inputs, state)
+      step: (key, state, action, task) -> (inputs, state, outcome)
+      encode: (inputs) -> [D], observation, action (one-hot), no_action, reward, done, and the time where it is observed
+      num_steps: T, the environment steps of a trial, static
     """
 
     reset: Callable[[jax.Array, PyTree], tuple[Inputs, TrialState]]
@@ -104,8 +115,8 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
 
     Args:
       environment: any `Environment`; its params are the task.
-      num_episodes: the budget in episodes, 1 if neither is given.
-      num_steps: the budget in steps.
+      num_episodes: the budget in episodes, at least 1; 1 if neither is given.
+      num_steps: the budget in environment steps, at least 1.
 
     Returns:
       A `Trial`. Its `reset` begins the trial; within it, episodes are reset by `step`, and the task stays.

@@ -23,10 +23,11 @@ from jaxmeta.types import Metrics, Params, PyTree
 class TrustRegionState(NamedTuple):
     """Of the last step: what the policy and the loss changed by, how often it was shortened, whether it was taken.
 
-    kl:             mean KL(old ‖ new), 0 where the step was rejected
-    improvement:    old loss − new loss, likewise
-    num_backtracks: lengths that were refused
-    is_accepted:    whether one was taken
+    Attributes:
+      kl: mean KL(old ‖ new) in nats, 0 where the step was rejected
+      improvement: old loss − new loss, likewise
+      num_backtracks: lengths that were refused
+      is_accepted: whether one was taken
     """
 
     kl: jax.Array
@@ -56,13 +57,13 @@ class TrustRegion:
     """
 
     max_kl: float = 0.01
-    """δ > 0, the bound of the mean divergence."""
+    """δ > 0, the bound of the mean divergence, in nats."""
     num_cg_steps: int = 10
-    """Conjugate gradient steps, each a product with F."""
+    """Conjugate gradient steps, at least 1, each a product with F."""
     damping: float = 1e-3
-    """Added to F, times I, so that what does not change the policy does not change without bound."""
+    """≥ 0, added to F, times I, so that what does not change the policy does not change without bound."""
     num_backtracks: int = 15
-    """Lengths to try, the first of them the whole step."""
+    """Lengths to try, at least 1, the first of them the whole step."""
     backtrack: float = 0.8
     """The next length by the last one, 0 < `backtrack` < 1."""
 
@@ -82,10 +83,10 @@ def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransfor
     `update(grads, state, params, loss_fn=..., outputs_fn=..., kl_fn=...)` takes the gradient of `loss_fn` at `params`
     and three functions:
 
-      loss_fn:    (params) -> scalar, the surrogate loss, of fixed data
-      outputs_fn: (params) -> the distributions that are to stay close, any pytree of real arrays, such as a
-                  `Categorical`; in meta-learning after the inner loop, which the search so does again
-      kl_fn:      (old outputs, outputs) -> scalar, mean KL(old ‖ new)
+    - loss_fn, (params) -> scalar, the surrogate loss, of fixed data;
+    - outputs_fn, (params) -> the distributions that are to stay close, any pytree of real arrays, such as a
+      `Categorical`; in meta-learning after the inner loop, which the search so does again;
+    - kl_fn, (old outputs, outputs) -> scalar, mean KL(old ‖ new) in nats.
 
     The first of `num_backtracks` lengths whose loss is smaller and whose KL is within the bound is taken; if there is
     none, or what comes out is not finite, the update is 0.

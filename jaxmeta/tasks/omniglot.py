@@ -68,8 +68,10 @@ def omniglot(
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archives are; see `load_omniglot`, also for what happens without one.
-      num_ways, num_shots, num_queries: see `few_shot`; `num_shots + num_queries` is at most 20.
-      seed: chooses the characters of the splits; results with different seeds do not compare.
+      num_ways: classes of a task, at least 1.
+      num_shots: support examples of each class, at least 1.
+      num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
+      seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
 
     Returns:
       `few_shot` tasks with x uint8 [B, 28, 28]: divide by 255 and ink is 1, paper 0.

@@ -21,7 +21,12 @@ class Function(Protocol):
 
 
 class Sinusoid(NamedTuple):
-    """x -> A sin(x − φ)."""
+    """x -> A sin(x − φ).
+
+    Attributes:
+      amplitude: A, in units of y.
+      phase: φ, in radians.
+    """
 
     amplitude: jax.Array
     phase: jax.Array
@@ -31,7 +36,11 @@ class Sinusoid(NamedTuple):
 
 
 class Polynomial(NamedTuple):
-    """x -> Σ_i θ_i x^i, with `coefficients` θ_0, θ_1, ..."""
+    """x -> Σ_i θ_i x^i.
+
+    Attributes:
+      coefficients: `[d + 1]`, θ_0, θ_1, ..., θ_d.
+    """
 
     coefficients: jax.Array
 
@@ -46,8 +55,8 @@ def sinusoid(*, num_shots: int = 10, num_queries: int = 10) -> TaskDistribution:
     https://arxiv.org/abs/1703.03400
 
     Args:
-      num_shots: examples of the support set, x and y each `[num_shots, 1]`.
-      num_queries: examples of the query set.
+      num_shots: examples of the support set, at least 1; x, in radians, and y are each `[num_shots, 1]`.
+      num_queries: examples of the query set, at least 1.
 
     Raises:
       ValueError: a count is not a positive integer.
@@ -72,7 +81,13 @@ def sinusoid(*, num_shots: int = 10, num_queries: int = 10) -> TaskDistribution:
 def linear(*, num_shots: int = 10, num_queries: int = 10, noise: float = 0.3) -> TaskDistribution:
     """y = a x + b + ε, with a, b ~ N(0, 1), x ~ U(−1, 1), ε ~ N(0, noise²), in the support and the query set alike.
 
-    Args and errors as `sinusoid`, and `noise`, the standard deviation of ε, is a finite number ≥ 0.
+    Args:
+      num_shots: examples of the support set, at least 1.
+      num_queries: examples of the query set, at least 1.
+      noise: ≥ 0, the standard deviation of ε, in units of y.
+
+    Raises:
+      ValueError: a count is not a positive integer, or `noise` is negative or not finite.
 
     >>> tasks = linear(noise=0.0)
     >>> task = tasks.sample(jax.random.key(0), tasks.data)
@@ -88,7 +103,15 @@ def quadratic(*, num_shots: int = 10, num_queries: int = 10, noise: float = 0.0)
     """y = θ_0 + θ_1 x + θ_2 x² + ε, with θ_i ~ N(0, 1), x ~ U(−1, 1), ε ~ N(0, noise²).
 
     Linear in its coefficients: with the features (1, x, x²) the inner loss, its Hessian and the best initialisation
-    have a closed form (`polynomial_optimum`). Args and errors as `linear`.
+    have a closed form (`polynomial_optimum`).
+
+    Args:
+      num_shots: examples of the support set, at least 1.
+      num_queries: examples of the query set, at least 1.
+      noise: ≥ 0, the standard deviation of ε, in units of y.
+
+    Raises:
+      ValueError: a count is not a positive integer, or `noise` is negative or not finite.
 
     >>> tasks = quadratic()
     >>> tasks.sample(jax.random.key(0), tasks.data).info.coefficients.shape
@@ -107,8 +130,16 @@ def polynomial_optimum(degree: int, num_shots: int, noise: float) -> tuple[float
 
     a parabola in α. For a sum in place of the mean, divide the rate by B.
 
+    Args:
+      degree: d, at least 0.
+      num_shots: B, examples of the support set, at least 1.
+      noise: ≥ 0, the standard deviation of ε, in units of y.
+
     Returns:
       The best rate α, and the mean squared error on noisy queries there.
+
+    Raises:
+      ValueError: `degree` or `num_shots` is no integer in its range, or `noise` is negative or not finite.
 
     >>> rate, mse = polynomial_optimum(degree=1, num_shots=10, noise=0.3)
     >>> round(rate, 4), round(mse, 4)

@@ -15,6 +15,11 @@ from jaxmeta.types import PyTree
 def save_state(directory: str | os.PathLike, step: int, state: PyTree) -> None:
     """Writes `state` as the checkpoint of `step`, then removes earlier ones.
 
+    Args:
+      directory: a folder of its own for the run, made if it is not there. In it is the latest checkpoint alone.
+      step: its number, such as `int(state.step)`: outer steps taken.
+      state: a pytree of arrays, such as a `MetaState`.
+
     >>> import tempfile, jax.numpy as jnp
     >>> directory = tempfile.mkdtemp()
     >>> save_state(directory, 3, {"w": jnp.arange(2)})
@@ -31,6 +36,10 @@ def restore_state(directory: str | os.PathLike, like: PyTree) -> PyTree:
     """The latest state in `directory`, with the structure, shapes and dtypes of `like` (arrays, or `jax.eval_shape`'s).
 
     Of S seeds that were trained at once, `like` is `jax.eval_shape(jax.vmap(learner.init), keys)`.
+
+    Args:
+      directory: that of `save_state`.
+      like: a pytree of the same structure, shapes and dtypes: arrays, or what `jax.eval_shape` gives of them.
 
     Raises:
       ValueError: there is no whole checkpoint, or it does not fit.

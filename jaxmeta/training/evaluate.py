@@ -26,11 +26,16 @@ from jaxmeta.words import counted, html_table
 
 
 class Report(NamedTuple):
-    """What `evaluate` found. `samples` holds `[num_tasks, K + 1]` for each metric, entry k after k units of adaptation.
+    """What `evaluate` found.
 
-    `str(report)` is a table of mean, 95% interval and median after each unit, and so is what a notebook shows. `unit`
-    is what adaptation is counted in, the learner's: "step", "episode". `batch_norm` says which statistics normalised
-    the test images, without which a few-shot accuracy cannot be compared.
+    `str(report)` is a table of mean, 95% interval and median after each unit, and so is what a notebook shows.
+
+    Attributes:
+      samples: {metric: `[num_tasks, K + 1]`}, of each test task, entry k after k units of adaptation.
+      batch_norm: the statistics that the test images were normalised with, without which a few-shot accuracy cannot be
+        compared; None if nothing was said.
+      unit: what adaptation is counted in, the learner's: "step", "episode".
+      num_tasks: how many test tasks there are.
 
     >>> report = Report({"mse": np.array([[2.0, 1.0], [4.0, 1.5]])})
     >>> report
@@ -158,7 +163,7 @@ def evaluate(
       num_tasks: test tasks, at least 2; 600, or all of a finite distribution, if None; of a finite one the first are
         taken. A single task may be asked for several times: the interval is then of what adaptation draws.
         `jaxmeta.over_devices` shares them where they share out evenly.
-      batch_size: tasks evaluated at a time.
+      batch_size: tasks evaluated at a time, at least 1; more take more memory. The tasks are the same.
       batch_norm: for the report: the statistics that the model normalises with.
 
     Raises:

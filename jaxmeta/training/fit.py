@@ -60,12 +60,12 @@ def fit(
       learner: what to train.
       tasks: p(T), where its tasks come from.
       num_outer_steps: outer steps altogether, those that `state` has taken included.
-      num_tasks: N, tasks of an outer step.
+      num_tasks: N, tasks of an outer step, at least 1.
       state: where to go on from, with the same key; a new one if None. It is copied, not consumed. See
         `training.save_state` and `training.restore_state`.
       validate: a `training.Validation`: tasks apart that the state is judged on every so many steps. The best state is
         returned, not the last, and the run ends early when its patience does. Of one seed only.
-      chunk_size: outer steps between two looks at the metrics. It changes nothing in the result.
+      chunk_size: outer steps between two looks at the metrics, at least 1. It changes nothing in the result.
       callbacks: each called after a chunk with the state and the chunk's metrics, `[chunk]`, and the scalars
         `"validation/..."` where it was validated. One that returns true ends the run. The state's buffers are given to
         the next chunk: copy what is to be kept.

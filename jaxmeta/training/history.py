@@ -11,8 +11,10 @@ from jaxmeta.words import counted, html_table
 class History(dict[str, np.ndarray]):
     """{metric: [steps]}, of S seeds [S, steps]: a dict whose text is a line, and in a notebook a table.
 
-    `validation` is what `fit(..., validate=...)` found, {"step": [V], metric: [V]}, empty without; the metrics are
-    means over the validation tasks after the last unit of adaptation.
+    Attributes:
+      validation: what `fit(..., validate=...)` found, {"step": [V], metric: [V]}, empty without; the metrics are means
+        over the validation tasks after the last unit of adaptation.
+      num_steps: outer steps that there are metrics of.
 
     >>> history = History({"loss": np.linspace(1, 0, 100), "is_finite": np.arange(100) > 4})
     >>> history

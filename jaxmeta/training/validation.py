@@ -34,7 +34,7 @@ class Validation:
     best: Literal["highest", "lowest"]
     """Whether a high metric is good, such as an accuracy or a return, or a low one, such as an error."""
     every: int = 1000
-    """Outer steps between two validations; the last step is validated too."""
+    """Outer steps between two validations, at least 1; the last step is validated too."""
     patience: int | None = None
     """Validations in a row without a better one after which the run ends; never if None."""
     num_tasks: int | None = None
@@ -42,7 +42,7 @@ class Validation:
     batch_size: int = 100
     """Tasks evaluated at a time."""
     seed: int = 0
-    """Of the tasks and of what adaptation draws."""
+    """An integer ≥ 0, of the tasks and of what adaptation draws."""
 
     def __post_init__(self) -> None:
         check_distribution("tasks", self.tasks)

@@ -12,7 +12,11 @@ from jaxmeta.rl.tasks import family
 
 
 class Bandit(NamedTuple):
-    """A task: the mean reward of each arm, `[A]`."""
+    """A task: the mean reward of each arm, `[A]`.
+
+    Attributes:
+      means: `[A]`, of a Bernoulli bandit probabilities in [0, 1].
+    """
 
     means: jax.Array
 
@@ -25,7 +29,8 @@ def bernoulli_bandit(*, num_arms: int = 5, num_pulls: int = 10) -> Family:
 
     Args:
       num_arms: A, actions 0 .. A − 1.
-      num_pulls: the length of an episode. It is truncated, not terminated; the observation is the constant `[1.0]`.
+      num_pulls: the length of an episode in pulls, an environment step each. It is truncated, not terminated; the
+        observation is the constant `[1.0]`.
 
     Returns:
       A `Family`; every task is new, so that train and test tasks follow the same distribution.
@@ -42,7 +47,12 @@ def bernoulli_bandit(*, num_arms: int = 5, num_pulls: int = 10) -> Family:
 
 
 def gaussian_bandit(*, num_arms: int = 5, num_pulls: int = 10, noise: float = 1.0) -> Family:
-    """Arms that pay N(μ, noise²) with μ ~ N(0, 1). Args, returns and errors as `bernoulli_bandit`; `noise` is ≥ 0.
+    """Arms that pay N(μ, noise²) with μ ~ N(0, 1). Returns and errors as `bernoulli_bandit`.
+
+    Args:
+      num_arms: A, actions 0 .. A − 1.
+      num_pulls: the length of an episode in pulls.
+      noise: ≥ 0, the standard deviation of an arm's rewards.
 
     >>> bandit = gaussian_bandit(num_arms=3, noise=0.5)
     >>> bandit.train.sample(jax.random.key(0), bandit.train.data).means.shape

@@ -23,19 +23,27 @@ BACKENDS = ("generalized", "mjx", "positional", "spring")
 
 
 class Velocity(NamedTuple):
-    """A task: how fast to run, a number."""
+    """A task: how fast to run, a number.
+
+    Attributes:
+      velocity: v*, in m/s forward.
+    """
 
     velocity: jax.Array
 
 
 class Direction(NamedTuple):
-    """A task: which way to run, 1 or −1."""
+    """A task: which way to run, 1 or −1.
+
+    Attributes:
+      direction: 1 forward, −1 backward.
+    """
 
     direction: jax.Array | np.ndarray
 
 
 def cheetah_velocity(*, backend: str = "spring") -> Family:
-    """HalfCheetah at a hidden velocity v* ~ U(0, 2), for 200 steps: reward −|v − v*| − 0.05 |a|².
+    """HalfCheetah at a hidden velocity v* ~ U(0, 2) m/s, for 200 steps: reward −|v − v*| − 0.05 |a|².
 
     Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (2017), section 5.3,
     https://arxiv.org/abs/1703.03400
@@ -57,8 +65,12 @@ def cheetah_velocity(*, backend: str = "spring") -> Family:
 
 
 def cheetah_direction(*, backend: str = "spring") -> Family:
-    """HalfCheetah forward or backward, for 200 steps: reward ± v − 0.05 |a|². Reference, args and errors as
-    `cheetah_velocity`.
+    """HalfCheetah forward or backward, for 200 steps: reward ± v − 0.05 |a|², v in m/s.
+
+    Reference and errors as `cheetah_velocity`.
+
+    Args:
+      backend: as in `cheetah_velocity`.
 
     Returns:
       A `Family` of two tasks, for training and test alike.
@@ -76,7 +88,10 @@ def ant_goal(*, backend: str = "spring") -> Family:
     Rakelly, Zhou, Quillen, Finn, Levine, "Efficient Off-Policy Meta-Reinforcement Learning via Probabilistic Context
     Variables" (2019), section 6.1, https://arxiv.org/abs/1903.08254
 
-    Args and errors as `cheetah_velocity`.
+    Errors as `cheetah_velocity`.
+
+    Args:
+      backend: as in `cheetah_velocity`.
 
     Returns:
       A `Family`; every task is new, so that train and test tasks follow the same distribution.

@@ -16,7 +16,12 @@ from jaxmeta.rl.tasks import family, finite_family
 
 
 class TabularMDP(NamedTuple):
-    """A task: P(s' | s, a) `[S, A, S]`, and the mean rewards `[S, A]`."""
+    """A task: P(s' | s, a) `[S, A, S]`, and the mean rewards `[S, A]`.
+
+    Attributes:
+      transitions: P(s' | s, a), `[S, A, S]`.
+      rewards: `[S, A]`, the means; each reward has the standard deviation 1 around them.
+    """
 
     transitions: jax.Array
     rewards: jax.Array
@@ -30,9 +35,9 @@ def tabular_mdp(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10
     Sampling" (2013), https://arxiv.org/abs/1306.0940
 
     Args:
-      num_states: S; state 0 is where an episode starts.
-      num_actions: A.
-      horizon: steps of an episode, which never terminates.
+      num_states: S, states, at least 1; state 0 is where an episode starts.
+      num_actions: A, actions, at least 1.
+      horizon: steps of an episode, at least 1, which never terminates.
 
     Returns:
       A `Family`; every task is new, so that train and test tasks follow the same distribution.
@@ -75,7 +80,10 @@ MOVES = np.array([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]], np.int32)  # stay, 
 
 
 def gridworld_goals() -> np.ndarray:
-    """The 21 cells that may be the goal, `[21, 2]`: all but the start (0, 0) and the three around it."""
+    """The 21 cells that may be the goal, `[21, 2]`: all but the start (0, 0) and the three around it.
+
+    Each is (x, y), 0 to 4.
+    """
     cells = np.stack(np.meshgrid(*[np.arange(GRID_SIZE, dtype=np.int32)] * 2, indexing="ij"), -1).reshape(-1, 2)
     return cells[cells.max(-1) >= 2]
 

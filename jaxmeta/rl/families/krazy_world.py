@@ -30,8 +30,14 @@ class Tile(enum.IntEnum):
 
 
 class KrazyWorld(NamedTuple):
-    """A task: the tiles `[S, S]`, the cell `[2]` where episodes start, the colour `[9]` that each `Tile` is shown in,
-    and the way `[4, 2]` that each action goes."""
+    """A task.
+
+    Attributes:
+      grid: `[S, S]`, the `Tile` of each cell.
+      start: `[2]`, the cell where episodes start, an index into `grid`.
+      colors: `[9]`, the colour that each `Tile` is shown in, 0 to 8.
+      moves: `[4, 2]`, by how many cells each action goes, −1, 0 or 1.
+    """
 
     grid: jax.Array
     start: jax.Array
@@ -66,9 +72,9 @@ def krazy_world(
     Meta-Reinforcement Learning" (2018), section 4.1 and appendix A, https://arxiv.org/abs/1803.01118
 
     Args:
-      size: S, cells in a row.
-      num_goals: goals, one of them locked in.
-      horizon: steps of an episode.
+      size: S, cells in a row, at least 6.
+      num_goals: goals, 1 to `size`, one of them locked in.
+      horizon: steps of an episode, at least 1.
       swap_colors: whether each task has colours of its own; otherwise tile i has colour i.
       swap_dynamics: whether each task permutes the actions; otherwise they are up, right, down, left.
 

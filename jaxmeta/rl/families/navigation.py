@@ -11,7 +11,11 @@ from jaxmeta.rl.tasks import family, finite_family
 
 
 class Goal(NamedTuple):
-    """A task: where to go, `[2]`."""
+    """A task: where to go, `[2]`.
+
+    Attributes:
+      goal: `[2]`, in units of length; of a gridworld the cell.
+    """
 
     goal: jax.Array | np.ndarray
 
@@ -55,6 +59,9 @@ def point_robot(*, is_sparse: bool = True) -> Family:
 
     Rakelly, Zhou, Quillen, Finn, Levine, "Efficient Off-Policy Meta-Reinforcement Learning via Probabilistic Context
     Variables" (2019), section 6.3, https://arxiv.org/abs/1903.08254
+
+    Args:
+      is_sparse: whether the reward is the sparse one.
 
     Returns:
       A `Family` of 100 goals at equal angles; every fifth is a test task.

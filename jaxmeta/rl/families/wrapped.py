@@ -18,7 +18,8 @@ from jaxmeta.types import PyTree
 def cartpole() -> Family:
     """CartPole with varied physics: masses of the cart and the pole, the pole's length, the force, for 200 steps.
 
-    masscart ~ U(0.5, 2), masspole ~ U(0.05, 0.5), length ~ U(0.25, 1), force_mag ~ U(5, 15).
+    masscart ~ U(0.5, 2) kg, masspole ~ U(0.05, 0.5) kg, length ~ U(0.25, 1) m, which is half of the pole's, and
+    force_mag ~ U(5, 15) N.
 
     Returns:
       A `Family` whose task is gymnax's `EnvParams`; train and test tasks follow the same distribution.
@@ -39,7 +40,7 @@ def cartpole() -> Family:
 
 
 def pendulum() -> Family:
-    """Pendulum with gravity g ~ U(5, 15), for 200 steps of a torque within ±2.
+    """Pendulum with gravity g ~ U(5, 15) m/s², for 200 steps of a torque within ±2 N m.
 
     Returns:
       A `Family` whose task is gymnax's `EnvParams`; train and test tasks follow the same distribution.

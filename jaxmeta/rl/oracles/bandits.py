@@ -30,6 +30,12 @@ def thompson(num_arms: int) -> Agent:
 
     Thompson, "On the Likelihood that One Unknown Probability Exceeds Another" (1933), https://doi.org/10.2307/2332286
 
+    Args:
+      num_arms: A, the number of arms, at least 1.
+
+    Raises:
+      ValueError: `num_arms` is not a positive integer.
+
     >>> agent = thompson(5)
     """
     return _index_agent(num_arms, lambda key, params, counts: _posterior_sample(key, counts))
@@ -40,6 +46,12 @@ def optimistic_thompson(num_arms: int) -> Agent:
 
     May, Korda, Lee, Leslie, "Optimistic Bayesian Sampling in Contextual-Bandit Problems" (2012),
     https://jmlr.org/papers/v13/may12a.html
+
+    Args:
+      num_arms: A, the number of arms, at least 1.
+
+    Raises:
+      ValueError: `num_arms` is not a positive integer.
 
     >>> agent = optimistic_thompson(5)
     """
@@ -53,6 +65,12 @@ def ucb1(num_arms: int) -> Agent:
 
     Auer, Cesa-Bianchi, Fischer, "Finite-time Analysis of the Multiarmed Bandit Problem" (2002),
     https://doi.org/10.1023/A:1013689704352
+
+    Args:
+      num_arms: A, the number of arms, at least 1.
+
+    Raises:
+      ValueError: `num_arms` is not a positive integer.
 
     >>> agent = ucb1(5)
     """
@@ -74,6 +92,10 @@ def tuned_ucb1(num_arms: int, *, scale: float = 0.2) -> Agent:
     Duan et al., "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning" (2016), appendix,
     https://arxiv.org/abs/1611.02779
 
+    Args:
+      num_arms: A, the number of arms, at least 1.
+      scale: ≥ 0, of the bonus, in units of reward; 0 is greedy.
+
     Raises:
       ValueError: `num_arms` is not a positive integer, `scale` is negative or not finite.
 
@@ -90,6 +112,10 @@ def tuned_ucb1(num_arms: int, *, scale: float = 0.2) -> Agent:
 
 def epsilon_greedy(num_arms: int, *, epsilon: float = 0.0) -> Agent:
     """The arm with the best posterior mean, (1 + s)/(2 + n), and with probability ε any arm. ε = 0 is greedy.
+
+    Args:
+      num_arms: A, the number of arms, at least 1.
+      epsilon: ε, the probability of any arm at a pull, in [0, 1].
 
     Raises:
       ValueError: `num_arms` is not a positive integer, `epsilon` is not within [0, 1].
@@ -114,7 +140,7 @@ def gittins(num_arms: int, num_pulls: int) -> Agent:
     Kaufmann, "On Bayesian index policies for sequential resource allocation" (2018), https://arxiv.org/abs/1601.01190
 
     Args:
-      num_arms: A.
+      num_arms: A, the number of arms, at least 1.
       num_pulls: n, pulls in a trial; the table has n³ entries. For more than 200, `gittins_approximation`.
 
     Raises:
@@ -142,6 +168,10 @@ def gittins_approximation(num_arms: int, num_pulls: int) -> Agent:
 
     Brezzi, Lai, "Optimal learning and experimentation in bandit problems" (2002),
     https://doi.org/10.1016/S0165-1889(01)00028-8
+
+    Args:
+      num_arms: A, the number of arms, at least 1.
+      num_pulls: pulls in a trial, at least 1.
 
     Raises:
       ValueError: a count is not a positive integer.
@@ -180,6 +210,9 @@ def gittins_table(num_pulls: int) -> jax.Array:
         D_r(s, f; λ) = p − λ + p V_{r−1}(s + 1, f) + (1 − p) V_{r−1}(s, f + 1),   p = (1 + s)/(2 + s + f)
 
     D falls with λ; its zero is interpolated between 512 prices.
+
+    Args:
+      num_pulls: n, pulls in a trial, 1 to 200.
 
     Returns:
       `[r − 1, s, f]`, of shape `[num_pulls] * 3`; right where r + s + f ≤ num_pulls, the only places that are reached.

@@ -47,7 +47,7 @@ def bayes_optimal_bandit(num_arms: int, num_pulls: int) -> tuple[float, Agent]:
     with r pulls left and V_0 = 0. Computed in float64 on the host, once; the policy only looks up.
 
     Args:
-      num_arms: A.
+      num_arms: A, the number of arms, at least 1.
       num_pulls: n, the pulls of a trial. The policy must not be run for more.
 
     Returns:

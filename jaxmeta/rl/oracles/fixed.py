@@ -15,6 +15,9 @@ from jaxmeta.types import PyTree
 def random_policy(action_space: Discrete | Continuous) -> Agent:
     """Every action is as likely, whatever is seen.
 
+    Args:
+      action_space: the environment's; actions are uniform in it.
+
     Raises:
       ValueError: `action_space` is not one, or has no finite bounds.
 
@@ -36,6 +39,9 @@ def random_policy(action_space: Discrete | Continuous) -> Agent:
 def optimal_bandit(task: Bandit) -> Agent:
     """Told the means: the best arm, always. A/(A + 1) for each pull of A Bernoulli arms, on average.
 
+    Args:
+      task: a task of `families.bernoulli_bandit` or `families.gaussian_bandit`.
+
     >>> optimal_bandit(Bandit(jnp.array([0.1, 0.7, 0.3]))).params.item()
     1
     """
@@ -51,6 +57,9 @@ def optimal_navigation(task: Goal) -> Agent:
     pass the largest step.
 
     As it bounds each coordinate for itself, both are as close to the goal as they can be, at every step.
+
+    Args:
+      task: a task of one of these families.
 
     >>> agent = optimal_navigation(Goal(jnp.array([0.3, -0.5])))
     """

@@ -41,7 +41,11 @@ class Search(NamedTuple):
 
 
 def optimal_gridworld(task: Goal) -> Agent:
-    """Told the goal: walk there and stay. 16.1 − 1.1 d in an episode, 11.07 on average.
+    """Told the goal: walk there and stay. It gets 16.1 − 1.1 d in an episode, with a goal d moves away, and
+    11.07 on average.
+
+    Args:
+      task: a task of `families.gridworld`.
 
     >>> agent = optimal_gridworld(Goal(jnp.array([4, 4])))
     """

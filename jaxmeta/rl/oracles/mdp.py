@@ -53,7 +53,11 @@ def plan(mdp: TabularMDP, *, horizon: int) -> tuple[jax.Array, jax.Array]:
 def optimal_mdp(mdp: TabularMDP, *, horizon: int = 10) -> Agent:
     """The optimal policy of a known MDP: what an agent told the task reaches.
 
-    Args and errors as `plan`.
+    Errors as `plan`.
+
+    Args:
+      mdp: the task.
+      horizon: H, steps of an episode, at least 1.
 
     >>> agent = optimal_mdp(TabularMDP(jnp.ones((1, 2, 1)), jnp.array([[1.0, 3.0]])), horizon=2)
     """
@@ -74,8 +78,8 @@ def psrl(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10) -> Ag
     https://arxiv.org/abs/1306.0940
 
     Args:
-      num_states: S.
-      num_actions: A.
+      num_states: S, states of `tabular_mdp`.
+      num_actions: A, its actions.
       horizon: H, steps of an episode.
 
     Raises:
