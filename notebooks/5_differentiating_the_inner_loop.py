@@ -179,7 +179,8 @@ assert memory["mixed mode, segments"][2] < memory["exact, segments"][2] < memory
 
 # %%
 logger = logging.getLogger("jaxmeta")
-logger.handlers, logger.level = [logging.StreamHandler(sys.stdout)], logging.INFO
+logger.setLevel(logging.INFO)
+logger.handlers = [logging.StreamHandler(sys.stdout)]
 
 one_task = jax.tree.map(lambda x: x[None], task)
 for num_inner_steps, strategy in [(4, adapt.auto()), (144, adapt.auto()), (144, adapt.auto(memory_budget=2 * 2**20))]:
@@ -287,6 +288,6 @@ assert expected / 2 < drawn["error"]["ES"][0] < expected * 2
 # | no derivative | `adapt.evolution_strategy()` | unbiased for the smoothed loss, and noisy |
 #
 # Each is given as `maml(..., meta_gradient=...)`, and nothing else changes. Two more ways to save memory are independent of this choice:
-# `maml(..., microbatch=1)` takes the tasks one after another, and `maml(..., batch_size=b)` takes inner steps on small batches.
+# `maml(..., microbatch=1)` takes the tasks one after another, with the same result, and `maml(..., batch_size=b)` takes each inner step on b examples, which is another inner loop.
 #
-# If memory runs out in spite of all this, print the first program's `memory_analysis()` as above, for growing K: it tells what a longer loop will need before you run it.
+# If memory runs out in spite of all this, compile the outer step without running it, as `measure` does, and look at `memory_analysis()` for growing K. It tells what a longer loop needs.

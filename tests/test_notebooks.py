@@ -57,4 +57,7 @@ def test_it_runs_from_top_to_bottom_in_three_minutes(path):
     started = time.monotonic()
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     assert time.monotonic() - started < 180
-    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    said = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert not [text for text in said if "Warning" in text]

@@ -199,7 +199,8 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     "options",
     [
         pytest.param(("--core", "min_gru"), marks=pytest.mark.slow),
-        ("--core", "causal_transformer", "--num-layer-units", "4", "--final-entropy-weight", "0"),
+        pytest.param(("--core", "causal_transformer"), marks=pytest.mark.slow),
+        ("--num-layer-units", "4", "--final-entropy-weight", "0"),
         ("--outer", "trpo"),
     ],
 )
@@ -210,6 +211,23 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
     found = result("rl2-bandit", tmp_path / "run", *SMALL_RL2, "--num-arms", "2", "--num-pulls", "3", *options)
     assert 0 <= found["metrics"]["total"]["mean"][0] <= 3
     schedule_ends_with_the_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("core", ["lstm", "min_gru", "causal_transformer"])
+def test_every_core_of_rl2_builds_and_its_update_keeps_its_types(core):
+    """By shapes: the training of the slow ones above takes long to compile."""
+    small = {"num_arms": 2, "num_pulls": 3, "num_units": 4, "num_tasks": 2}
+    experiment = replace(RECIPES["rl2-bandit"].config(), core=core, ppo=PPO(), **small).build()
+    state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
+    sample = jax.vmap(experiment.train_tasks.sample, (0, None))
+    tasks = jax.eval_shape(sample, jax.random.split(jax.random.key(1)), experiment.train_tasks.data)
+    after, metrics = jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert "total" in metrics
+    names = {name for name, _ in jax.tree_util.tree_flatten_with_path(state.meta_params)[0] for name in map(str, name)}
+    assert any("block0" in name for name in names) == (core == "causal_transformer")
 
 
 def test_layers_around_the_network_and_where_the_entropys_weight_ends():

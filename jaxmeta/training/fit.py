@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from jaxmeta.checks import (
     check_arguments,
@@ -30,6 +29,10 @@ from jaxmeta.training.looks import a_key, look_at_tasks
 from jaxmeta.training.validation import Validation, Validator, check_validation
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
 from jaxmeta.words import short
+
+with warnings.catch_warnings():  # in a notebook without widgets the bar is one of text, which needs no word
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
 
 Callback = Callable[[MetaState, dict[str, np.ndarray]], bool | None]
 
