@@ -394,9 +394,7 @@ assert returns["memory wiped"] < returns["RL²"] - 1  # what it remembers is wha
 def draw(axes, position, current):
     axes.plot(0, 0, "*", color="#d55e00", markersize=16)
     axes.plot(*position, "o", color="#0072b2", markersize=9)
-    axes.annotate(
-        "", xy=np.array([-1.0, -1.0]) + 5 * current, xytext=(-1.0, -1.0), arrowprops={"arrowstyle": "->"}
-    )
+    axes.annotate("", xy=np.array([-1.0, -1.0]) + 5 * current, xytext=(-1.0, -1.0), arrowprops={"arrowstyle": "->"})
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
 
 

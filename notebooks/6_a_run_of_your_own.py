@@ -56,7 +56,7 @@ import jaxmeta
 # %%
 folder = pathlib.Path(tempfile.mkdtemp())  # all files of this notebook lie here
 
-(folder / "my_run.py").write_text('''
+(folder / "my_run.py").write_text("""
 import jax.numpy as jnp
 import optax
 
@@ -74,7 +74,7 @@ learner = jaxmeta.maml(
     optimizer=optax.adam(5e-3),
 )
 tasks = jaxmeta.tasks.sinusoid(num_shots=5)
-''')
+""")
 sys.path.insert(0, str(folder))
 
 from my_run import init_fn, learner, loss_fn, tasks
@@ -160,9 +160,7 @@ few_tasks = jaxmeta.TaskDistribution(sample, twenty, at=at, size=20)
 # that the curve moves because the state does. In a project, validation tasks are neither training nor test tasks.
 
 # %%
-validation = jaxmeta.training.Validation(
-    tasks=tasks, metric="mse", best="lowest", every=50, patience=6, num_tasks=200
-)
+validation = jaxmeta.training.Validation(tasks=tasks, metric="mse", best="lowest", every=50, patience=6, num_tasks=200)
 best, history = jaxmeta.fit(
     jax.random.key(0), learner, few_tasks, num_outer_steps=2000, num_tasks=20, validate=validation, progress=False
 )
@@ -224,7 +222,7 @@ sorted(path.name for path in save_to.iterdir())
 # anything. `num_outer_steps` counts from the beginning of the run, so 400 means 200 more.
 
 # %%
-(folder / "go_on.py").write_text('''
+(folder / "go_on.py").write_text("""
 import sys
 
 import jax
@@ -238,7 +236,7 @@ print("restored the state of step", int(state.step))
 state, history = jaxmeta.fit(key, learner, tasks, num_outer_steps=400, num_tasks=20, state=state, progress=False)
 jaxmeta.training.save_state(sys.argv[1], int(state.step), state)
 print("went on:", history)
-''')
+""")
 command = [sys.executable, "go_on.py", str(save_to)]
 result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
 assert result.returncode == 0, result.stderr
@@ -379,6 +377,7 @@ print(f"is_finite {bool(metrics['is_finite'])}, step {int(after.step)}, num_skip
 
 assert not metrics["is_finite"] and int(after.num_skipped) == 1
 jax.tree.map(np.testing.assert_array_equal, state.meta_params, after.meta_params)
+print("the meta-parameters are as they were")
 
 # %% [markdown]
 # A few skipped steps are no harm, and `fit` warns of them. When every step of a chunk is skipped, the run cannot go on,
