@@ -174,7 +174,7 @@ figure, (axes,) = jaxmeta.plotting.figure(1, width=6.4, height=3.6)
 axes.plot(steps, on_training_tasks, "s--", color="#d55e00", label="the twenty training tasks")
 axes.plot(steps, history.validation["mse"], "o-", color="#0072b2", label="new tasks (validation)")
 axes.axvline(int(best.step), color="#999999", linestyle=":", label="the state that fit returns")
-axes.set(xlabel="outer step", ylabel="mse after adaptation", yscale="log")
+axes.set(xlabel="outer step", ylabel="mse after adaptation")
 axes.legend(frameon=False)
 figure
 
