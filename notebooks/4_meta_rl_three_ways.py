@@ -261,8 +261,8 @@ draw_paths(pearl, pearl_state.meta_params, "PEARL, three test tasks", step="tria
 # %% [markdown]
 # Before adaptation each episode follows another sample of the prior, a guess of the task, and holds on to it to the end.
 # That is how PEARL explores: by whole episodes, as posterior sampling does. Afterwards it leaves in about the right
-# direction, and ends beside the goal: 2,500 gradient steps are few for soft actor-critic. The deviation has become
-# smaller than the belief is right: after so short a training it is too sure of itself.
+# direction, and ends beside the goal: 2,500 gradient steps are few for soft actor-critic. The deviation is
+# near 0 all the same: a belief can be narrow and not yet of much use.
 
 # %%
 first, *_, last = reports["PEARL"].metrics["return"]["mean"]
