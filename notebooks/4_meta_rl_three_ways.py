@@ -144,8 +144,9 @@ moved
 draw_paths(maml, maml_state.meta_params, "MAML, three test tasks", step="gradient step")
 
 # %% [markdown]
-# Before adaptation the policy does not go for any goal: it explores. Afterwards it goes to the goal of the task. Each
-# episode is a little different, since a policy that is learned by policy gradients has to act at random.
+# Before adaptation all episodes go a little way up, where no goal is very far. Afterwards they go to the goal of the
+# task, though one step does not hit it exactly. Each episode is a little different, since a policy that is learned by
+# policy gradients has to act at random.
 
 # %%
 before, after = reports["MAML"].metrics["return"]["mean"]
@@ -259,7 +260,9 @@ draw_paths(pearl, pearl_state.meta_params, "PEARL, three test tasks", step="tria
 
 # %% [markdown]
 # Before adaptation each episode follows another sample of the prior, a guess of the task, and holds on to it to the end.
-# That is how PEARL explores: by whole episodes, as posterior sampling does.
+# That is how PEARL explores: by whole episodes, as posterior sampling does. Afterwards it leaves in about the right
+# direction, and ends beside the goal: 2,500 gradient steps are few for soft actor-critic. The deviation is
+# near 0 all the same: a belief can be narrow and not yet of much use.
 
 # %%
 first, *_, last = reports["PEARL"].metrics["return"]["mean"]

@@ -174,7 +174,7 @@ figure, (axes,) = jaxmeta.plotting.figure(1, width=6.4, height=3.6)
 axes.plot(steps, on_training_tasks, "s--", color="#d55e00", label="the twenty training tasks")
 axes.plot(steps, history.validation["mse"], "o-", color="#0072b2", label="new tasks (validation)")
 axes.axvline(int(best.step), color="#999999", linestyle=":", label="the state that fit returns")
-axes.set(xlabel="outer step", ylabel="mse after adaptation", yscale="log")
+axes.set(xlabel="outer step", ylabel="mse after adaptation")
 axes.legend(frameon=False)
 figure
 
@@ -377,6 +377,7 @@ print(f"is_finite {bool(metrics['is_finite'])}, step {int(after.step)}, num_skip
 
 assert not metrics["is_finite"] and int(after.num_skipped) == 1
 jax.tree.map(np.testing.assert_array_equal, state.meta_params, after.meta_params)
+print("the meta-parameters are as they were")
 
 # %% [markdown]
 # A few skipped steps are no harm, and `fit` warns of them. When every step of a chunk is skipped, the run cannot go on,
