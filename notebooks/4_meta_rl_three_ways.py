@@ -1,15 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Meta-RL three ways
 #
@@ -298,8 +286,8 @@ assert all(report.metrics["return"]["mean"][-1] > -15 for name, report in report
 # - All three adapt to goals that they were never trained on. That much a short training shows.
 # - They need different things. MAML needs a batch of episodes for a step. RL² adapts within an episode, and was trained
 #   on the most environment steps. PEARL was trained on the fewest, a small part of those of the others.
-# - The order at the end is that of these few minutes, one seed and these small networks. It says nothing about which
-#   learner is better. Trained longer, all get closer to the agent that is told the goal. The recipes of the project
+# - The order at the end is that of these few minutes, one seed and these small networks, with settings that we chose by
+#   looking at these same test goals. It says nothing about which learner is better. Trained longer, all get closer to the agent that is told the goal. The recipes of the project
 #   (`jaxmeta list`) train for longer and are judged beside more references.
 
 # %% [markdown]
