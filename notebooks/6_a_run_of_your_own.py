@@ -255,8 +255,8 @@ first_order = jaxmeta.fomaml(
 )
 keys = jax.random.split(jax.random.key(3), 8)
 runs = {
-    name: jaxmeta.fit(keys, of_name, tasks, num_outer_steps=300, num_tasks=20, progress=False)
-    for name, of_name in {"MAML": learner, "first order": first_order}.items()
+    name: jaxmeta.fit(keys, trained, tasks, num_outer_steps=300, num_tasks=20, progress=False)
+    for name, trained in {"MAML": learner, "first order": first_order}.items()
 }
 histories = {name: history for name, (_, history) in runs.items()}
 print({name: history["mse"].shape for name, history in histories.items()})
@@ -272,15 +272,16 @@ jaxmeta.plotting.learning_curves(histories, names=["mse"])
 # report is about other test tasks of this one network.
 
 # %%
+def mse_of(trained, states, seed):
+    """The error on test tasks of one seed's state."""
+    meta_params = jax.tree.map(lambda leaf: leaf[seed], states).meta_params
+    report = jaxmeta.evaluate(jax.random.key(4), trained, tasks, meta_params, num_tasks=300)
+    return report.metrics["mse"]["mean"][-1]
+
+
 found = {}
-for name, of_name in {"MAML": learner, "first order": first_order}.items():
-    states = runs[name][0]
-    mse_of_seed = []
-    for seed in range(8):
-        meta_params = jax.tree.map(lambda leaf: leaf[seed], states).meta_params  # noqa: B023
-        report = jaxmeta.evaluate(jax.random.key(4), of_name, tasks, meta_params, num_tasks=300)
-        mse_of_seed.append(report.metrics["mse"]["mean"][-1])
-    found[name] = np.array(mse_of_seed)
+for name, trained in {"MAML": learner, "first order": first_order}.items():
+    found[name] = np.array([mse_of(trained, runs[name][0], seed) for seed in range(8)])
     ci95 = 2.365 * found[name].std(ddof=1) / np.sqrt(8)
     print(f"{name}: mse after 2 steps {found[name].mean():.3f} ± {ci95:.3f}, seeds {np.round(found[name], 2)}")
 
