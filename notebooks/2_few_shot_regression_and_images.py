@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Few-shot regression and few-shot images
 #
+# Sine waves from five points, characters from one image each, by MAML and by ProtoNet, and then a folder of your own.
 # Part 1 meta-learns sine waves: after one gradient step on five points the network draws the right curve.
-# Part 2 does the same for images: telling five characters apart after one example of each, by MAML and by ProtoNet.
-# The images are drawn in the notebook, so nothing is downloaded. Part 3 reads a folder of your own images.
-# It takes about one to two minutes on two CPU cores; the first picture comes within 20 seconds or so.
+# Part 2 does the same for images: telling five characters apart after one example of each. The images are drawn in the notebook, so nothing is downloaded. Part 3 reads a folder of your own images.
+# It takes about a minute and a half on two CPU cores; the first picture comes within 20 seconds.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Your own model, tasks and loss
 #
-# One small problem, calibrating sensors from a few readings, taken apart: your own task distribution; the same model in
-# flax linen, flax nnx, equinox and plain arrays; dropout and normalisation; any optax optimizer in the inner loop; what
-# adapts, what is meta-learned and what is frozen; and a loss with a learned weight.
-# It takes about one to two minutes on two CPU cores. The sections after the second can be read in any order.
+# Your own task distribution, and the same network in flax linen, flax nnx, equinox and plain arrays. The problem is a
+# small one, calibrating sensors from a few readings, taken apart: dropout and normalisation; any optax optimizer in the
+# inner loop; what adapts, what is meta-learned and what is frozen; and a loss with a learned weight.
+# It takes about a minute and a half on two CPU cores. The sections after the second can be read in any order.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.

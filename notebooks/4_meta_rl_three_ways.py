@@ -3,7 +3,7 @@
 #
 # One family of tasks, three meta-learners, and three answers to the question what adaptation is: a gradient step
 # (MAML), a hidden state (RL²), a belief about the task (PEARL). You train all three on the CPU, compare them on the same
-# test tasks, then write an environment of your own, and see an agent move in it. It takes about two minutes.
+# test tasks, then write an environment of your own, and see an agent move in it. It takes about a minute and a half.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Differentiating the inner loop
 #
-# There are many ways to compute, or to approximate, the gradient through the inner loop of MAML. This notebook measures them on your machine: error, time and memory against the number of inner steps.
-# You will see why memory decides when there are many steps, what the exact ways without much memory cost, and which approximation suits which problem.
-# It takes about half a minute on two CPU cores.
+# Error, time and memory of every way to compute or approximate the gradient through MAML's inner loop, against the
+# number of inner steps, measured on your machine. You will see why memory decides when there are many steps, what the
+# exact ways without much memory cost, and which approximation suits which problem.
+# It takes about a minute on two CPU cores.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # A run of your own
 #
-# `jaxmeta.fit` trains a meta-learner in one call. This notebook shows what is inside that call, and what you do around
-# it in a project of your own: a training loop written by hand, validation with an early end, saving a run and going on
-# in another process, many seeds at once, and what to do when memory runs out or a run diverges.
-# It takes about a minute on two CPU cores.
+# The training loop written by hand, validation with an early end, saving a run and going on in another process, many
+# seeds at once, and what to do when memory runs out or a run diverges. All of it is what `jaxmeta.fit` does in one call,
+# and what you do around that call in a project of your own.
+# It takes about a minute and a half on two CPU cores.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.
@@ -270,6 +270,7 @@ jaxmeta.plotting.learning_curves(histories, names=["mse"])
 # mean and its 95% interval from the eight results: with so few, by the quantile of Student's t distribution with seven
 # degrees of freedom, 2.365, in place of 1.96. This interval is about other seeds of this training. That of a single
 # report is about other test tasks of this one network.
+
 
 # %%
 def mse_of(trained, states, seed):
