@@ -34,7 +34,7 @@ from jaxmeta.checks import (
     check_tasks,
 )
 from jaxmeta.nn.losses import one_hot
-from jaxmeta.outer import check_optimizer, initial_state, mean_over_tasks, outer_step
+from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task, learned
 
 EmbedFn: TypeAlias = Callable[..., Any]  # (params, x) -> features [B, D]; a flax module's `apply` has further arguments
@@ -298,11 +298,9 @@ def _closed_form(
         condition_fn=condition_fn,
         stochastic=stochastic,
         frozen=frozen,
-        optimizer=optax.adam(1e-3) if optimizer is None else optimizer,
+        optimizer=chosen_optimizer(optimizer, optax.adam(1e-3)),
         microbatch=microbatch,
     )
-    if optimizer is not None:
-        check_optimizer("optimizer", optimizer)
     return MetaLearner(
         init=lambda key: _init(spec, key),
         update=lambda key, state, tasks: _update(spec, key, state, tasks),

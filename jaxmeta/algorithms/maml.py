@@ -43,7 +43,7 @@ from jaxmeta.checks import (
     check_task,
     check_tasks,
 )
-from jaxmeta.outer import check_optimizer, initial_state, mean_over_tasks, outer_step
+from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import (
     Batch,
     InitFn,
@@ -149,12 +149,10 @@ def maml(
         stochastic=stochastic,
         frozen=frozen,
         loss_weights=loss_weights,
-        optimizer=optax.adam(1e-3) if optimizer is None else optimizer,
+        optimizer=chosen_optimizer(optimizer, optax.adam(1e-3)),
         microbatch=microbatch,
     )
     check_inner_optimizer("inner_optimizer", spec.inner_optimizer)
-    if optimizer is not None:
-        check_optimizer("optimizer", optimizer)
     strategy = adapt.auto() if meta_gradient is None else meta_gradient
     check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
     task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))

@@ -41,7 +41,7 @@ from jaxmeta.checks import (
     check_params,
     check_stacked,
 )
-from jaxmeta.outer import check_optimizer, counted, initial_state, mean_over_tasks
+from jaxmeta.outer import chosen_optimizer, counted, initial_state, mean_over_tasks
 from jaxmeta.rl import objectives
 from jaxmeta.rl.distributions import Categorical, each_step
 from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
@@ -539,10 +539,7 @@ def _optimizer(outer: PolicyStep, optimizer: optax.GradientTransformation | None
         if optimizer is not None:
             raise ValueError("optimizer must be None with TRPO, whose step has no rate: its length is max_kl's")
         return trust_region(outer)
-    if optimizer is None:
-        return optax.adam(1e-3)
-    check_optimizer("optimizer", optimizer)
-    return optimizer
+    return chosen_optimizer(optimizer, optax.adam(1e-3))
 
 
 def check_distribution(name: str, distribution: Any, action: jax.Array, space: Discrete | Continuous) -> None:

@@ -52,7 +52,7 @@ from jaxmeta.checks import (
     check_number,
     check_params,
 )
-from jaxmeta.outer import apply_gradient, check_optimizer, counted, initial_state
+from jaxmeta.outer import apply_gradient, chosen_optimizer, counted, initial_state
 from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, flatten
@@ -252,9 +252,9 @@ def pearl(
     (5, 4)
     """
     row, environment = experience_shapes(family), family.environment
-    _check(num_train_tasks, kl_weight, visits, replay, sac, meta_test, optimizer, critic_reward_fn, metrics_fn)
+    _check(num_train_tasks, kl_weight, visits, replay, sac, meta_test, critic_reward_fn, metrics_fn)
     _check_networks(actor_critic, encoder, row)
-    optimizer = optax.adam(3e-4) if optimizer is None else optimizer
+    optimizer = chosen_optimizer(optimizer, optax.adam(3e-4))
     num_steps = visits.num_steps(environment.max_steps)
     plan = _plan(row, num_train_tasks, replay, num_steps)
     act = _policy(actor_critic, environment)
@@ -674,7 +674,6 @@ def _check(
     replay: Replay,
     sac: SoftActorCritic,
     meta_test: MetaTest,
-    optimizer: optax.GradientTransformation | None,
     critic_reward_fn: CriticRewardFn | None,
     metrics_fn: MetricsFn | None,
 ) -> None:
@@ -685,8 +684,6 @@ def _check(
     check_instance("replay", replay, Replay)
     check_instance("sac", sac, SoftActorCritic)
     check_instance("meta_test", meta_test, MetaTest)
-    if optimizer is not None:
-        check_optimizer("optimizer", optimizer)
     if critic_reward_fn is not None:
         check_callable("critic_reward_fn", critic_reward_fn, "(params of the task, experience) -> reward")
     check_metrics_fn(metrics_fn, "H, E")

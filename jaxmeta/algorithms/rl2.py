@@ -23,7 +23,7 @@ import optax
 
 from jaxmeta.checks import check_instance, check_integer, check_meta_params, check_number, check_stacked
 from jaxmeta.nn.recurrent import Recurrent, gru
-from jaxmeta.outer import check_optimizer, counted, initial_state
+from jaxmeta.outer import chosen_optimizer, counted, initial_state
 from jaxmeta.rl.env import Family, check_family
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
@@ -155,10 +155,7 @@ def rl2(
     _check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
     check_instance("advantages", advantages, Advantages)
     check_policy_step("outer", outer)
-    if optimizer is None:
-        optimizer = optax.adam(1e-3)
-    else:
-        check_optimizer("optimizer", optimizer)
+    optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
     if max_grad_norm is not None:
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
     of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)

@@ -1,12 +1,12 @@
 """The outer loop's step, the same for every meta-learner: what a function of one task gives over many, and how a
 gradient is applied."""
 
-from jaxmeta.outer.step import apply_gradient, check_optimizer, counted, initial_state, outer_step
+from jaxmeta.outer.step import apply_gradient, chosen_optimizer, counted, initial_state, outer_step
 from jaxmeta.outer.tasks import mean_over_tasks, over_tasks
 
 __all__ = [
     "apply_gradient",
-    "check_optimizer",
+    "chosen_optimizer",
     "counted",
     "initial_state",
     "mean_over_tasks",

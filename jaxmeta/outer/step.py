@@ -123,27 +123,34 @@ def outer_step(
     return counted(state, after, opt_state, terms["is_finite"]), {**metrics, **terms}
 
 
-def check_optimizer(name: str, value: Any) -> None:
-    """An optax transformation that needs no more than gradients, parameters and the loss.
+def chosen_optimizer(optimizer: Any, default: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The outer optimizer that a learner is given, looked at once; what the learner has by itself if that is None.
+
+    It is an optax transformation that needs no more than gradients, parameters and the loss.
 
     Args:
-      name: what the message calls it.
-      value: what is looked at.
+      optimizer: the learner's argument of this name.
+      default: what None stands for, which is not looked at.
 
     Raises:
       ValueError: it is none; or it asks for functions of the loss too, as `optax.lbfgs` does for its line search.
 
-    >>> check_optimizer("optimizer", optax.adam(1e-3))
+    >>> mine, default = optax.sgd(0.1), optax.adam(1e-3)
+    >>> chosen_optimizer(mine, default) is mine, chosen_optimizer(None, default) is default
+    (True, True)
     """
-    check_fields(name, value, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
+    if optimizer is None:
+        return default
+    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     try:
         vector = jax.ShapeDtypeStruct((1,), jnp.float32)
-        jax.eval_shape(lambda w: apply_gradient(value, w, value.init(w), w[0], w), vector)
+        jax.eval_shape(lambda w: apply_gradient(optimizer, w, optimizer.init(w), w[0], w), vector)
     except ValueError as error:
         if isinstance(error.__cause__, TypeError) and "asks for more" in str(error):
-            raise ValueError(name + str(error).removeprefix("optimizer")) from error
+            raise
     except Exception:  # it may be made for some parameters alone, by their names: `init` will say
-        return
+        pass
+    return optimizer
 
 
 def _is_finite(leaf: jax.Array) -> jax.Array:

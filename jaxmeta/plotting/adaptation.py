@@ -15,7 +15,7 @@ from jaxmeta.plotting.frame import (
     panels,
     title_above,
 )
-from jaxmeta.plotting.looks import MEDIAN, OWN, styles
+from jaxmeta.plotting.looks import MEDIAN, OWN, Style, styles
 from jaxmeta.training import Report
 from jaxmeta.words import counted, short
 
@@ -111,11 +111,7 @@ def adaptation_curves(
             mean, ci95 = (np.asarray(found.metrics[name][row], float) for row in ("mean", "ci95"))
             beside = 0.07 * (i - (len(reports) - 1) / 2)
             steps = np.arange(len(mean)) + beside
-            draw_curve(panel, steps, mean, looks[key], label=label, linewidth=1.8)
-            if len(mean) == 1:
-                draw_band(panel, steps, mean - ci95, mean + ci95, looks[key])
-            else:
-                panel.errorbar(steps, mean, ci95, fmt="none", ecolor=looks[key].color, capsize=3)
+            _draw_mean(panel, steps, mean, ci95, looks[key], label=label, linewidth=1.8)
         panel.set_xticks(np.arange(most) if most > 1 else [])
         panel.set(ylabel=f"{name} on test tasks", xlabel=adaptation if most > 1 else "")
     if title is not None or len(counts) == 1:
@@ -150,13 +146,20 @@ def _draw_report(axes: "Axes", summary: dict, references: dict[str, dict]) -> No
     """A row of `Report.metrics`, and the means of others; what is not adapted is a line across."""
     mean, median, ci95 = (np.asarray(summary[row], float) for row in ("mean", "median", "ci95"))
     steps = np.arange(len(mean))
-    draw_curve(axes, steps, mean, OWN, label="mean, 95% interval")
-    if len(mean) == 1:
-        draw_band(axes, steps, mean - ci95, mean + ci95, OWN)
-    else:
-        axes.errorbar(steps, mean, ci95, fmt="none", ecolor=OWN.color, capsize=3)
+    _draw_mean(axes, steps, mean, ci95, OWN, label="mean, 95% interval")
     draw_curve(axes, steps, median, MEDIAN, label="median")
     for name, style in styles(references).items():
         values = np.asarray(references[name]["mean"], float)
         draw_curve(axes, np.arange(len(values)), values, style, label=name)
     axes.set_xticks(steps if len(steps) > 1 else [])
+
+
+def _draw_mean(
+    axes: "Axes", steps: np.ndarray, mean: np.ndarray, ci95: np.ndarray, style: Style, **options: Any
+) -> None:
+    """With its interval: bars, or of one point a band across."""
+    draw_curve(axes, steps, mean, style, **options)
+    if len(mean) == 1:
+        draw_band(axes, steps, mean - ci95, mean + ci95, style)
+    else:
+        axes.errorbar(steps, mean, ci95, fmt="none", ecolor=style.color, capsize=3)

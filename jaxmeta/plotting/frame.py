@@ -138,8 +138,7 @@ def check_filled(name: str, value: Any, example: str) -> None:
 
 def check_names(names: Sequence[str] | None, there: Sequence[str]) -> list[str]:
     """The names, all that there are if None."""
-    if isinstance(names, str):
-        raise ValueError(f"names must be a sequence of names, such as [{names!r}], got {names!r}")
+    _check_sequence(names)
     for name in names or ():
         if name not in there:
             raise ValueError(f"names must be of metrics that there are, {', '.join(there)}, got {name!r}")
@@ -148,8 +147,7 @@ def check_names(names: Sequence[str] | None, there: Sequence[str]) -> list[str]:
 
 def check_common(argument: str, names: Sequence[str] | None, there: Mapping[str, Collection[str]]) -> list[str]:
     """The names, those that all have if None; `there` holds what each has."""
-    if isinstance(names, str):
-        raise ValueError(f"names must be a sequence of names, such as [{names!r}], got {names!r}")
+    _check_sequence(names)
     for name in names or ():
         for key, own in there.items():
             if name not in own:
@@ -165,6 +163,11 @@ def check_common(argument: str, names: Sequence[str] | None, there: Mapping[str,
         each = "; ".join(f"{key!r}: {', '.join(own)}" for key, own in there.items())
         raise ValueError(f"{argument} must have a metric in common to be drawn in one picture, got {each}")
     return common
+
+
+def _check_sequence(names: Sequence[str] | None) -> None:
+    if isinstance(names, str):
+        raise ValueError(f"names must be a sequence of names, such as [{names!r}], got {names!r}")
 
 
 def check_array(name: str, value: Any, shape: str, *, minimum: int = 0) -> np.ndarray:
