@@ -41,7 +41,7 @@ from jaxmeta.algorithms import (
 from jaxmeta.devices import over_devices, replicated
 from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages
 from jaxmeta.training import Report, evaluate, fit
-from jaxmeta.types import MetaLearner, MetaParams, MetaState, Task, TaskDistribution
+from jaxmeta.types import Examples, MetaLearner, MetaParams, MetaState, Task, TaskDistribution
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ __all__ = [
     "TRPO",
     "VPG",
     "Advantages",
+    "Examples",
     "MetaLearner",
     "MetaParams",
     "MetaState",

@@ -44,6 +44,35 @@ class Task(NamedTuple):
         return short(self, width=300)
 
 
+class Examples(NamedTuple):
+    """A batch of examples of which some may be padding, so that sets of any size have one shape: `(x, y)` with weights.
+
+    A pair `(x, y)` is `Examples(x, y)`: every example counts, and every class. The losses, norms, heads and networks of
+    `jaxmeta` take either; of what is masked nothing is learned and nothing reported: loss, gradients and statistics are
+    those of the batch without it.
+
+    Attributes:
+      x: inputs [B, ...]. What is in padded rows must be finite; `tasks` repeats an example there
+      y: targets, or labels [B], integers
+      weight: [B], how much each example counts, ≥ 0, and 0 for padding; each counts 1 if None. Means are weighted
+        means, Σ w l / Σ w
+      num_ways: an int32, of how many classes the episode is: labels are below it, and outputs of a network from it on
+        have no part in it; all outputs if None
+
+    >>> import jax.numpy as jnp
+    >>> Examples(jnp.ones((4, 28, 28)), jnp.arange(4), weight=jnp.array([1, 1, 1, 0.0]), num_ways=jnp.int32(3))
+    Examples(x=float32[4, 28, 28], y=int32[4], weight=float32[4], num_ways=int32(3))
+    """
+
+    x: PyTree
+    y: PyTree
+    weight: jax.Array | None = None
+    num_ways: jax.Array | None = None
+
+    def __repr__(self) -> str:
+        return short(self, width=300)
+
+
 class TaskDistribution(NamedTuple):
     """p(T), as pure functions and what they read.
 
