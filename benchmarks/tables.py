@@ -23,11 +23,13 @@ class Shown(NamedTuple):
       steps: for each metric the numbers of inner steps or episodes; none where there is one figure only.
       unit: of adaptation.
       below: the references that the last return stays below, which is said too.
+      options: of a result beside the recipe's own, what its command has, where more settings follow from it.
     """
 
     steps: Mapping[str, Sequence[int]]
     unit: str = "step"
     below: Sequence[str] = ()
+    options: str = ""
 
 
 SHOWN = {
@@ -94,7 +96,7 @@ def measured(name: str) -> str:
     'mse 0.3868 ± 0.0464 after 1 step'
     """
     result = result_of(name)
-    shown, metrics = SHOWN[result["recipe"]], result["metrics"]
+    shown, metrics = SHOWN.get(name, SHOWN[result["recipe"]]), result["metrics"]
     figures = [figure for metric, steps in shown.steps.items() for figure in _figures(metrics, metric, steps, shown)]
     if shown.below:
         last, beside = metrics["return"]["mean"][-1], result["references"]
@@ -124,6 +126,8 @@ def command(name: str) -> str:
     ('jaxmeta train maml-sinusoid', 'jaxmeta train rl2-bandit --num-pulls 100')
     """
     recipe = result_of(name)["recipe"]
+    if name in SHOWN and SHOWN[name].options:
+        return f"jaxmeta train {recipe} {SHOWN[name].options}"
     own, here = folder_of(recipe) / "config.json", folder_of(name) / "config.json"
     options = ""
     if own.parent.parent == here.parent.parent and own != here:  # on another device a recipe has its own defaults
