@@ -1,5 +1,6 @@
 """What is learned from: distributions over tasks."""
 
+from jaxmeta.tasks import splits
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
@@ -14,4 +15,5 @@ __all__ = [
     "polynomial_optimum",
     "quadratic",
     "sinusoid",
+    "splits",
 ]
