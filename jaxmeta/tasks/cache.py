@@ -49,12 +49,12 @@ def read_cached(path: Path) -> np.ndarray | None:
         content = np.memmap(path, np.uint8, mode="c")
     except (OSError, ValueError):  # the latter for an empty file
         return None
-    if len(content) < _DIGEST or hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST].tobytes():
+    if len(content) < _DIGEST or hashlib.sha256(content[_DIGEST:].data).digest() != content[:_DIGEST].tobytes():
         return None
     return content[_DIGEST:]
 
 
-def write_cached(path: Path, *parts: bytes | np.ndarray, what: str) -> None:
+def write_cached(path: Path, *parts: bytes | memoryview, what: str) -> None:
     """SHA-256 and then the parts' bytes: all or nothing, also when another process writes the same file.
 
     Where it cannot be written there is a warning, which calls it `what`, at the caller of the caller.

@@ -125,7 +125,7 @@ def load_omniglot(
     if images is None:
         archives = archives or _download(cache)
         images = np.concatenate([_decode(*archive, part) for archive, part in zip(archives, _PARTS, strict=True)])
-        write_cached(cached, images, what="the decoded Omniglot")
+        write_cached(cached, images.data, what="the decoded Omniglot")
     return images
 
 
