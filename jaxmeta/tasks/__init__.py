@@ -1,6 +1,7 @@
 """What is learned from: distributions over tasks."""
 
 from jaxmeta.tasks import splits
+from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
@@ -8,8 +9,11 @@ from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_op
 __all__ = [
     "Polynomial",
     "Sinusoid",
+    "cifar_fs",
+    "fc100",
     "few_shot",
     "linear",
+    "load_cifar100",
     "load_omniglot",
     "omniglot",
     "polynomial_optimum",
