@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.checks import check_choice
 from jaxmeta.tasks import splits
 from jaxmeta.tasks.archives import download, reading
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
@@ -42,9 +43,9 @@ def cifar_fs(
     split: str,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    num_ways: int = 5,
-    num_shots: int = 1,
-    num_queries: int = 15,
+    num_ways: Size = 5,
+    num_shots: Size = 1,
+    num_queries: Size = 15,
 ) -> TaskDistribution:
     """Few-shot tasks over CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random once and for all.
 
@@ -53,8 +54,9 @@ def cifar_fs(
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archive is; see `load_cifar100`, also for what happens without one.
-      num_ways: classes of a task, at least 1 and at most those of the split.
-      num_shots: support examples of each class, at least 1.
+      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
+        see `few_shot`.
+      num_shots: support examples of each class.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
 
     Returns:
@@ -77,9 +79,9 @@ def fc100(
     split: str,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    num_ways: int = 5,
-    num_shots: int = 1,
-    num_queries: int = 15,
+    num_ways: Size = 5,
+    num_shots: Size = 1,
+    num_queries: Size = 15,
 ) -> TaskDistribution:
     """Few-shot tasks over FC100: 60, 20 and 20 classes of CIFAR-100, no superclass of which is in two splits.
 
@@ -90,8 +92,9 @@ def fc100(
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archive is; see `load_cifar100`, also for what happens without one.
-      num_ways: classes of a task, at least 1 and at most those of the split.
-      num_shots: support examples of each class, at least 1.
+      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
+        see `few_shot`.
+      num_shots: support examples of each class.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
 
     Returns:
@@ -139,12 +142,11 @@ def load_cifar100(
         return _decode(_read_folder(source) if archive is None else _unpack(archive))
 
 
-def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: int) -> TaskDistribution:
+def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: Size) -> TaskDistribution:
     check_choice("split", split, ("train", "validation", "test"))
-    for size, value in sizes.items():
-        check_integer(size, value, 1)  # before seconds of decoding
+    check_sizes(**sizes)  # before seconds of decoding
     images = load_cifar100(data_dir)
-    return few_shot(np.stack([images[chosen] for chosen in splits.classes(name, split)]), **sizes)
+    return few_shot({chosen: images[chosen] for chosen in splits.classes(name, split)}, **sizes)
 
 
 # Where the archive is
