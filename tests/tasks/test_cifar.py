@@ -324,3 +324,20 @@ def test_a_wrong_argument_is_named_before_anything_is_read(reader, name, monkeyp
     for value in (0, None, "val"):
         with pytest.raises(ValueError, match=f"^{name} must be .*{re.escape(repr(value))}"):
             reader(**{"split": "train", name: value})
+
+
+@pytest.mark.slow
+def test_an_archive_of_the_full_size(tmp_path):
+    """Black but for the last pixel, which is the label: 184 MB that are quickly packed."""
+    files = dict(FILES)
+    for name, examples in OFFICIAL.items():
+        content = np.zeros((100 * examples, 3074), np.uint8)
+        content[:, 1] = content[:, -1] = np.tile(np.arange(100), examples)
+        files[name] = content.tobytes()
+    (tmp_path / "cifar-100-binary.tar.gz").write_bytes(tar_gz(files.items()))
+    tasks = cifar_fs("test", data_dir=tmp_path, num_ways=20, num_shots=1, num_queries=599)
+    (x, _), _, classes = tasks.sample(jax.random.key(0), tasks.data)
+    names = np.array(NAMES)[np.asarray(x[:, -1, -1, 2])]
+    assert names.tolist() == [splits.classes("cifar_fs", "test")[chosen] for chosen in classes]
+    with pytest.raises(ValueError, match=r"num_shots \+ num_queries must be at most .* \(600\)"):
+        cifar_fs("test", data_dir=tmp_path, num_shots=1, num_queries=600)
