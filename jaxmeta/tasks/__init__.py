@@ -1,17 +1,23 @@
 """What is learned from: distributions over tasks."""
 
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.fixed import fixed
+from jaxmeta.tasks.mixture import mixture
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
+from jaxmeta.tasks.parts import split_tasks
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
 
 __all__ = [
     "Polynomial",
     "Sinusoid",
     "few_shot",
+    "fixed",
     "linear",
     "load_omniglot",
+    "mixture",
     "omniglot",
     "polynomial_optimum",
     "quadratic",
     "sinusoid",
+    "split_tasks",
 ]
