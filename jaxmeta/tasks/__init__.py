@@ -1,17 +1,23 @@
 """What is learned from: distributions over tasks."""
 
+from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.folder import image_folder
+from jaxmeta.tasks.images import Images
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
 
 __all__ = [
+    "Images",
     "Polynomial",
     "Sinusoid",
     "few_shot",
+    "image_folder",
     "linear",
     "load_omniglot",
     "omniglot",
     "polynomial_optimum",
     "quadratic",
     "sinusoid",
+    "split_classes",
 ]
