@@ -1,5 +1,7 @@
 """What is learned from: distributions over tasks."""
 
+from jaxmeta.tasks import splits
+from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.folder import image_folder
@@ -11,13 +13,17 @@ __all__ = [
     "Images",
     "Polynomial",
     "Sinusoid",
+    "cifar_fs",
+    "fc100",
     "few_shot",
     "image_folder",
     "linear",
+    "load_cifar100",
     "load_omniglot",
     "omniglot",
     "polynomial_optimum",
     "quadratic",
     "sinusoid",
     "split_classes",
+    "splits",
 ]

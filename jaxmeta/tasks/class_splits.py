@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.tasks.images import Images, listing
+from jaxmeta.tasks.by_class import listing
+from jaxmeta.tasks.images import Images
 from jaxmeta.words import counted, short
 
 _NAMES = ("train", "validation", "test")

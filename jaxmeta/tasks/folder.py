@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmeta.checks import check_choice
+from jaxmeta.tasks.by_class import listing
 from jaxmeta.tasks.cache import check_folder
 from jaxmeta.tasks.decode import EXTENSIONS
-from jaxmeta.tasks.images import Images, check_images, listing, read_images
+from jaxmeta.tasks.images import Images, check_images, read_images
 from jaxmeta.tasks.walk import Found, entries, find_files, is_within
 from jaxmeta.words import counted, short
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
 from jaxmeta.devices import num_cores
+from jaxmeta.tasks.by_class import listing
 from jaxmeta.tasks.cache import cache_folder, read_cached, write_cached
 from jaxmeta.tasks.decode import COLOURS, decode
 from jaxmeta.tasks.walk import File
@@ -160,14 +161,3 @@ def _check_that_none_runs_dry(files: Mapping[str, list[File]], problems: Mapping
             f"all images of {counted(len(dry), 'class', 'classes')} are broken, {named}: "
             f"replace them, or take them away; the first is {short(first)} ({problems[first]})"
         )
-
-
-def listing(names: Iterable[str]) -> str:
-    """The first five, and how many more.
-
-    >>> listing("abcdefg")
-    'a, b, c, d, e and 2 more'
-    """
-    first = list(names)
-    more = f" and {len(first) - 5:,} more" if len(first) > 5 else ""
-    return f"{', '.join(first[:5])}{more}"
