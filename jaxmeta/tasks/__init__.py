@@ -2,20 +2,25 @@
 
 from jaxmeta.tasks import splits
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
+from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.fixed import fixed
+from jaxmeta.tasks.folder import image_folder
+from jaxmeta.tasks.images import Images
 from jaxmeta.tasks.mixture import mixture
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 from jaxmeta.tasks.parts import split_tasks
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
 
 __all__ = [
+    "Images",
     "Polynomial",
     "Sinusoid",
     "cifar_fs",
     "fc100",
     "few_shot",
     "fixed",
+    "image_folder",
     "linear",
     "load_cifar100",
     "load_omniglot",
@@ -24,6 +29,7 @@ __all__ = [
     "polynomial_optimum",
     "quadratic",
     "sinusoid",
+    "split_classes",
     "split_tasks",
     "splits",
 ]
