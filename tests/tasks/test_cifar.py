@@ -113,6 +113,7 @@ def test_the_sizes_are_those_of_the_official_files():
 def test_images_are_grouped_by_class_from_an_archive_and_from_its_folder(little):
     images = load_cifar100(little)
     assert same(images) and images["whale"].dtype == np.uint8 and images["whale"].flags.writeable
+    assert repr(images) == "Images(100 classes of 5 images, 500 in all, 32 x 32 RGB)"
     assert len({id(of_class.base) for of_class in images.values()}) == 1  # views of one array
     (little / "cifar-100-binary.tar.gz").unlink()
     (little / "cifar-100-binary").mkdir()
