@@ -1,5 +1,6 @@
 """What is learned from: distributions over tasks."""
 
+from jaxmeta.tasks import augment
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
@@ -7,6 +8,7 @@ from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_op
 __all__ = [
     "Polynomial",
     "Sinusoid",
+    "augment",
     "few_shot",
     "linear",
     "load_omniglot",
