@@ -1,6 +1,6 @@
 """What is learned from: distributions over tasks."""
 
-from jaxmeta.tasks import splits
+from jaxmeta.tasks import augment, splits
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
@@ -16,6 +16,7 @@ __all__ = [
     "Images",
     "Polynomial",
     "Sinusoid",
+    "augment",
     "cifar_fs",
     "fc100",
     "few_shot",
