@@ -1,8 +1,33 @@
 """What is learned from: distributions over tasks."""
 
-from jaxmeta.tasks import splits
+from jaxmeta.tasks import augment, splits
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.fixed import fixed
+from jaxmeta.tasks.glyphs import glyphs, load_glyphs
+from jaxmeta.tasks.mixture import mixture
+from jaxmeta.tasks.omniglot import load_omniglot, omniglot
+from jaxmeta.tasks.parts import split_tasks
+from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
+
+__all__ = [
+    "Polynomial",
+    "Sinusoid",
+    "augment",
+    "cifar_fs",
+    "fc100",
+    "few_shot",
     "fixed",
+    "glyphs",
     "linear",
     "load_cifar100",
+    "load_glyphs",
+    "load_omniglot",
+    "mixture",
+    "omniglot",
+    "polynomial_optimum",
+    "quadratic",
+    "sinusoid",
+    "split_tasks",
+    "splits",
+]
