@@ -6,6 +6,7 @@ from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.fixed import fixed
 from jaxmeta.tasks.folder import image_folder
+from jaxmeta.tasks.glyphs import glyphs, load_glyphs
 from jaxmeta.tasks.images import Images
 from jaxmeta.tasks.mixture import mixture
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
@@ -21,9 +22,11 @@ __all__ = [
     "fc100",
     "few_shot",
     "fixed",
+    "glyphs",
     "image_folder",
     "linear",
     "load_cifar100",
+    "load_glyphs",
     "load_omniglot",
     "mixture",
     "omniglot",
