@@ -13,7 +13,8 @@ from jaxmeta.training.checkpoint import restore_state, save_state
 from jaxmeta.training.evaluate import evaluate
 from jaxmeta.training.fit import fit
 from jaxmeta.training.history import History
+from jaxmeta.training.ranks import Ranks, mean_ranks
 from jaxmeta.training.report import Report
 from jaxmeta.training.validation import Validation
 
-__all__ = ["History", "Report", "Validation", "evaluate", "fit", "restore_state", "save_state"]
+__all__ = ["History", "Ranks", "Report", "Validation", "evaluate", "fit", "mean_ranks", "restore_state", "save_state"]
