@@ -1,5 +1,7 @@
 """What is learned from: distributions over tasks."""
 
+from jaxmeta.tasks import splits
+from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.fixed import fixed
 from jaxmeta.tasks.mixture import mixture
@@ -10,9 +12,12 @@ from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_op
 __all__ = [
     "Polynomial",
     "Sinusoid",
+    "cifar_fs",
+    "fc100",
     "few_shot",
     "fixed",
     "linear",
+    "load_cifar100",
     "load_omniglot",
     "mixture",
     "omniglot",
@@ -20,4 +25,5 @@ __all__ = [
     "quadratic",
     "sinusoid",
     "split_tasks",
+    "splits",
 ]

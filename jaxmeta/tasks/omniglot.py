@@ -16,7 +16,6 @@ import io
 import os
 import re
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable, read_cached, write_cached
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.types import TaskDistribution
 
@@ -116,16 +116,16 @@ def load_omniglot(
     >>> load_omniglot("data/omniglot").shape  # doctest: +SKIP
     (1623, 20, 28, 28)
     """
-    cache = _cache_folder(cache_dir)
-    archives = None if data_dir is None else _read_archives(_check_folder("data_dir", data_dir))
+    cache = cache_folder(cache_dir)
+    archives = None if data_dir is None else _read_archives(check_folder("data_dir", data_dir))
     md5s = [part.md5 for part in _PARTS] if archives is None else [_md5(content) for _, content in archives]
     # The name has what the images depend on: the size and filter of `_shrink`, and the archives.
     cached = cache / f"omniglot-{_SIZE}-lanczos-{_md5(''.join(md5s).encode())}.bin"
-    images = _read_cached(cached)
+    images = _read_images(cached)
     if images is None:
         archives = archives or _download(cache)
         images = np.concatenate([_decode(*archive, part) for archive, part in zip(archives, _PARTS, strict=True)])
-        _write_cached(cached, images)
+        write_cached(cached, images.data, what="the decoded Omniglot")
     return images
 
 
@@ -147,22 +147,6 @@ def _rotations(images: np.ndarray) -> np.ndarray:
 
 
 # Where the archives are and where the result is kept
-
-
-def _check_folder(name: str, value: Any) -> Path:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fspath(value):
-        raise ValueError(f"{name} must be the path of a folder, got {value!r}")
-    return Path(os.path.expanduser(value))
-
-
-def _cache_folder(cache_dir: Any) -> Path:
-    if cache_dir is not None:
-        return _check_folder("cache_dir", cache_dir)
-    if folder := os.environ.get("JAXMETA_CACHE"):
-        return _check_folder("JAXMETA_CACHE", folder)
-    import pooch  # type: ignore[import-untyped]
-
-    return Path(pooch.os_cache("jaxmeta"))
 
 
 def _read_archives(folder: Path) -> list[tuple[Path, bytes]]:
@@ -189,7 +173,7 @@ def _download(cache: Path) -> list[tuple[Path, bytes]]:
     import pooch
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = cache if _is_writable(cache) else Path(scratch)
+        folder = cache if is_writable(cache) else Path(scratch)
         for part in _PARTS:
             name = f"{part.name}.zip"
             url = f"{_URL}/{name}"
@@ -208,43 +192,11 @@ def _download(cache: Path) -> list[tuple[Path, bytes]]:
         return [(path, path.read_bytes()) for path in (folder / f"{part.name}.zip" for part in _PARTS)]
 
 
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _read_cached(path: Path) -> np.ndarray | None:
-    """The images, or None if the file is not there or not intact. It is their SHA-256 and then their bytes."""
+def _read_images(path: Path) -> np.ndarray | None:
+    """The images that are cached, if they are."""
     shape = (sum(part.characters for part in _PARTS), _DRAWINGS, _SIZE, _SIZE)
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, pixels = content[:32], content[32:]
-    if hashlib.sha256(pixels).digest() != digest or len(pixels) != np.prod(shape):
-        return None
-    return np.frombuffer(pixels, np.uint8).reshape(shape).copy()  # copied to be writable, as when decoded
-
-
-def _write_cached(path: Path, images: np.ndarray) -> None:
-    """All or nothing, also when another process writes the same file."""
-    pixels = images.tobytes()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            temporary = Path(scratch) / path.name
-            temporary.write_bytes(hashlib.sha256(pixels).digest() + pixels)
-            os.replace(temporary, path)
-    except OSError as error:
-        warnings.warn(
-            f"the decoded Omniglot is not cached, and will be decoded again next time: {error}. "
-            "Name a folder that can be written with cache_dir or the environment variable JAXMETA_CACHE",
-            stacklevel=3,
-        )
+    content = read_cached(path)
+    return np.array(content).reshape(shape) if content is not None and len(content) == np.prod(shape) else None
 
 
 def _md5(content: bytes) -> str:
