@@ -46,6 +46,7 @@ from jaxmeta.checks import (
 from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import (
     Batch,
+    Examples,
     InitFn,
     LossFn,
     MetaLearner,
@@ -92,8 +93,8 @@ def maml(
       inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`); `adapt.sgd(0.01)` if None.
       num_inner_steps: K, inner steps while meta-training, at least 1.
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
-      batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
-        whole set if None.
+      batch_size: examples of a minibatch that each inner step draws from the support set without replacement, among
+        those that count where some are padding; the whole set if None.
       condition_fn: (params, support) -> params, what else the support set says of a task once it is adapted to, such as
         `nn.support_statistics`; nothing if None. With it the query set is judged, before and after each step, and
         `adapt` returns what it returns. It is differentiated through, and has no part in the inner loop.
@@ -312,13 +313,25 @@ def _metrics(loss: jax.Array, metrics: Metrics) -> Metrics:
 
 
 def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
+    """Examples that count, without replacement; where they are too few, of the others, whose weight is 0.
+
+    The r-th that counts is drawn by a number that depends on r alone, so that padding changes no draw.
+    """
     if batch_size is None:
         return batch
-    num_examples = len(jax.tree.leaves(batch)[0])
+    is_weighted = isinstance(batch, Examples) and batch.weight is not None
+    rows = (batch.x, batch.y, batch.weight) if isinstance(batch, Examples) else batch  # num_ways is of all examples
+    num_examples = len(jax.tree.leaves(rows)[0])
     if batch_size > num_examples:
         raise ValueError(f"batch_size must be at most the {num_examples} examples of the support set, got {batch_size}")
-    chosen = jax.random.choice(key, num_examples, (batch_size,), replace=False)
-    return jax.tree.map(lambda x: x[chosen], batch)
+    numbers = jnp.arange(num_examples)
+    lots = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (), jnp.float32))(numbers)
+    if is_weighted:
+        counts = jnp.asarray(batch.weight) > 0
+        lots = jnp.where(counts, lots[jnp.cumsum(counts) - 1], -1)
+    _, chosen = jax.lax.top_k(lots, batch_size)
+    drawn = jax.tree.map(lambda x: x[chosen], rows)
+    return batch._replace(x=drawn[0], y=drawn[1], weight=drawn[2]) if isinstance(batch, Examples) else drawn
 
 
 class OfMaml(TypedDict, total=False):
