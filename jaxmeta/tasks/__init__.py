@@ -4,13 +4,10 @@ from jaxmeta.tasks import splits
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
-<<<<<<< HEAD
+from jaxmeta.tasks.fixed import fixed
 from jaxmeta.tasks.folder import image_folder
 from jaxmeta.tasks.images import Images
-=======
-from jaxmeta.tasks.fixed import fixed
 from jaxmeta.tasks.mixture import mixture
->>>>>>> main
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 from jaxmeta.tasks.parts import split_tasks
 from jaxmeta.tasks.regression import Polynomial, Sinusoid, linear, polynomial_optimum, quadratic, sinusoid
@@ -22,11 +19,8 @@ __all__ = [
     "cifar_fs",
     "fc100",
     "few_shot",
-<<<<<<< HEAD
-    "image_folder",
-=======
     "fixed",
->>>>>>> main
+    "image_folder",
     "linear",
     "load_cifar100",
     "load_omniglot",
@@ -35,10 +29,7 @@ __all__ = [
     "polynomial_optimum",
     "quadratic",
     "sinusoid",
-<<<<<<< HEAD
     "split_classes",
-=======
     "split_tasks",
->>>>>>> main
     "splits",
 ]
