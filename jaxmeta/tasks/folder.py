@@ -156,4 +156,5 @@ def find_classes(root: Path, folder: Path) -> Found:
             f"{counted(len(found.files), 'folder')}, and {len(entries(folder)) - len(found.files):,} other entries. "
             "Expected is path/CLASS/IMAGE, as in path/cat/1.jpg, with images of any number for each class"
         )
-    return found._replace(files=files, skipped=found.skipped | dict.fromkeys(empty, "a class without images"))
+    without = ((folder / name).relative_to(root).as_posix() for name in empty)
+    return found._replace(files=files, skipped=dict.fromkeys(without, "a class without images") | found.skipped)
