@@ -60,11 +60,22 @@ class LinearHead(NamedTuple):
         return z @ self.weights
 
 
+class AffineHead(NamedTuple):
+    """z -> z W + b, with `weights` W [D, num_ways] and `bias` b [num_ways]."""
+
+    weights: jax.Array
+    bias: jax.Array
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """[B, D] -> logits [B, num_ways]."""
+        return z @ self.weights + self.bias[None]
+
+
 class Adapted(NamedTuple):
     """What `adapt` returns: the embedding's parameters, as they were or as `condition_fn` has them, and the head."""
 
     params: Params
-    head: Prototypes | LinearHead
+    head: Any
 
 
 def protonet(
