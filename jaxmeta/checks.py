@@ -331,18 +331,49 @@ def check_metrics(name: str, metrics: Any, ndim: int) -> None:
         raise ValueError(f"{name} must report a dict of {what}, got {short(metrics if shapes is None else shapes)}")
 
 
-def check_labels(name: str, labels: Any, num_classes: int) -> None:
-    """Integers from 0 to num_classes − 1, where they are known: traced ones are not, and pass.
+def check_labels(name: str, labels: Any, num_classes: int, weight: Any = None, num_ways: Any = None) -> None:
+    """Integers from 0 to num_classes − 1, or below `num_ways`, where an example counts; traced ones pass.
 
     >>> check_labels("labels y", np.array([0, 2]), num_classes=3)
     """
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, jax.core.Tracer) or isinstance(weight, jax.core.Tracer):
         return
-    found = np.unique(np.asarray(labels))
-    if found.size and (found[0] < 0 or found[-1] >= num_classes):
+    found = np.unique(np.asarray(labels) if weight is None else np.asarray(labels)[np.asarray(weight) > 0])
+    is_masked = num_ways is not None and not isinstance(num_ways, jax.core.Tracer)
+    limit = int(num_ways) if is_masked else num_classes
+    if found.size and (found[0] < 0 or found[-1] >= limit):
         listed = ", ".join(map(str, found if len(found) <= 8 else [*found[:3], "...", *found[-2:]]))
+        outputs = f"{counted(limit, 'class', 'classes')} by num_ways" if is_masked else counted(limit, "output")
         raise ValueError(
-            f"{name} must be class numbers from 0 to {num_classes - 1}, for there are "
-            f"{counted(num_classes, 'output')}, got {listed}: number the classes of a task from 0, and have an output "
-            "for each of them"
+            f"{name} must be class numbers from 0 to {limit - 1}, for there are {outputs}, got {listed}: number the "
+            "classes of a task from 0, and have an output for each of them"
         )
+
+
+def check_num_ways(name: str, value: Any, num_classes: int) -> None:
+    """Of how many classes an episode is: a whole number, from 1 to those that there are outputs for."""
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise ValueError(f"{name} must be an integer, of how many classes the episode is, got {short(value)}")
+    if not isinstance(value, jax.core.Tracer) and not 1 <= int(value) <= num_classes:
+        raise ValueError(
+            f"{name} must be from 1 to {num_classes}, for there are {counted(num_classes, 'output')}, got {int(value)}"
+        )
+
+
+def check_weight(name: str, value: Any, num_examples: int) -> None:
+    """How much each example counts: finite numbers ≥ 0, not all of them 0, as far as they are known.
+
+    >>> check_weight("weight", np.array([1.0, 0.0]), num_examples=2)
+    """
+    dtype = jnp.result_type(value)
+    if jnp.shape(value) != (num_examples,) or not (jnp.issubdtype(dtype, jnp.floating) or dtype.kind in "biu"):
+        raise ValueError(
+            f"{name} must be numbers of shape [{num_examples}], one for each example, got {short(value)}: examples "
+            "count as a whole, all tokens of a sequence alike"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    numbers = np.asarray(value, float)
+    if not (np.all(numbers >= 0) and np.all(np.isfinite(numbers)) and np.any(numbers > 0)):
+        listed = ", ".join(f"{number:g}" for number in np.unique(numbers)[:4])
+        raise ValueError(f"{name} must be finite numbers >= 0, not all of them 0, got {listed}")

@@ -48,6 +48,7 @@ from jaxmeta.checks import (
 from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import (
     Batch,
+    Examples,
     InitFn,
     LossFn,
     MetaLearner,
@@ -95,8 +96,8 @@ def maml(
       inner_optimizer: how to step inside, and which parameters adapt (see `jaxmeta.adapt`); `adapt.sgd(0.01)` if None.
       num_inner_steps: K, inner steps while meta-training, at least 1.
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
-      batch_size: examples of a minibatch that each inner step draws from the support set without replacement; the
-        whole set if None.
+      batch_size: examples of a minibatch that each inner step draws from the support set without replacement, among
+        those that count where some are padding; the whole set if None.
       start_fn: (params, support) -> params, where the inner loop of a task starts, by what its whole support set says,
         such as with a head made of prototypes (`proto_maml`); from θ itself if None. It returns the same structure; a
         leaf may have another shape, and then that of θ only keeps its place. Frozen leaves stay as they are. The
@@ -344,13 +345,25 @@ def _metrics(loss: jax.Array, metrics: Metrics) -> Metrics:
 
 
 def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
+    """Examples that count, without replacement; where they are too few, of the others, whose weight is 0.
+
+    The r-th that counts is drawn by a number that depends on r alone, so that padding changes no draw.
+    """
     if batch_size is None:
         return batch
-    num_examples = len(jax.tree.leaves(batch)[0])
+    is_weighted = isinstance(batch, Examples) and batch.weight is not None
+    rows = (batch.x, batch.y, batch.weight) if isinstance(batch, Examples) else batch  # num_ways is of all examples
+    num_examples = len(jax.tree.leaves(rows)[0])
     if batch_size > num_examples:
         raise ValueError(f"batch_size must be at most the {num_examples} examples of the support set, got {batch_size}")
-    chosen = jax.random.choice(key, num_examples, (batch_size,), replace=False)
-    return jax.tree.map(lambda x: x[chosen], batch)
+    numbers = jnp.arange(num_examples)
+    lots = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (), jnp.float32))(numbers)
+    if is_weighted:
+        counts = jnp.asarray(batch.weight) > 0
+        lots = jnp.where(counts, lots[jnp.cumsum(counts) - 1], -1)
+    _, chosen = jax.lax.top_k(lots, batch_size)
+    drawn = jax.tree.map(lambda x: x[chosen], rows)
+    return batch._replace(x=drawn[0], y=drawn[1], weight=drawn[2]) if isinstance(batch, Examples) else drawn
 
 
 class OfMaml(TypedDict, total=False):
