@@ -22,6 +22,7 @@ from jaxmeta.algorithms import (
     boil,
     cavia,
     e_maml,
+    fine_tune,
     fomaml,
     imaml,
     maml,
@@ -39,6 +40,7 @@ from jaxmeta.algorithms import (
     ridge,
     rl2,
     sac,
+    simple_shot,
 )
 from jaxmeta.devices import over_devices, replicated
 from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages
@@ -70,6 +72,7 @@ __all__ = [
     "cavia",
     "e_maml",
     "evaluate",
+    "fine_tune",
     "fit",
     "fomaml",
     "imaml",
@@ -94,6 +97,7 @@ __all__ = [
     "rl",
     "rl2",
     "sac",
+    "simple_shot",
     "tasks",
     "training",
 ]

@@ -1,5 +1,6 @@
 """One file, one paper."""
 
+from jaxmeta.algorithms.baselines import fine_tune, simple_shot
 from jaxmeta.algorithms.beliefs import mlp_encoder
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
@@ -30,6 +31,7 @@ __all__ = [
     "boil",
     "cavia",
     "e_maml",
+    "fine_tune",
     "fomaml",
     "imaml",
     "maml",
@@ -47,4 +49,5 @@ __all__ = [
     "ridge",
     "rl2",
     "sac",
+    "simple_shot",
 ]

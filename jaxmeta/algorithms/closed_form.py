@@ -80,14 +80,15 @@ class Shots(NamedTuple):
 
 
 class AffineHead(NamedTuple):
-    """z -> z W + b, with `weights` W [D, N] and `bias` b [N]."""
+    """z -> z W + b, with `weights` W [D, N] and `bias` b [N]; −inf from class `num_ways` on, unless it is None."""
 
     weights: jax.Array
     bias: jax.Array
+    num_ways: jax.Array | None = None
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """[B, D] -> logits [B, N]."""
-        return z @ self.weights + self.bias[None]
+        return mask_logits(z @ self.weights + self.bias[None], self.num_ways)
 
 
 class Adapted(NamedTuple):
@@ -145,7 +146,7 @@ def protonet(
     >>> head.means.tolist(), head(params * jnp.array([[3.0]])).tolist()
     ([[1.0], [9.0]], [[-4.0, -36.0]])
     """
-    return _closed_form(
+    return closed_form(
         _no_hyper,
         _prototypes,
         init_fn=init_fn,
@@ -238,7 +239,7 @@ def ridge(
     """
     check_number("regularization", regularization, minimum=1e-12)
     check_number("scale", scale, minimum=1e-12)
-    return _closed_form(
+    return closed_form(
         partial(_ridge_hyper, regularization, scale),
         _ridge_head,
         init_fn=init_fn,
@@ -315,7 +316,7 @@ class _ClosedForm(NamedTuple):
     microbatch: int | None
 
 
-def _closed_form(
+def closed_form(
     init_hyper: Callable[[Params], PyTree],
     head_of: Callable[[PyTree, Shots], Any],
     *,
@@ -329,7 +330,13 @@ def _closed_form(
     optimizer: optax.GradientTransformation | None,
     microbatch: int | None,
 ) -> MetaLearner:
-    """The learner that all heads share."""
+    """The learner that all heads share.
+
+    Args:
+      init_hyper: (params) -> η.
+      head_of: (η, Shots) -> head, a function z -> logits.
+      init_fn: as in `protonet`, and so are the others.
+    """
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_ways", num_ways, minimum=1)

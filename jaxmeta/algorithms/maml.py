@@ -230,7 +230,14 @@ def _started(spec: _Maml, meta_params: MetaParams, given: _Given) -> MetaParams:
         )
     is_none = lambda leaf: leaf is None
     learned_part = jax.tree.map(lambda p, s: None if p is None else s, meta_params.params, start, is_leaf=is_none)
-    return meta_params._replace(params=learned_part)
+    started = meta_params._replace(params=learned_part)
+    first = spec.inner_optimizer.params(started, spec.inner_optimizer.start(started).fast)
+    if jax.tree.map(jnp.shape, first) != jax.tree.map(jnp.shape, learned_part):
+        raise ValueError(
+            "inner_optimizer must start from what start_fn returns, got one that puts other shapes in its place, as "
+            "adapt.per_step does where it has values of its own for leaves that start_fn makes"
+        )
+    return started
 
 
 def _unroll(

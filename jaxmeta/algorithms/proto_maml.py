@@ -20,19 +20,11 @@ import optax
 from jaxmeta import adapt, nn
 from jaxmeta.adapt.optimizers import InnerOptimizer
 from jaxmeta.adapt.select import Where, freeze, in_part
-from jaxmeta.algorithms.closed_form import (
-    Adapted,
-    AffineHead,
-    EmbedFn,
-    _check_labels,
-    _embed,
-    _pair,
-    _prototypes,
-)
+from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, embed, embedded, prototypes
 from jaxmeta.algorithms.maml import maml
 from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import check_callable, check_init_fn, check_integer, check_takes_key
-from jaxmeta.nn.losses import one_hot
+from jaxmeta.nn.weights import examples_of
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, Params, Task
 
 
@@ -79,9 +71,9 @@ def proto_maml(
     Args:
       init_fn: (key) -> params θ of the embedding, any pytree of real arrays.
       embed_fn: (params, x [B, ...]) -> features [B, D], such as the `apply` of `nn.Conv4(num_classes=None)`.
-      num_ways: classes N of a task while meta-training, at least 1. Labels are integers from 0 to N − 1; another, or a
-        class without a shot, makes the loss NaN.
-      num_eval_ways: classes of a task in `adapt` and `evaluate`; `num_ways` if None.
+      num_ways: classes N of a task while meta-training, at least 1, the most of any where tasks say `num_ways` of their
+        own. Labels are integers from 0 to N − 1; another, or a class without a shot, makes the loss NaN.
+      num_eval_ways: the classes, or most classes, of a task in `adapt` and `evaluate`; `num_ways` if None.
       condition_fn: (params, support) -> params of the embedding, what it knows of a task once it is adapted to, as in
         `maml`.
       stochastic: the embedding draws, for dropout: (params, x, key). The key is None for prototypes, and where
@@ -89,18 +81,17 @@ def proto_maml(
       frozen: which parameters of the embedding neither adapt nor are meta-learned, as in `maml`; none if None.
 
     Returns:
-      A `MetaLearner` for `Task`s of pairs (x, labels), as that of `maml`. Its `adapt` returns `(params, head)`, and
-      `head(embed_fn(params, x))` are the logits. `meta_params.params` are such a pair too, of θ and of two zeros that
-      keep the head's place.
+      A `MetaLearner` for `Task`s of pairs (x, labels), or of `Examples`, as that of `maml`. Its `adapt` returns
+      `(params, head)`, and `head(embed_fn(params, x))` are the logits. `meta_params.params` are such a pair too, of θ
+      and of two zeros that keep the head's place.
 
     Raises:
       ValueError: as `maml` and `protonet`.
 
-    >>> learner = proto_maml(lambda key: jnp.ones(()), lambda params, x: params * x, num_ways=2)
-    >>> meta_params = learner.init(jax.random.key(0)).meta_params
+    >>> still = adapt.sgd(0.0)  # so that the head stays as it starts
+    >>> learner = proto_maml(lambda key: 1.0, lambda params, x: params * x, num_ways=2, inner_optimizer=still)
     >>> task = Task((jnp.array([[0.0], [2.0], [9.0]]), jnp.array([0, 0, 1])))
-    >>> still = proto_maml(lambda key: 1.0, lambda params, x: params * x, num_ways=2, inner_optimizer=adapt.sgd(0.0))
-    >>> params, head = still.adapt(jax.random.key(1), meta_params, task)
+    >>> params, head = learner.adapt(jax.random.key(1), learner.init(jax.random.key(0)).meta_params, task)
     >>> head.weights.tolist(), head.bias.tolist()
     ([[2.0, 18.0]], [-1.0, -81.0])
     """
@@ -112,25 +103,21 @@ def proto_maml(
     if condition_fn is not None:
         check_callable("condition_fn", condition_fn, "(params, support) -> params")
 
-    embed = partial(_embed, embed_fn, stochastic)
+    embedding = partial(embed, embed_fn, stochastic)
 
     def with_ways(num_ways: int) -> MetaLearner:
         return maml(
             partial(_init, check_init_fn(init_fn), frozen),
-            nn.cross_entropy(_predict_with_key(embed) if stochastic else _predict(embed)),
-            start_fn=partial(_start, embed, num_ways),
-            condition_fn=None if condition_fn is None else partial(_condition, condition_fn),
+            nn.cross_entropy(partial(_predict, embedding) if stochastic else partial(_predict, embedding, key=None)),
+            start_fn=partial(_start, embedding, num_ways),
+            condition_fn=partial(_condition, condition_fn),
             stochastic=stochastic,
             frozen=None if frozen is None else _of_pair(frozen),
             **options,
         )
 
     training, test = with_ways(num_ways), with_ways(num_ways if num_eval_ways is None else num_eval_ways)
-    return training._replace(
-        adapt=test.adapt,
-        evaluate=test.evaluate,
-        check=partial(_check, training, test),
-    )
+    return training._replace(adapt=test.adapt, evaluate=test.evaluate, check=partial(_check, training, test))
 
 
 def _init(init_fn: Callable, frozen: Where | None, key: jax.Array) -> Adapted:
@@ -141,25 +128,22 @@ def _init(init_fn: Callable, frozen: Where | None, key: jax.Array) -> Adapted:
     return Adapted(params, AffineHead(nothing, nothing))
 
 
-def _start(embed: Callable, num_ways: int, pair: Adapted, support: Batch) -> Adapted:
+def _start(embedding: Callable, num_ways: int, pair: Adapted, support: Batch) -> Adapted:
     """W, b = 2 c, −|c|²."""
-    x, labels = _pair(support)
-    z = embed(pair.params, x, None)
-    _check_labels(labels, z, num_ways)
-    means = _prototypes((), z, one_hot(labels, num_ways, z.dtype)).means
+    means = prototypes(embedded(embedding, pair.params, support, num_ways)).means
     return pair._replace(head=AffineHead(2 * means.T, -jnp.sum(means**2, axis=1)))
 
 
-def _predict(embed: Callable) -> Callable:
-    return lambda pair, x: pair.head(embed(pair.params, x, None))
+def _predict(
+    embedding: Callable, pair: Adapted, x: jax.Array, key: jax.Array | None, weight: jax.Array | None = None
+) -> jax.Array:
+    return pair.head(embedding(pair.params, x, key, weight))
 
 
-def _predict_with_key(embed: Callable) -> Callable:
-    return lambda pair, x, key: pair.head(embed(pair.params, x, key))
-
-
-def _condition(condition_fn: Callable, pair: Adapted, support: Batch) -> Adapted:
-    return pair._replace(params=condition_fn(pair.params, support))
+def _condition(condition_fn: Callable | None, pair: Adapted, support: Batch) -> Adapted:
+    """What else the support set says: of the embedding's parameters, and of how many classes the task is."""
+    params = pair.params if condition_fn is None else condition_fn(pair.params, support)
+    return Adapted(params, pair.head._replace(num_ways=examples_of("support", support).num_ways))
 
 
 def _of_pair(frozen: Where) -> Where:
