@@ -368,7 +368,7 @@ def _fit(
     _check_shots(labels, z, most_ways)
     rows = one_hot(labels, most_ways, z.dtype, weight, num_ways)
     if weight is not None:
-        z = jnp.where(weight[:, None] > 0, z, 0)
+        z = jnp.where(weight[:, None] != 0, z, 0)
     return Adapted(params, spec.head_of(meta_params.hyper, _Shots(z, rows, weight, num_ways)))
 
 
