@@ -1,6 +1,7 @@
 """What is learned from: distributions over tasks."""
 
 from jaxmeta.tasks import augment, splits
+from jaxmeta.tasks.all_classes import all_classes
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
@@ -17,6 +18,7 @@ __all__ = [
     "Images",
     "Polynomial",
     "Sinusoid",
+    "all_classes",
     "augment",
     "cifar_fs",
     "fc100",
