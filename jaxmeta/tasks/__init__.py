@@ -1,6 +1,7 @@
 """What is learned from: distributions over tasks."""
 
 from jaxmeta.tasks import splits
+from jaxmeta.tasks.benchmarks import cub, mini_imagenet, tiered_imagenet
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
@@ -17,6 +18,7 @@ __all__ = [
     "Polynomial",
     "Sinusoid",
     "cifar_fs",
+    "cub",
     "fc100",
     "few_shot",
     "fixed",
@@ -25,6 +27,7 @@ __all__ = [
     "load_cifar100",
     "load_omniglot",
     "mixture",
+    "mini_imagenet",
     "omniglot",
     "polynomial_optimum",
     "quadratic",
@@ -32,4 +35,5 @@ __all__ = [
     "split_classes",
     "split_tasks",
     "splits",
+    "tiered_imagenet",
 ]
