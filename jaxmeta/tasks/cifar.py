@@ -48,6 +48,7 @@ def cifar_fs(
     num_ways: Size = 5,
     num_shots: Size = 1,
     num_queries: Size = 15,
+    rotations: bool = False,
     augment: Augment | None = None,
 ) -> TaskDistribution:
     """Few-shot tasks over CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random once and for all.
@@ -61,6 +62,7 @@ def cifar_fs(
         see `few_shot`.
       num_shots: support examples of each class.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
+      rotations: whether rotations by multiples of 90 degrees are classes of their own, which the paper's are not.
       augment: (key, image) -> image for each image drawn, see `few_shot`.
 
     Returns:
@@ -76,7 +78,7 @@ def cifar_fs(
     >>> x.shape  # doctest: +SKIP
     (5, 32, 32, 3)
     """
-    return _benchmark("cifar_fs", split, data_dir, (num_ways, num_shots, num_queries), augment)
+    return _benchmark("cifar_fs", split, data_dir, (num_ways, num_shots, num_queries), rotations, augment)
 
 
 def fc100(
@@ -86,6 +88,7 @@ def fc100(
     num_ways: Size = 5,
     num_shots: Size = 1,
     num_queries: Size = 15,
+    rotations: bool = False,
     augment: Augment | None = None,
 ) -> TaskDistribution:
     """Few-shot tasks over FC100: 60, 20 and 20 classes of CIFAR-100, no superclass of which is in two splits.
@@ -101,6 +104,7 @@ def fc100(
         see `few_shot`.
       num_shots: support examples of each class.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
+      rotations: whether rotations by multiples of 90 degrees are classes of their own, which the paper's are not.
       augment: (key, image) -> image for each image drawn, see `few_shot`.
 
     Returns:
@@ -116,7 +120,7 @@ def fc100(
     >>> x.shape  # doctest: +SKIP
     (25, 32, 32, 3)
     """
-    return _benchmark("fc100", split, data_dir, (num_ways, num_shots, num_queries), augment)
+    return _benchmark("fc100", split, data_dir, (num_ways, num_shots, num_queries), rotations, augment)
 
 
 def load_cifar100(
@@ -152,6 +156,7 @@ def _benchmark(
     split: str,
     data_dir: str | os.PathLike[str] | None,
     sizes: tuple[Size, Size, Size],
+    rotations: bool,
     augment: Augment | None,
 ) -> TaskDistribution:
     check_choice("split", split, ("train", "validation", "test"))
@@ -162,6 +167,7 @@ def _benchmark(
         num_ways=num_ways,
         num_shots=num_shots,
         num_queries=num_queries,
+        rotations=rotations,
         augment=augment,
     )
 
