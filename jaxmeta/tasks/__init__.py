@@ -1,6 +1,6 @@
 """What is learned from: distributions over tasks."""
 
-from jaxmeta.tasks import splits
+from jaxmeta.tasks import augment, splits
 from jaxmeta.tasks.benchmarks import cub, mini_imagenet, tiered_imagenet
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
@@ -17,6 +17,7 @@ __all__ = [
     "Images",
     "Polynomial",
     "Sinusoid",
+    "augment",
     "cifar_fs",
     "cub",
     "fc100",
@@ -26,8 +27,8 @@ __all__ = [
     "linear",
     "load_cifar100",
     "load_omniglot",
-    "mixture",
     "mini_imagenet",
+    "mixture",
     "omniglot",
     "polynomial_optimum",
     "quadratic",

@@ -14,6 +14,7 @@ import os
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -142,7 +143,7 @@ def load_cifar100(
         return _decode(_read_folder(source) if archive is None else _unpack(archive))
 
 
-def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: Size) -> TaskDistribution:
+def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: Any) -> TaskDistribution:
     check_choice("split", split, ("train", "validation", "test"))
     check_sizes(**sizes)  # before seconds of decoding
     images = load_cifar100(data_dir)

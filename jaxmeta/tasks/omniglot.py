@@ -24,9 +24,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.tasks.alphabets import alphabet_of_each
+from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable, read_cached, write_cached
+from jaxmeta.tasks.class_splits import permutation
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
+from jaxmeta.words import short
 
 
 class _Part(NamedTuple):
@@ -54,23 +59,29 @@ def omniglot(
     split: str,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    num_ways: int = 5,
-    num_shots: int = 1,
-    num_queries: int = 15,
+    num_ways: Size = 5,
+    num_shots: Size = 1,
+    num_queries: Size = 15,
+    same_alphabet: bool = False,
+    augment: Augment | None = None,
     seed: int = 0,
 ) -> TaskDistribution:
     """Few-shot tasks over the characters of one split and their rotations.
 
     The 1,623 characters are permuted by `seed`; 1,100 are for training, 100 for validation (these are MAML's 1,200)
     and 423 for the test. Each rotation by 0, 90, 180 or 270 degrees is a class of its own: with C characters in the
-    split, class `r * C + c` is character c rotated r times by 90 degrees, anticlockwise.
+    split, class `r * C + c` is character c rotated r times by 90 degrees, anticlockwise, when it is drawn.
 
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archives are; see `load_omniglot`, also for what happens without one.
-      num_ways: classes of a task, at least 1.
+      num_ways: classes of a task, at least 1; as a pair (lowest, highest) each episode's own, see `few_shot`, as the
+        next two may be.
       num_shots: support examples of each class, at least 1.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
+      same_alphabet: whether the classes of a task are characters of one of the 50 alphabets, rotated alike, which are
+        harder to tell apart. An alphabet with fewer than `num_ways` characters in the split is left out.
+      augment: (key, image) -> image for each image drawn, see `few_shot`.
       seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
 
     Returns:
@@ -87,10 +98,19 @@ def omniglot(
     """
     check_choice("split", split, _SPLITS)
     check_integer("seed", seed, 0)
-    for name, value in (("num_ways", num_ways), ("num_shots", num_shots), ("num_queries", num_queries)):
-        check_integer(name, value, 1)  # before seconds of decoding
-    characters = load_omniglot(data_dir)[_characters(split, seed)]
-    return few_shot(_rotations(characters), num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    check_sizes(num_ways, num_shots, num_queries)  # before seconds of decoding
+    if not isinstance(same_alphabet, bool):
+        raise ValueError(f"same_alphabet must be True or False, got {short(same_alphabet)}")
+    characters = _characters(split, seed)
+    return few_shot(
+        load_omniglot(data_dir)[characters],
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        rotations=True,
+        augment=augment,
+        groups=alphabet_of_each()[characters] if same_alphabet else None,
+    )
 
 
 def load_omniglot(
@@ -133,17 +153,8 @@ def load_omniglot(
 
 
 def _characters(split: str, seed: int) -> np.ndarray:
-    """The indices of a split's characters: a permutation by sorting PCG64's raw output.
-
-    NumPy keeps that stream the same in all its versions, which it does not promise for `Generator.permutation`.
-    """
-    total = sum(part.characters for part in _PARTS)
-    return np.argsort(np.random.PCG64(seed).random_raw(total), kind="stable")[_SPLITS[split]]
-
-
-def _rotations(images: np.ndarray) -> np.ndarray:
-    """[C, 20, H, H] -> [4 * C, 20, H, H], rotated by 0, 90, 180 and 270 degrees."""
-    return np.concatenate([np.rot90(images, turns, axes=(2, 3)) for turns in range(4)])
+    """The indices of a split's characters."""
+    return permutation(sum(part.characters for part in _PARTS), seed)[_SPLITS[split]]
 
 
 # Where the archives are and where the result is kept
