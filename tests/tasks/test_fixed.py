@@ -77,7 +77,8 @@ def test_episodes_of_several_ways_are_judged_as_if_alone():
 
 
 def test_a_padded_task_is_its_own_rows_and_then_its_first_with_no_weight_and_label_0():
-    episodes = [episode(3, 2), episode(2, 5), episode(4, 1)]
+    last_class_first = lambda leaf: leaf[::-1]
+    episodes = [jax.tree.map(last_class_first, episode(*sizes)) for sizes in ((3, 2), (2, 5), (4, 1))]
     tasks = fixed(episodes)
     for i, task in enumerate(episodes):
         padded = tasks.at(i, tasks.data)
