@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -317,10 +318,44 @@ def check_distribution(name: str, value: Any) -> None:
     remedy = "one task from a key, and of data what it needs, as in lambda key, data: ..."
     check_arguments(f"{name}.sample", value.sample, ("key", "data"), remedy)
     if (value.at is None) != (value.size is None):
-        raise ValueError(f"{name} must have both at and size where it is finite, or neither, got {short(value)}")
+        raise ValueError(f"{name} must have both at and size where it is finite, or neither, got {value!r}")
     if value.at is not None:
         check_integer(f"{name}.size", value.size, minimum=1)
         check_arguments(f"{name}.at", value.at, ("index", "data"), "the task of a number, from data")
+    if value.names is not None:
+        check_names(f"{name}.names", value.names, value.size)
+    if value.sources is not None:
+        check_sources(f"{name}.sources", value.sources)
+
+
+def check_names(name: str, value: Any, size: int | None) -> None:
+    """A name for each of `size` tasks, no two of them the same.
+
+    >>> check_names("names", ["north", "south"], 2)
+    """
+    if size is None:
+        raise ValueError(f"{name} must be None where there is no size, for the names are those of the tasks of a list")
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"{name} must be a list of strings, one for each task, got {short(value)}")
+    if len(value) != size:
+        raise ValueError(f"{name} must be as many as there are tasks, {size}, got {len(value)}")
+    if twice := [entry for entry, count in Counter(value).items() if count > 1]:
+        raise ValueError(f"{name} must differ, got {short(twice)} more than once")
+
+
+def check_sources(name: str, value: Any) -> None:
+    """{name: TaskDistribution}, of distributions that are no mixtures themselves.
+
+    >>> check_sources("sources", {"lines": TaskDistribution(lambda key, data: key)})
+    """
+    if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
+        raise ValueError(f'{name} must be a dictionary {{"name": tasks}}, got {short(value)}')
+    for key, tasks in value.items():
+        check_distribution(f"{name}[{key!r}]", tasks)
+        if tasks.sources is not None:
+            raise ValueError(
+                f"{name}[{key!r}] is a mixture itself: name its sources, {', '.join(tasks.sources)}, beside the others"
+            )
 
 
 def check_metrics(name: str, metrics: Any, ndim: int) -> None:

@@ -21,6 +21,15 @@ TASKS = {
     "quadratic": jaxmeta.tasks.quadratic(num_shots=4, num_queries=3),
     "few_shot": jaxmeta.tasks.few_shot(DATA, num_ways=3, num_shots=1, num_queries=2),
     "few_shot ragged": jaxmeta.tasks.few_shot(list(DATA), num_ways=3, num_shots=1, num_queries=2),
+    "few_shot changed": jaxmeta.tasks.few_shot(
+        np.arange(120, dtype=np.uint8).reshape(6, 5, 2, 2),
+        num_ways=3,
+        num_shots=1,
+        num_queries=2,
+        rotations=True,
+        augment=jaxmeta.tasks.augment.random_flip(),
+        groups=list("aaabbb"),
+    ),
     "few_shot padded": jaxmeta.tasks.few_shot(DATA, num_ways=(2, 3), num_shots=1, num_queries=(1, 2)),
 }
 INNER_OPTIMIZERS = {

@@ -35,12 +35,14 @@ class ByClass(NamedTuple):
       names: of the classes, in order: keys, labels, or numbers
       counts: how many examples each has
       shape: of an example
+      dtype: of an example, on the device
     """
 
     data: Array | Ragged
     names: Sequence[Hashable]
     counts: np.ndarray
     shape: tuple[int, ...]
+    dtype: Any
 
 
 def read(data: Any) -> ByClass:
@@ -65,9 +67,12 @@ def num_classes(data: Array | Ragged) -> int:
 
 
 def draw_examples(keys: jax.Array, data: Array | Ragged, classes: jax.Array, num: int) -> jax.Array:
-    """`num` examples [classes, num] of each of these classes, without replacement, with a key for each."""
+    """`num` examples [classes, num] of each of these classes, without replacement, with a key for each.
+
+    Class r * C + c is class c, rotated.
+    """
     if isinstance(data, Ragged):
-        return jax.vmap(lambda key, count: draw_of_any(key, num, count))(keys, data.counts[classes])
+        return jax.vmap(lambda key, count: draw_of_any(key, num, count))(keys, data.counts[classes % len(data.counts)])
     return jax.vmap(lambda key: draw(key, num, data.shape[1]))(keys)
 
 
@@ -123,7 +128,8 @@ def _rectangular(data: Array) -> ByClass:
             "labels it is a pair (x, y)"
         )
     _check_dtype("data", data)
-    return ByClass(_on_device(data), range(len(data)), np.full(data.shape[0], data.shape[1]), data.shape[2:])
+    array = _on_device(data)
+    return ByClass(array, range(len(data)), np.full(data.shape[0], data.shape[1]), data.shape[2:], array.dtype)
 
 
 def _labelled(x: Any, y: Any) -> ByClass:
@@ -166,8 +172,9 @@ def _ragged(names: Sequence[Hashable], arrays: list[Any]) -> ByClass:
 
 def _flat(examples: Array, names: Sequence[Hashable], counts: np.ndarray) -> ByClass:
     starts = np.cumsum(counts) - counts
-    data = Ragged(_on_device(examples), *(jnp.asarray(numbers, jnp.int32) for numbers in (starts, counts)))
-    return ByClass(data, names, counts, examples.shape[1:])
+    array = _on_device(examples)
+    data = Ragged(array, *(jnp.asarray(numbers, jnp.int32) for numbers in (starts, counts)))
+    return ByClass(data, names, counts, array.shape[1:], array.dtype)
 
 
 def _concatenated(arrays: list[Array]) -> Array:

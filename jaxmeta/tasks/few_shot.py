@@ -10,13 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.tasks import by_class
-from jaxmeta.tasks.draws import draw
+from jaxmeta.tasks.augment import Augment, check_augment
+from jaxmeta.tasks.groups import draw_classes, grouped
+from jaxmeta.tasks.rotations import check_rotations, rotated
 from jaxmeta.tasks.sizes import Size, check_sizes, draw_sizes
 from jaxmeta.types import Batch, Examples, Task, TaskDistribution
 from jaxmeta.words import short
 
 
-def few_shot(data: Any, *, num_ways: Size, num_shots: Size, num_queries: Size) -> TaskDistribution:
+def few_shot(
+    data: Any,
+    *,
+    num_ways: Size,
+    num_shots: Size,
+    num_queries: Size,
+    rotations: bool = False,
+    augment: Augment | None = None,
+    groups: Any = None,
+) -> TaskDistribution:
     """Episodes of `num_ways` classes with `num_shots` support and `num_queries` query examples of each.
 
     With N ways, K shots and Q queries, all draws uniform, and independent but for being distinct,
@@ -44,6 +55,15 @@ def few_shot(data: Any, *, num_ways: Size, num_shots: Size, num_queries: Size) -
       num_shots: support examples of each class.
       num_queries: query examples of each class. Every class must have as many as shots and queries together, and as
         many as the highest of both where they are pairs.
+      rotations: whether images, square ones [size, size, ...], make four classes of one: with C classes in `data`,
+        class r * C + c is class c rotated r times by 90 degrees, anticlockwise, done when it is drawn.
+      augment: (key, image) -> image, of the same shape and dtype, for each example that is drawn, after its rotation,
+        with a key of its own: `tasks.augment` has some, and dm-pix has more. It changes the query sets too: leave it
+        out for tasks to test on. None: nothing.
+      groups: if all classes of an episode must come from one group, drawn uniformly from those with enough classes, the
+        group of each class, an integer or a name: in the classes' order, or as a dict or function of their names, which
+        are the keys of a dict, the labels of a pair, else their numbers. Groups with fewer classes than the highest
+        `num_ways` are left out. A group's rotations are groups of their own. None: any classes.
 
     Returns:
       Tasks with `support = (x [num_ways * num_shots, ...], y [num_ways * num_shots] int32)`, the same for
@@ -53,7 +73,8 @@ def few_shot(data: Any, *, num_ways: Size, num_shots: Size, num_queries: Size) -
       `num_ways` int32 is the episode's own; `info` is −1 in place of classes that it does not have.
 
     Raises:
-      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names.
+      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names;
+        or another argument is wrong: no group has enough classes, images are not square, `augment` changes the shape.
 
     >>> import jax, numpy as np
     >>> data = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3)  # 4 classes of 3 examples, each a single number
@@ -73,37 +94,51 @@ def few_shot(data: Any, *, num_ways: Size, num_shots: Size, num_queries: Size) -
     """
     sizes = check_sizes(num_ways, num_shots, num_queries)
     read = by_class.read(data)
+    turns = check_rotations(rotations, read.shape)
     ways, shots, queries = sizes.highest
-    if ways > len(read.counts):
-        raise ValueError(f"num_ways must be at most the {len(read.counts)} classes of data, got {short(num_ways)}")
+    num_classes = turns * len(read.counts)
+    if ways > num_classes:
+        raise ValueError(f"num_ways must be at most the {num_classes} classes of data, got {short(num_ways)}")
     by_class.check_enough(read, shots, queries)
+    if augment is not None:
+        check_augment(augment, read.shape, read.dtype)
 
     def sample(key: jax.Array, data: Any) -> Task:
         data = jax.tree.map(jnp.asarray, data)  # what is traced is no index into numpy's
-        own = None
-        if sizes.vary:
-            sizes_key, key = jax.random.split(key)
-            own = draw_sizes(sizes_key, sizes)
-        classes_key, examples_key = jax.random.split(key)
-        classes = draw(classes_key, ways, by_class.num_classes(data))
+        classes_key, examples_key, *others = jax.random.split(key, 2 + sizes.vary + (augment is not None))
+        own = draw_sizes(others.pop(), sizes) if sizes.vary else None
+        classes = draw_classes(classes_key, data, ways, turns)
+        data = data.data if groups is not None else data
         examples = by_class.draw_examples(jax.random.split(examples_key, ways), data, classes, shots + queries)
+        keys = jax.random.split(others.pop(), examples.shape) if augment is not None else examples
 
-        def batch(examples: jax.Array, num_each: Any) -> Batch:
-            labels, places = _rows(ways, examples.shape[1])
-            if own is None:
-                return by_class.take(data, classes[labels], examples[labels, places]), labels
-            counts = (labels < own.ways) & (places < num_each)
-            labels, places = jnp.where(counts, labels, 0), jnp.where(counts, places, 0)
-            x = by_class.take(data, classes[labels], examples[labels, places])
-            return Examples(x, labels, counts.astype(jnp.float32), own.ways)
+        def batch(examples: jax.Array, keys: jax.Array, own_each: Any) -> Batch:
+            labels, places, weight = _rows(ways, examples.shape[1], own and own.ways, own_each)
+            x = _take(data, classes[labels], examples[labels, places], turns)
+            if augment is not None:
+                x = jax.vmap(augment)(keys[labels, places], x)
+            return (x, labels) if own is None else Examples(x, labels, weight, own.ways)
 
-        support, query = batch(examples[:, :shots], own and own.shots), batch(examples[:, shots:], own and own.queries)
+        support = batch(examples[:, :shots], keys[:, :shots], own and own.shots)
+        query = batch(examples[:, shots:], keys[:, shots:], own and own.queries)
         return Task(support, query, classes if own is None else jnp.where(jnp.arange(ways) < own.ways, classes, -1))
 
-    return TaskDistribution(sample, read.data)
+    return TaskDistribution(sample, read.data if groups is None else grouped(read.data, groups, read.names, ways))
 
 
-def _rows(num_ways: int, num_each: int) -> tuple[jax.Array, jax.Array]:
-    """The label of each row, and its place in its class."""
+def _rows(num_ways: int, num_each: int, own_ways: Any, own_each: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The label of each row, its place in its class and its weight: beyond the episode's own size row 0, weight 0."""
     number = jnp.arange(num_ways * num_each, dtype=jnp.int32)
-    return number // num_each, number % num_each
+    labels, places = number // num_each, number % num_each
+    if own_ways is None:
+        return labels, places, None
+    counts = (labels < own_ways) & (places < own_each)
+    return jnp.where(counts, labels, 0), jnp.where(counts, places, 0), counts.astype(jnp.float32)
+
+
+def _take(data: Any, classes: jax.Array, examples: jax.Array, turns: int) -> jax.Array:
+    """The examples of these numbers of these classes; those from C on are rotated."""
+    if turns == 1:
+        return by_class.take(data, classes, examples)
+    turn, upright = jnp.divmod(classes, by_class.num_classes(data))
+    return rotated(by_class.take(data, upright, examples), turn)

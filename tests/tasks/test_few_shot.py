@@ -263,7 +263,7 @@ def test_views_of_one_array_and_what_is_sorted_are_not_copied(monkeypatch):
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=5, unique=True), st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_labels_of_any_value_and_order(labels, data):
     counts = data.draw(st.lists(st.integers(1, 6), min_size=len(labels), max_size=len(labels)))
     y = np.array(data.draw(st.permutations(np.repeat(labels, counts).tolist())))
@@ -375,3 +375,115 @@ wrong_ranges = st.one_of(
 def test_a_wrong_range_is_named(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be an integer >= 1, or a pair of them, \(lowest, highest\)"):
         few_shot(numbered(3, 4), **{"num_ways": 2, "num_shots": 1, "num_queries": 1, name: value})
+
+
+# Rotations
+
+
+@pytest.mark.parametrize("trailing", [(), (3,)], ids=["grey", "colour"])
+def test_rotations_are_those_of_numpy_written_out(trailing):
+    data = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 4, *trailing)).astype(np.uint8)
+    written = np.concatenate([np.rot90(data, turns, axes=(2, 3)) for turns in range(4)])
+    tasks, reference = few_shot(data, **SIZES, rotations=True), few_shot(written, **SIZES)
+    assert tasks.data.nbytes == data.nbytes
+    jax.tree.map(np.testing.assert_array_equal, sample_many(tasks, 40), sample_many(reference, 40))
+
+
+def test_rotations_of_classes_of_unequal_size():
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 3)).astype(np.uint8)
+    tasks = few_shot((images, CLASS_OF), num_ways=12, num_shots=1, num_queries=2, rotations=True)
+    (x, y), _, classes = sample_many(tasks, 1)
+    assert sorted(classes[0]) == list(range(12))
+    for image, label in zip(x[0], y[0], strict=True):
+        turns, upright = divmod(classes[0, label], 3)
+        assert any(np.array_equal(image, np.rot90(each, turns)) for each in images[upright == CLASS_OF])
+
+
+@pytest.mark.parametrize(
+    ("data", "rotations", "problem"),
+    [
+        (np.zeros((3, 4, 5, 6)), True, r"of square images \[size, size, ...\], got examples of the shape \(5, 6\)"),
+        (np.zeros((3, 4, 5)), True, r"of square images .* \(5,\)"),
+        (np.zeros((3, 4)), True, r"of square images .* \(\)"),
+        (np.zeros((3, 4, 5, 5)), 4, "True or False, got 4"),
+    ],
+)
+def test_wrong_rotations_are_named(data, rotations, problem):
+    with pytest.raises(ValueError, match=f"^rotations must be {problem}"):
+        few_shot(data, **SIZES, rotations=rotations)
+
+
+# Groups
+
+
+COUNTS_OF_GROUPS = {"vowels": 2, "plosives": 3, "nasals": 4}
+NAMES = [f"{group}{i}" for group, count in COUNTS_OF_GROUPS.items() for i in range(count)]
+GROUP_OF = np.array([name[:-1] for name in NAMES])
+
+
+def group_tasks(groups, data=None, **options):
+    data = dict(zip(NAMES, numbered(9, 4), strict=True)) if data is None else data
+    return few_shot(data, **{"num_ways": 3, "num_shots": 1, "num_queries": 1} | options, groups=groups)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        list(GROUP_OF),
+        tuple(GROUP_OF),
+        GROUP_OF,
+        np.repeat([7, -1, 0], [2, 3, 4]),
+        jnp.repeat(jnp.arange(3), jnp.array([2, 3, 4])),
+        dict(zip(NAMES, GROUP_OF, strict=True)),
+        lambda name: name[:-1],
+    ],
+    ids=["list", "tuple", "array of names", "integers", "jax array", "dict", "function"],
+)
+def test_groups_are_given_in_order_or_by_name(groups):
+    (members, starts, counts) = group_tasks(groups).data.groups
+    assert members.tolist() == list(range(2, 9)) and starts.tolist() == [0, 3] and counts.tolist() == [3, 4]
+
+
+def test_an_episode_is_of_one_group_and_each_large_enough_is_as_likely():
+    num_tasks = 3000
+    order = np.random.default_rng(0).permutation(9)
+    tasks = group_tasks(GROUP_OF[order], numbered(9, 4)[order])
+    (x, _), _, classes = sample_many(tasks, num_tasks)
+    np.testing.assert_array_equal(x[..., 0] // 4, order[classes])
+    groups = GROUP_OF[order][classes]
+    assert (groups == groups[:, :1]).all() and all(len(set(row)) == 3 for row in classes.tolist())
+    names, times = np.unique(groups[:, 0], return_counts=True)
+    assert names.tolist() == ["nasals", "plosives"]
+    assert abs(times[0] / num_tasks - 1 / 2) < 5 * np.sqrt(1 / 4 / num_tasks)
+    nasals = np.flatnonzero(GROUP_OF[order] == "nasals")
+    for place in classes[groups[:, 0] == "nasals"].T:
+        frequency = np.array([np.mean(place == nasal) for nasal in nasals])
+        np.testing.assert_allclose(frequency, 1 / 4, atol=5 * np.sqrt(3 / 16 / times[0]))
+
+
+def test_groups_with_rotations_and_ranges_turn_alike():
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 2, 2)).astype(np.uint8)
+    tasks = group_tasks(GROUP_OF, images, num_ways=(2, 4), rotations=True)
+    support, _, classes = sample_many(tasks, 200)
+    turns, upright = np.divmod(classes, 9)
+    assert set(turns[:, 0]) == {0, 1, 2, 3} and set(support.num_ways) == {2, 3, 4}
+    for row, turn, ways in zip(upright, turns, support.num_ways, strict=True):
+        assert set(GROUP_OF[row[:ways]]) == {"nasals"} and len(set(turn[:ways])) == 1
+    assert all(np.array_equal(classes[i, ways:], [-1] * (4 - ways)) for i, ways in enumerate(support.num_ways))
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        (GROUP_OF[:8], "must have a group for each of 9 classes, in their order or as a function or dict"),
+        ("abcabcabc", "must have a group for each of 9 classes"),
+        (3, "must have a group for each of 9 classes"),
+        (np.zeros((9, 1), int), "must have a group for each of 9 classes"),
+        ({"vowels0": 1}, "must have the group of every class, got none of 'vowels1', 'plosives0', .* and 3 more"),
+        (list(range(9)), r"must have one with num_ways = 3 classes at least, got 9 groups, 0 \(1\), 1 \(1\)"),
+        (["a", ["b"]] + ["a"] * 7, r"must be integers or names, got \['b'\] for class 'vowels1'"),
+    ],
+)
+def test_wrong_groups_are_named(groups, problem):
+    with pytest.raises(ValueError, match=f"^groups {problem}"):
+        group_tasks(groups)
