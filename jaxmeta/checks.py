@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -317,10 +318,44 @@ def check_distribution(name: str, value: Any) -> None:
     remedy = "one task from a key, and of data what it needs, as in lambda key, data: ..."
     check_arguments(f"{name}.sample", value.sample, ("key", "data"), remedy)
     if (value.at is None) != (value.size is None):
-        raise ValueError(f"{name} must have both at and size where it is finite, or neither, got {short(value)}")
+        raise ValueError(f"{name} must have both at and size where it is finite, or neither, got {value!r}")
     if value.at is not None:
         check_integer(f"{name}.size", value.size, minimum=1)
         check_arguments(f"{name}.at", value.at, ("index", "data"), "the task of a number, from data")
+    if value.names is not None:
+        check_names(f"{name}.names", value.names, value.size)
+    if value.sources is not None:
+        check_sources(f"{name}.sources", value.sources)
+
+
+def check_names(name: str, value: Any, size: int | None) -> None:
+    """A name for each of `size` tasks, no two of them the same.
+
+    >>> check_names("names", ["north", "south"], 2)
+    """
+    if size is None:
+        raise ValueError(f"{name} must be None where there is no size, for the names are those of the tasks of a list")
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"{name} must be a list of strings, one for each task, got {short(value)}")
+    if len(value) != size:
+        raise ValueError(f"{name} must be as many as there are tasks, {size}, got {len(value)}")
+    if twice := [entry for entry, count in Counter(value).items() if count > 1]:
+        raise ValueError(f"{name} must differ, got {short(twice)} more than once")
+
+
+def check_sources(name: str, value: Any) -> None:
+    """{name: TaskDistribution}, of distributions that are no mixtures themselves.
+
+    >>> check_sources("sources", {"lines": TaskDistribution(lambda key, data: key)})
+    """
+    if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
+        raise ValueError(f'{name} must be a dictionary {{"name": tasks}}, got {short(value)}')
+    for key, tasks in value.items():
+        check_distribution(f"{name}[{key!r}]", tasks)
+        if tasks.sources is not None:
+            raise ValueError(
+                f"{name}[{key!r}] is a mixture itself: name its sources, {', '.join(tasks.sources)}, beside the others"
+            )
 
 
 def check_metrics(name: str, metrics: Any, ndim: int) -> None:
@@ -331,18 +366,49 @@ def check_metrics(name: str, metrics: Any, ndim: int) -> None:
         raise ValueError(f"{name} must report a dict of {what}, got {short(metrics if shapes is None else shapes)}")
 
 
-def check_labels(name: str, labels: Any, num_classes: int) -> None:
-    """Integers from 0 to num_classes − 1, where they are known: traced ones are not, and pass.
+def check_labels(name: str, labels: Any, num_classes: int, weight: Any = None, num_ways: Any = None) -> None:
+    """Integers from 0 to num_classes − 1, or below `num_ways`, where an example counts; traced ones pass.
 
     >>> check_labels("labels y", np.array([0, 2]), num_classes=3)
     """
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, jax.core.Tracer) or isinstance(weight, jax.core.Tracer):
         return
-    found = np.unique(np.asarray(labels))
-    if found.size and (found[0] < 0 or found[-1] >= num_classes):
+    found = np.unique(np.asarray(labels) if weight is None else np.asarray(labels)[np.asarray(weight) > 0])
+    is_masked = num_ways is not None and not isinstance(num_ways, jax.core.Tracer)
+    limit = int(num_ways) if is_masked else num_classes
+    if found.size and (found[0] < 0 or found[-1] >= limit):
         listed = ", ".join(map(str, found if len(found) <= 8 else [*found[:3], "...", *found[-2:]]))
+        outputs = f"{counted(limit, 'class', 'classes')} by num_ways" if is_masked else counted(limit, "output")
         raise ValueError(
-            f"{name} must be class numbers from 0 to {num_classes - 1}, for there are "
-            f"{counted(num_classes, 'output')}, got {listed}: number the classes of a task from 0, and have an output "
-            "for each of them"
+            f"{name} must be class numbers from 0 to {limit - 1}, for there are {outputs}, got {listed}: number the "
+            "classes of a task from 0, and have an output for each of them"
         )
+
+
+def check_num_ways(name: str, value: Any, num_classes: int) -> None:
+    """Of how many classes an episode is: a whole number, from 1 to those that there are outputs for."""
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise ValueError(f"{name} must be an integer, of how many classes the episode is, got {short(value)}")
+    if not isinstance(value, jax.core.Tracer) and not 1 <= int(value) <= num_classes:
+        raise ValueError(
+            f"{name} must be from 1 to {num_classes}, for there are {counted(num_classes, 'output')}, got {int(value)}"
+        )
+
+
+def check_weight(name: str, value: Any, num_examples: int) -> None:
+    """How much each example counts: finite numbers ≥ 0, not all of them 0, as far as they are known.
+
+    >>> check_weight("weight", np.array([1.0, 0.0]), num_examples=2)
+    """
+    dtype = jnp.result_type(value)
+    if jnp.shape(value) != (num_examples,) or not (jnp.issubdtype(dtype, jnp.floating) or dtype.kind in "biu"):
+        raise ValueError(
+            f"{name} must be numbers of shape [{num_examples}], one for each example, got {short(value)}: examples "
+            "count as a whole, all tokens of a sequence alike"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    numbers = np.asarray(value, float)
+    if not (np.all(numbers >= 0) and np.all(np.isfinite(numbers)) and np.any(numbers > 0)):
+        listed = ", ".join(f"{number:g}" for number in np.unique(numbers)[:4])
+        raise ValueError(f"{name} must be finite numbers >= 0, not all of them 0, got {listed}")

@@ -30,7 +30,7 @@ import optax
 
 from jaxmeta import __version__, plotting
 from jaxmeta.devices import num_cores
-from jaxmeta.recipes import RECIPES, Experiment, Omniglot, Outer
+from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
 from jaxmeta.training import Report, evaluate, fit, restore_state, save_state
 from jaxmeta.types import MetaState
@@ -107,10 +107,7 @@ def _result(report: Report, references: dict[str, Report], metric: str, state: M
         "device": _device(),
         "versions": _VERSIONS,
         "num_skipped": int(state.num_skipped),
-        "batch_norm": report.batch_norm,
-        "num_tasks": report.num_tasks,
-        "unit": report.unit,
-        "metrics": report.metrics,
+        **report.content(),
         "references": {
             name: {**found.metrics, "ahead": report.ahead_of(found, metric)} for name, found in references.items()
         },
@@ -127,9 +124,10 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     if num_tasks is not None:
         config = dataclasses.replace(config, num_eval_tasks=num_tasks)
     if data_dir is not None:
-        if not isinstance(config, Omniglot):
+        if not hasattr(config, "data_dir"):
             raise ValueError(f"--data-dir is for recipes that read data, and {name} draws its own")
-        config = dataclasses.replace(config, data_dir=data_dir)
+        where: dict[str, Any] = {"data_dir": data_dir}
+        config = dataclasses.replace(config, **where)
     experiment = config.build()
     test_key, _ = _test_keys()
     state = _restore(directory, experiment)

@@ -4,7 +4,7 @@ A pluggable thing is a `NamedTuple` of pure functions; a state is a `NamedTuple`
 same everywhere: N tasks, K inner steps, B examples. All of them show shapes and names, not numbers, see `words.short`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -83,6 +83,9 @@ class TaskDistribution(NamedTuple):
       at: (index, data) -> task, that of a number 0 .. size − 1, where there are finitely many; else None
       size: how many there are; None where tasks never repeat. `evaluate` goes through all of a finite distribution. A
         single task, that `sample` returns whatever its key, is said so: `size=1`
+      names: of the tasks of a finite distribution, in their order, for reports; None if they have none
+      sources: {name: its tasks}, where tasks come from several, see `tasks.mixture`, so that each is judged apart; else
+        None
 
     Slopes that are all there, in an array:
 
@@ -103,9 +106,14 @@ class TaskDistribution(NamedTuple):
     data: PyTree = ()
     at: Callable[[jax.Array, PyTree], PyTree] | None = None
     size: int | None = None
+    names: Sequence[str] | None = None
+    sources: "Mapping[str, TaskDistribution] | None" = None
 
     def __repr__(self) -> str:
-        return short(self)
+        optional = ("names", "sources")
+        shown = {field: value for field, value in self._asdict().items() if value is not None or field not in optional}
+        fields = (f"{field}={short(value, width=60)}" for field, value in shown.items())
+        return f"TaskDistribution({', '.join(fields)})"
 
 
 class MetaParams(NamedTuple):

@@ -154,7 +154,7 @@ def test_the_public_address_is_that_of_the_project_or_there_is_none(tmp_path, mo
         assert config.edit_uri == edit and bool(config.repo_url) == bool(edit)
 
 
-ROOMS = ("adapt", "nn", "outer", "plotting", "rl", "tasks", "training")
+ROOMS = ("adapt", "nn", "outer", "plotting", "rl", "tasks", "tasks.augment", "training")
 ROOMS_OF_RL = ("distributions", "families", "objectives", "on_policy", "oracles", "recurrent", "replay", "returns")
 
 

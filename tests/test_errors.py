@@ -216,7 +216,16 @@ TABLE = {
             "num_ways": st.one_of(count(1), st.integers(min_value=5)),
             "num_shots": st.one_of(count(1), st.integers(min_value=5)),
             "data": st.one_of(not_callable, st.just(np.zeros(3)), st.just(np.array([["a"]])), st.just(jnp.ones(()))),
+            "rotations": st.one_of(junk, st.none(), st.integers(), st.just(True)),
+            "augment": st.one_of(optional(not_callable), st.just(lambda image: image), st.just(lambda key, x: x > 0)),
+            "groups": st.one_of(st.integers(), floats, st.just("abcd"), st.just([0, 1]), st.just([0, 1, 2, 3])),
         },
+    ),
+    "tasks.augment.random_crop": (tasks.augment.random_crop, {"padding": 1}, {"padding": count(1)}),
+    "tasks.augment.color_jitter": (
+        tasks.augment.color_jitter,
+        {},
+        dict.fromkeys(("brightness", "contrast", "saturation"), number),
     ),
     "fit": (
         jaxmeta.fit,

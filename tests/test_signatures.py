@@ -17,6 +17,7 @@ MODULES = (
     "jaxmeta.rl.families",
     "jaxmeta.rl.oracles",
     "jaxmeta.tasks",
+    "jaxmeta.tasks.augment",
     "jaxmeta.training",
 )
 MODULES_OF_FUNCTIONS = ("jaxmeta.rl.objectives", "jaxmeta.rl.replay", "jaxmeta.rl.returns", "jaxmeta.plotting")

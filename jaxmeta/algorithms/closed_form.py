@@ -9,6 +9,9 @@
 | R2-D2     | `ridge`    | W = argmin ‖Z W − Y‖² + λ ‖W‖²          | α z W                | log λ, log α        |
 
 What `adapt` returns predicts: `params, head = learner.adapt(key, meta_params, task)`, then `head(embed_fn(params, x))`.
+
+Of `jaxmeta.Examples` with weights w the mean is Σ w z / Σ w, and the squares are Σ w ‖z W − y‖²; of fewer classes than
+there are logits, by `num_ways`, the logits of the others are −inf.
 """
 
 from collections.abc import Callable
@@ -34,6 +37,7 @@ from jaxmeta.checks import (
     check_tasks,
 )
 from jaxmeta.nn.losses import one_hot
+from jaxmeta.nn.weights import apply_weighted, examples_of, mask_logits
 from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task, learned
 
@@ -41,30 +45,57 @@ EmbedFn: TypeAlias = Callable[..., Any]  # (params, x) -> features [B, D]; a fla
 
 
 class Prototypes(NamedTuple):
-    """z -> −|z − c_n|², with `means` c [num_ways, D]."""
+    """z -> −|z − c_n|², with `means` c [N, D]; −inf from class `num_ways` on, unless it is None."""
 
     means: jax.Array
+    num_ways: jax.Array | None = None
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        """[B, D] -> logits [B, num_ways]."""
-        return -jnp.sum((z[:, None] - self.means[None]) ** 2, axis=-1)
+        """[B, D] -> logits [B, N]."""
+        return mask_logits(-jnp.sum((z[:, None] - self.means[None]) ** 2, axis=-1), self.num_ways)
 
 
 class LinearHead(NamedTuple):
-    """z -> z W, with `weights` W [D, num_ways]."""
+    """z -> z W, with `weights` W [D, N]; −inf from class `num_ways` on, unless it is None."""
 
     weights: jax.Array
+    num_ways: jax.Array | None = None
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        """[B, D] -> logits [B, num_ways]."""
-        return z @ self.weights
+        """[B, D] -> logits [B, N]."""
+        return mask_logits(z @ self.weights, self.num_ways)
+
+
+class Shots(NamedTuple):
+    """What a head is made of: features z [B, D] and one-hot labels [B, N], both 0 where an example does not count.
+
+    weight:   [B], of the examples; None where all count alike
+    num_ways: of how many of the N classes the task is; None for all
+    """
+
+    z: jax.Array
+    one_hot: jax.Array
+    weight: jax.Array | None = None
+    num_ways: jax.Array | None = None
+
+
+class AffineHead(NamedTuple):
+    """z -> z W + b, with `weights` W [D, N] and `bias` b [N]; −inf from class `num_ways` on, unless it is None."""
+
+    weights: jax.Array
+    bias: jax.Array
+    num_ways: jax.Array | None = None
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """[B, D] -> logits [B, N]."""
+        return mask_logits(z @ self.weights + self.bias[None], self.num_ways)
 
 
 class Adapted(NamedTuple):
     """What `adapt` returns: the embedding's parameters, as they were or as `condition_fn` has them, and the head."""
 
     params: Params
-    head: Prototypes | LinearHead
+    head: Any
 
 
 def protonet(
@@ -88,9 +119,10 @@ def protonet(
     Args:
       init_fn: (key) -> params of the embedding, any pytree of real arrays.
       embed_fn: (params, x [B, ...]) -> features [B, D], such as the `apply` of `nn.Conv4(num_classes=None)`.
-      num_ways: classes N of a task while meta-training, at least 1; the paper has more of them than at test. Labels are
-        integers from 0 to N − 1; another, or a class without a shot, makes the loss NaN.
-      num_eval_ways: classes of a task in `adapt` and `evaluate`; `num_ways` if None.
+      num_ways: classes N of a task while meta-training, at least 1, the most of any where tasks say `num_ways` of their
+        own; the paper has more of them than at test. Labels are integers from 0 to N − 1; another, or a class without a
+        shot, makes the loss NaN.
+      num_eval_ways: the classes, or most classes, of a task in `adapt` and `evaluate`; `num_ways` if None.
       condition_fn: (params, support) -> params, what the embedding knows of a task before it embeds anything, such as
         `nn.support_statistics`; nothing if None. It is differentiated through.
       stochastic: the embedding draws, for dropout: (params, x, key). The key is None in `adapt` and `evaluate`.
@@ -99,10 +131,10 @@ def protonet(
       microbatch: tasks that are vectorised at a time; chosen for the backend if None, see `outer.mean_over_tasks`.
 
     Returns:
-      A `MetaLearner` for `Task`s of pairs (x, labels). Its `update` reports the query set's `loss` (cross entropy) and
-      `accuracy`, averaged over tasks, with `grad_norm` and `is_finite`. Its `adapt` returns `(params, head)`, and
-      `head(embed_fn(params, x))` are the logits. Its `evaluate` returns both metrics [2]: of the uniform guess, for
-      without shots nothing is known of the classes, and with the head.
+      A `MetaLearner` for `Task`s of pairs (x, labels), or of `Examples`. Its `update` reports the query set's `loss`
+      (cross entropy) and `accuracy`, averaged over tasks, with `grad_norm` and `is_finite`. Its `adapt` returns
+      `(params, head)`, and `head(embed_fn(params, x))` are the logits. Its `evaluate` returns both metrics [2]: of the
+      uniform guess, for without shots nothing is known of the classes, and with the head.
 
     Raises:
       ValueError: an argument is wrong; while tracing, features, labels or a task have a wrong shape.
@@ -114,7 +146,7 @@ def protonet(
     >>> head.means.tolist(), head(params * jnp.array([[3.0]])).tolist()
     ([[1.0], [9.0]], [[-4.0, -36.0]])
     """
-    return _closed_form(
+    return closed_form(
         _no_hyper,
         _prototypes,
         init_fn=init_fn,
@@ -133,9 +165,24 @@ def _no_hyper(params: Params) -> PyTree:
     return ()
 
 
-def _prototypes(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> Prototypes:
-    """c_n, of features [B, D] and labels [B, N]."""
-    return Prototypes(one_hot.T @ z / jnp.sum(one_hot, axis=0)[:, None])
+def _prototypes(hyper: PyTree, shots: Shots) -> Prototypes:
+    return prototypes(shots)
+
+
+def prototypes(shots: Shots) -> Prototypes:
+    """c_n, of a class of the task; 0 of the others.
+
+    >>> z, one_hot = jnp.array([[0.0], [2.0], [9.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> prototypes(Shots(z, one_hot)).means.tolist()
+    [[1.0], [9.0]]
+    """
+    z, one_hot, weight, num_ways = shots
+    if weight is not None:
+        one_hot = one_hot * weight.astype(one_hot.dtype)[:, None]
+    counts = jnp.sum(one_hot, axis=0)
+    if num_ways is not None:
+        counts = jnp.where(jnp.arange(len(counts)) < num_ways, counts, 1)
+    return Prototypes(one_hot.T @ z / counts[:, None], num_ways)
 
 
 def ridge(
@@ -192,7 +239,7 @@ def ridge(
     """
     check_number("regularization", regularization, minimum=1e-12)
     check_number("scale", scale, minimum=1e-12)
-    return _closed_form(
+    return closed_form(
         partial(_ridge_hyper, regularization, scale),
         _ridge_head,
         init_fn=init_fn,
@@ -214,9 +261,13 @@ def _ridge_hyper(regularization: float, scale: float, params: Params) -> PyTree:
     return {"log_lambda": log(regularization), "log_scale": log(scale)}
 
 
-def _ridge_head(hyper: PyTree, z: jax.Array, one_hot: jax.Array) -> LinearHead:
-    """α W, of features [B, D] and labels [B, N]."""
-    return LinearHead(jnp.exp(hyper["log_scale"]) * ridge_weights(z, one_hot, jnp.exp(hyper["log_lambda"])))
+def _ridge_head(hyper: PyTree, shots: Shots) -> LinearHead:
+    """α W, by rows that are scaled by the roots of their weights."""
+    z, one_hot, weight, num_ways = shots
+    if weight is not None:
+        z, one_hot = (rows * jnp.sqrt(weight).astype(rows.dtype)[:, None] for rows in (z, one_hot))
+    weights = ridge_weights(z, one_hot, jnp.exp(hyper["log_lambda"]))
+    return LinearHead(jnp.exp(hyper["log_scale"]) * weights, num_ways)
 
 
 def ridge_weights(z: jax.Array, y: jax.Array, regularization: jax.Array | float) -> jax.Array:
@@ -246,10 +297,10 @@ def ridge_weights(z: jax.Array, y: jax.Array, regularization: jax.Array | float)
 
 
 class _ClosedForm(NamedTuple):
-    """The choices of a learner, checked, for the functions below; `embed_fn` is (params, x, key) -> z, and
+    """The choices of a learner, checked, for the functions below; `embed_fn` is (params, x, key, weight) -> z, and
 
     init_hyper: (params) -> η
-    head_of:    (η, z [B, D], one-hot labels [B, N]) -> head, a function z -> logits
+    head_of:    (η, Shots) -> head, a function z -> logits
     """
 
     init_hyper: Callable
@@ -265,9 +316,9 @@ class _ClosedForm(NamedTuple):
     microbatch: int | None
 
 
-def _closed_form(
+def closed_form(
     init_hyper: Callable[[Params], PyTree],
-    head_of: Callable[[PyTree, jax.Array, jax.Array], Any],
+    head_of: Callable[[PyTree, Shots], Any],
     *,
     init_fn: InitFn,
     embed_fn: EmbedFn,
@@ -279,7 +330,13 @@ def _closed_form(
     optimizer: optax.GradientTransformation | None,
     microbatch: int | None,
 ) -> MetaLearner:
-    """The learner that all heads share."""
+    """The learner that all heads share.
+
+    Args:
+      init_hyper: (params) -> η.
+      head_of: (η, Shots) -> head, a function z -> logits.
+      init_fn: as in `protonet`, and so are the others.
+    """
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_ways", num_ways, minimum=1)
@@ -292,7 +349,7 @@ def _closed_form(
         init_hyper=init_hyper,
         head_of=head_of,
         init_fn=check_init_fn(init_fn),
-        embed_fn=partial(_embed, embed_fn, stochastic),
+        embed_fn=partial(embed, embed_fn, stochastic),
         num_ways=num_ways,
         num_eval_ways=num_ways if num_eval_ways is None else num_eval_ways,
         condition_fn=condition_fn,
@@ -316,32 +373,44 @@ def _init(spec: _ClosedForm, key: jax.Array) -> MetaState:
     return initial_state(spec.optimizer, MetaParams(params, spec.init_hyper(params), constants))
 
 
-def _embed(embed_fn: EmbedFn, stochastic: bool, params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+def embed(
+    embed_fn: EmbedFn, stochastic: bool, params: Params, x: jax.Array, key: jax.Array | None, weight: jax.Array | None
+) -> jax.Array:
     """z = f_θ(x), [B, D]."""
-    z = embed_fn(params, x, key) if stochastic else embed_fn(params, x)
+    z = apply_weighted(embed_fn, params, x, *([key] if stochastic else []), weight=weight)
     if jnp.ndim(z) != 2:
         raise ValueError(f"embed_fn must return features [B, D], got shape {jnp.shape(z)}: flatten them")
     return z
 
 
 def _fit(
-    spec: _ClosedForm, meta_params: MetaParams, support: Batch, num_ways: int, key: jax.Array | None = None
+    spec: _ClosedForm, meta_params: MetaParams, support: Batch, most_ways: int, key: jax.Array | None = None
 ) -> Adapted:
     """head_i = h(f_θ(support_i); η)."""
-    x, labels = _pair(support)
     params = unfreeze(meta_params.params, meta_params.constants)
     if spec.condition_fn is not None:
         params = spec.condition_fn(params, support)
-    z = spec.embed_fn(params, x, key)
-    _check_labels(labels, z, num_ways)
-    return Adapted(params, spec.head_of(meta_params.hyper, z, one_hot(labels, num_ways, z.dtype)))
+    return Adapted(params, spec.head_of(meta_params.hyper, embedded(spec.embed_fn, params, support, most_ways, key)))
+
+
+def embedded(embed_fn: Callable, params: Params, support: Batch, most_ways: int, key: jax.Array | None = None) -> Shots:
+    """What a head of `most_ways` classes is made of, by an `embed_fn` (params, x, key, weight) -> z."""
+    x, labels, weight, num_ways = examples_of("support", support)
+    z, labels = embed_fn(params, x, key, weight), jnp.asarray(labels)
+    _check_shots(labels, z, most_ways)
+    rows = one_hot(labels, most_ways, z.dtype, weight, num_ways)
+    return Shots(z if weight is None else jnp.where(weight[:, None] != 0, z, 0), rows, weight, num_ways)
 
 
 def _judge(
     spec: _ClosedForm, adapted: Adapted, query: Batch, key: jax.Array | None = None
 ) -> tuple[jax.Array, Metrics]:
     """L(head_i ∘ f_θ; query_i), the cross entropy."""
-    return nn.cross_entropy(lambda adapted, x: adapted.head(spec.embed_fn(adapted.params, x, key)))(adapted, query)
+
+    def apply_fn(adapted: Adapted, x: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+        return adapted.head(spec.embed_fn(adapted.params, x, key, weight))
+
+    return nn.cross_entropy(apply_fn)(adapted, query)
 
 
 def _update(spec: _ClosedForm, key: jax.Array, state: MetaState, tasks: Task) -> tuple[MetaState, Metrics]:
@@ -373,7 +442,9 @@ def _evaluate(spec: _ClosedForm, key: jax.Array, meta_params: MetaParams, task: 
     check_meta_params(meta_params)
     check_query(task)
     _, metrics = _judge(spec, _fit(spec, meta_params, task.support, spec.num_eval_ways), task.query)
-    guess = {"loss": jnp.log(float(spec.num_eval_ways)), "accuracy": 1 / spec.num_eval_ways}
+    said = (examples_of(name, batch).num_ways for name, batch in (("query", task.query), ("support", task.support)))
+    num_ways = next((ways for ways in said if ways is not None), spec.num_eval_ways)
+    guess = {"loss": jnp.log(jnp.asarray(num_ways, float)), "accuracy": 1 / num_ways}
     return {name: jnp.stack([jnp.asarray(guess[name], after.dtype), after]) for name, after in metrics.items()}
 
 
@@ -388,13 +459,7 @@ def _check(spec: _ClosedForm, meta_params: MetaParams, task: Task, is_test: bool
     )
 
 
-def _pair(support: Batch) -> tuple[jax.Array, jax.Array]:
-    if not isinstance(support, tuple | list) or len(support) != 2:
-        raise ValueError(f"support must be a pair (x, labels), got {type(support).__name__}")
-    return support[0], jnp.asarray(support[1])
-
-
-def _check_labels(labels: jax.Array, z: jax.Array, num_ways: int) -> None:
+def _check_shots(labels: jax.Array, z: jax.Array, num_ways: int) -> None:
     if labels.shape != z.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels of the support set must be integers of shape [B] for features [B, D], got {labels.dtype} of shape "

@@ -7,6 +7,7 @@ from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics
 from jaxmeta.nn.recurrent import Recurrent, causal_transformer, gru, lstm, min_gru, with_layers
 from jaxmeta.nn.resnet import ResNet12
 from jaxmeta.nn.transformer import Transformer
+from jaxmeta.nn.weights import mask_logits, weighted_mean
 
 __all__ = [
     "MLP",
@@ -24,10 +25,12 @@ __all__ = [
     "cross_entropy",
     "gru",
     "lstm",
+    "mask_logits",
     "max_pool",
     "mean_squared_error",
     "min_gru",
     "sum_squared_error",
     "support_statistics",
+    "weighted_mean",
     "with_layers",
 ]

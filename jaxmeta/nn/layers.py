@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.nn.weights import along_first, checked_weight_of_norm, weighted_mean
 
 Initializer = Callable[..., Any]
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -62,10 +63,15 @@ def conv(
     return _conv(x, kernel, _taps(x, kernel, strides, padding, kernel_dilation))
 
 
-def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = 1e-5, weight: jax.Array | None = None
+) -> jax.Array:
     """Normalises with the statistics of the batch it is given, always.
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias,   mean and var over every axis but the last.
+
+    With weights w of the examples the mean is Σ w x / Σ w, and var so too: of those of weight 0 nothing is in them, and
+    they are normalised as all others.
 
     There are no running statistics: at test time too a batch is normalised by itself, as in the code of Finn et al.,
     "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017, https://arxiv.org/abs/1703.03400. A
@@ -78,18 +84,23 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float =
       scale: [C].
       bias: [C].
       epsilon: added to the variance.
+      weight: [B], of the examples along the first axis, ≥ 0; all count alike if None.
 
     Returns:
       [..., C], of the shape of x.
+
+    Raises:
+      ValueError: shapes do not fit; weights are wrong, or missing in a loss of a weighted batch.
 
     >>> y = batch_norm(jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1), epsilon=0.0)
     >>> y.tolist()
     [[-1.0], [1.0]]
     """
     _check_scale_and_bias(x, scale, bias)
+    weight = checked_weight_of_norm(weight, x)
     axes = tuple(range(x.ndim - 1))
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    variance = jnp.mean(centred * centred, axes)
+    centred = x - weighted_mean(x, weight, axes, keepdims=True)
+    variance = weighted_mean(centred * centred, weight, axes)
     return centred * _last(scale * lax.rsqrt(variance + epsilon), x) + _last(bias, x)
 
 
@@ -102,6 +113,7 @@ def conv_batch_norm(
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     epsilon: float = 1e-5,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
     """`batch_norm(conv(x, kernel), scale, bias)`, cheaper where patches are smaller than features.
 
@@ -121,9 +133,13 @@ def conv_batch_norm(
       strides: as in `conv`.
       padding: as in `conv`.
       epsilon: added to the variance.
+      weight: [B], as in `batch_norm`.
 
     Returns:
       [B, H', W', F].
+
+    Raises:
+      ValueError: as `conv` and `batch_norm`.
 
     >>> x, kernel = jnp.arange(16.0).reshape(1, 4, 4, 1), jnp.ones((3, 3, 1, 16))
     >>> y = conv_batch_norm(x, kernel, jnp.ones(16), jnp.zeros(16), padding="VALID")
@@ -132,15 +148,26 @@ def conv_batch_norm(
     """
     taps = _taps(x, kernel, strides, padding)
     if kernel.size >= kernel.shape[-1] ** 2:
-        return batch_norm(_conv(x, kernel, taps), scale, bias, epsilon)
+        return batch_norm(_conv(x, kernel, taps), scale, bias, epsilon, weight)
     _check_scale_and_bias(kernel, scale, bias)
+    weight = checked_weight_of_norm(weight, x)
     patches = _patches(x, taps)
-    centred = patches - jnp.mean(patches, axis=(0, 1, 2), keepdims=True)
-    rows = centred.reshape(-1, centred.shape[-1])
+    centred = patches - weighted_mean(patches, weight, (0, 1, 2), keepdims=True)
     weights = kernel.reshape(-1, kernel.shape[-1])
-    variance = jnp.sum(weights * ((rows.T @ rows / rows.shape[0]) @ weights), axis=0)
+    variance = jnp.sum(weights * (_covariance(centred, weight) @ weights), axis=0)
     y = _product(centred, kernel * _last(scale * lax.rsqrt(variance + epsilon), kernel))
     return y + _last(bias, y)
+
+
+def _covariance(centred: jax.Array, weight: jax.Array | None) -> jax.Array:
+    """S = Σ w p pᵀ / Σ w of centred patches p, from [B, H', W', P]."""
+    rows = centred.reshape(-1, centred.shape[-1])
+    if weight is None:
+        return rows.T @ rows / rows.shape[0]
+    each = along_first(weight.astype(centred.dtype), centred)
+    counted = jnp.where(each != 0, centred, 0)
+    total = jnp.sum(weight) * (len(rows) // len(weight))
+    return ((counted * each).reshape(rows.shape).T @ counted.reshape(rows.shape) / total).astype(centred.dtype)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -75,7 +75,7 @@ class Conv4(nn.Module):
     head sees all positions: the network of Vinyals et al., "Matching Networks for One Shot Learning", 2016,
     https://arxiv.org/abs/1606.04080, in use for Mini-ImageNet. Batch norm takes the place of the convolutions' biases.
     Its statistics are those of the batch it is given, at test time too, or those of the support set: see
-    `jaxmeta.nn.support_statistics`.
+    `jaxmeta.nn.support_statistics`. With a `weight` [B] of the examples they are those of what counts.
 
     Images are uint8 (divided by 255, so that ink is 1) or floats in [0, 1]; [B, H, W] or [B, H, W, C].
 
@@ -96,8 +96,8 @@ class Conv4(nn.Module):
     strided: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W] or [B, H, W, C] -> [B, num_classes], or [B, D] without classes."""
+    def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
+        """[B, H, W] or [B, H, W, C], and the weights [B] or None -> [B, num_classes], or [B, D] without classes."""
         if self.num_classes is not None:
             check_integer("num_classes", self.num_classes, 1)
         check_integer("num_filters", self.num_filters, 1)
@@ -107,7 +107,7 @@ class Conv4(nn.Module):
             block = ConvBatchNorm(
                 self.num_filters, (3, 3), strides=strides, epsilon=1e-3, kernel_init=_glorot, name=f"block{i}"
             )
-            x = nn.relu(block(x))
+            x = nn.relu(block(x, weight=weight))
             if not self.strided:
                 x = max_pool(x)
         x = jnp.mean(x, axis=(1, 2)) if self.strided else x.reshape(x.shape[0], -1)

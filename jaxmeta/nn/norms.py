@@ -5,6 +5,8 @@
 
 - Given `{"params": ...}`, a network of these layers normalises each batch by itself: the inner loop the support set,
   and, unless told otherwise, queries by queries (transductive: a prediction depends on the rest of its batch).
+  Given the `weight` [B] of the examples too, by those that count: the loss of a weighted batch hands it to a network
+  whose `__call__(self, x, weight=None)` hands it on, and refuses one that does not.
 - Given `{"params": ..., "statistics": ...}` it normalises with what is stored there, whatever it is applied to: one
   image at a time gives what a batch gives. `support_statistics` puts it there: the support set's, after adaptation.
 
@@ -59,7 +61,8 @@ from jax import lax
 
 from jaxmeta.checks import check_callable, check_integer
 from jaxmeta.nn.layers import Initializer, Padding, batch_norm, conv, conv_batch_norm, pair
-from jaxmeta.types import Batch, Params
+from jaxmeta.nn.weights import apply_weighted, checked_weight, checked_weight_of_norm, num_examples, weighted_mean
+from jaxmeta.types import Batch, Examples, Params
 
 
 def support_statistics(apply_fn: Callable[..., Any]) -> Callable[[Params, Batch], Params]:
@@ -75,11 +78,12 @@ def support_statistics(apply_fn: Callable[..., Any]) -> Callable[[Params, Batch]
       apply_fn: the `apply` of a flax network with `BatchNorm`s or `ConvBatchNorm`s.
 
     Returns:
-      (params, support) -> params with "statistics". The support set is x, or a tuple that begins with it.
+      (params, support) -> params with "statistics". The support set is x, or a tuple that begins with it; of
+      `jaxmeta.Examples` with weights the statistics are weighted.
 
     Raises:
       ValueError: `apply_fn` is no function; while tracing, the parameters are no flax variables, or the network has no
-        such layer, or applies one several times.
+        such layer, applies one several times, or does not hand the weights on.
 
     >>> network = BatchNorm()
     >>> params = network.init(jax.random.key(0), jnp.ones((1, 1)))
@@ -99,7 +103,10 @@ def support_statistics(apply_fn: Callable[..., Any]) -> Callable[[Params, Batch]
             raise ValueError(f"params must be flax variables, with a key 'params', got {type(params).__name__}")
         learned = {name: part for name, part in params.items() if name != "statistics"}
         x = support[0] if isinstance(support, tuple | list) else support
-        _, observed = apply_fn(learned, x, mutable=["statistics"])
+        weight = support.weight if isinstance(support, Examples) else None
+        if weight is not None:
+            weight = checked_weight("support.weight", weight, num_examples(x))
+        _, observed = apply_weighted(apply_fn, learned, x, weight=weight, mutable=["statistics"])
         if not observed:
             raise ValueError("apply_fn must be of a network with nn.BatchNorm or nn.ConvBatchNorm, it has none of them")
         return {**learned, **observed}
@@ -125,13 +132,13 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., C] -> [..., C]."""
+    def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
+        """[..., C] -> [..., C], with weights [B] of the examples for statistics of the batch."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         if _is_by_the_batch(self):
-            return batch_norm(x, scale, bias, self.epsilon)
-        return _by_statistics(self, x, scale, bias)
+            return batch_norm(x, scale, bias, self.epsilon, weight)
+        return _by_statistics(self, x, scale, bias, weight)
 
 
 class ConvBatchNorm(nn.Module):
@@ -161,8 +168,8 @@ class ConvBatchNorm(nn.Module):
     kernel_init: Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+    def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
+        """[B, H, W, C] -> [B, H', W', features], with weights [B] of the examples for statistics of the batch."""
         check_integer("features", self.features, 1)
         window = pair("kernel_size", self.kernel_size)
         kernel = self.param(
@@ -173,10 +180,10 @@ class ConvBatchNorm(nn.Module):
         )
         scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        strides, padding = self.strides, self.padding
+        how: dict[str, Any] = {"strides": self.strides, "padding": self.padding}
         if _is_by_the_batch(self):
-            return conv_batch_norm(x, kernel, scale, bias, strides=strides, padding=padding, epsilon=self.epsilon)
-        return _by_statistics(self, conv(x, kernel, strides=strides, padding=padding), scale, bias)
+            return conv_batch_norm(x, kernel, scale, bias, epsilon=self.epsilon, weight=weight, **how)
+        return _by_statistics(self, conv(x, kernel, **how), scale, bias, weight)
 
 
 def _is_by_the_batch(layer: BatchNorm | ConvBatchNorm) -> bool:
@@ -185,17 +192,19 @@ def _is_by_the_batch(layer: BatchNorm | ConvBatchNorm) -> bool:
     return layer.is_initializing() or not (is_stored or layer.is_mutable_collection("statistics"))
 
 
-def _by_statistics(layer: BatchNorm | ConvBatchNorm, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def _by_statistics(
+    layer: BatchNorm | ConvBatchNorm, x: jax.Array, scale: jax.Array, bias: jax.Array, weight: jax.Array | None
+) -> jax.Array:
     """Normalises by what is stored; where "statistics" is mutable, by the batch, and stores it."""
     if layer.is_mutable_collection("statistics"):
-        _store_moments(layer, x)
+        _store_moments(layer, x, weight)
     mean: Any = layer.get_variable("statistics", "mean")
     var: Any = layer.get_variable("statistics", "var")
     along_last = lambda vector: vector.reshape((1,) * (x.ndim - 1) + vector.shape)
     return (x - along_last(mean)) * along_last(scale * lax.rsqrt(var + layer.epsilon)) + along_last(bias)
 
 
-def _store_moments(layer: BatchNorm | ConvBatchNorm, x: jax.Array) -> None:
+def _store_moments(layer: BatchNorm | ConvBatchNorm, x: jax.Array, weight: jax.Array | None) -> None:
     if x.ndim < 2:
         raise ValueError(f"x must be [..., C] with at least one axis of examples, got shape {x.shape}")
     if layer.has_variable("statistics", "mean"):
@@ -203,7 +212,8 @@ def _store_moments(layer: BatchNorm | ConvBatchNorm, x: jax.Array) -> None:
             f"{layer.name or 'a batch norm'} is applied several times in one pass, so it has no one mean: make a layer "
             "for each, or leave support_statistics out"
         )
+    weight = checked_weight_of_norm(weight, x)
     axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes, keepdims=True)
+    mean = weighted_mean(x, weight, axes, keepdims=True)
     layer.put_variable("statistics", "mean", mean.reshape(-1))
-    layer.put_variable("statistics", "var", jnp.mean(jnp.square(x - mean), axes))
+    layer.put_variable("statistics", "var", weighted_mean(jnp.square(x - mean), weight, axes))

@@ -45,8 +45,8 @@ class ResNet12(nn.Module):
     widths: Sequence[int] = (64, 160, 320, 640)
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W] or [B, H, W, C] -> [B, num_classes]."""
+    def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
+        """[B, H, W] or [B, H, W, C], and the weights [B] or None -> [B, num_classes]."""
         check_integer("num_classes", self.num_classes, 1)
         if not isinstance(self.widths, Sequence) or isinstance(self.widths, str | bytes) or not self.widths:
             raise ValueError(f"widths must be a sequence of widths, such as (64, 160, 320, 640), got {self.widths!r}")
@@ -56,7 +56,7 @@ class ResNet12(nn.Module):
         if min(x.shape[1:3]) < 2 ** len(self.widths):
             raise ValueError(f"x must be images of at least {2 ** len(self.widths)} pixels a side, got shape {x.shape}")
         for i, width in enumerate(self.widths):
-            x = _Block(width, name=f"block{i}")(x)
+            x = _Block(width, name=f"block{i}")(x, weight)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name="head")(x)
 
@@ -67,10 +67,11 @@ class _Block(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, weight: jax.Array | None) -> jax.Array:
         activate = lambda x: nn.leaky_relu(x, 0.1)
-        y = activate(ConvBatchNorm(self.width, (3, 3), kernel_init=_kaiming, name="conv0")(x))
-        y = activate(ConvBatchNorm(self.width, (3, 3), kernel_init=_kaiming, name="conv1")(y))
-        y = ConvBatchNorm(self.width, (3, 3), kernel_init=_kaiming, name="conv2")(y)
-        shortcut = ConvBatchNorm(self.width, (1, 1), kernel_init=_kaiming, name="shortcut")(x)
+        norm = lambda name, size=3: ConvBatchNorm(self.width, (size, size), kernel_init=_kaiming, name=name)
+        y = activate(norm("conv0")(x, weight=weight))
+        y = activate(norm("conv1")(y, weight=weight))
+        y = norm("conv2")(y, weight=weight)
+        shortcut = norm("shortcut", 1)(x, weight=weight)
         return max_pool(activate(y + shortcut))

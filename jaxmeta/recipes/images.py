@@ -2,45 +2,28 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmeta import nn, plotting, tasks
+from jaxmeta import nn, tasks
 from jaxmeta.algorithms import protonet, ridge
+from jaxmeta.recipes.episodes import Episodes
 from jaxmeta.recipes.experiment import Experiment, Recipe
-from jaxmeta.recipes.supervised import MAML, GradientBased, Supervised
-from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, Params, TaskDistribution
+from jaxmeta.recipes.supervised import MAML, GradientBased
+from jaxmeta.types import InitFn, MetaLearner, TaskDistribution
 from jaxmeta.words import counted
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omniglot(Supervised):
+class Omniglot(Episodes):
     """N-way K-shot episodes of Omniglot's characters, with rotations by 90 degrees as classes; four convolutions."""
 
     data_dir: str | None = None
     """Folder with Omniglot's two zips or arrays; downloaded into a cache if None."""
-    num_ways: int = 5
-    """Classes of a task."""
-    num_queries: int
-    """Queries of each class while training."""
-    num_filters: int = 64
-    """Filters of each convolution."""
-    num_eval_queries: int = 15
-    """Queries of each class at test."""
-    statistics: Literal["query", "support"] = "query"
-    """Whose statistics normalise the queries: their own (transductive), or the support set's, so that a prediction does
-    not depend on the other queries."""
     split_seed: int = 0
     """Chooses the 1,200 training and the 423 test characters."""
-
-    def condition_fn(self, network: nn.Conv4) -> Callable[[Params, Batch], Params] | None:
-        return nn.support_statistics(network.apply) if self.statistics == "support" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +82,7 @@ def _episodes(
     num_eval_ways: int,
     adapted: str,
 ) -> Experiment:
-    """An Omniglot experiment; `predict(what learner.adapt returns, images)` are logits. Its picture is a test task."""
+    """An Omniglot experiment; see `Episodes.experiment`."""
 
     def episodes(split: str, num_ways: int, num_queries: int) -> TaskDistribution:
         return tasks.omniglot(
@@ -111,36 +94,19 @@ def _episodes(
             num_queries=num_queries,
         )
 
-    test_tasks = episodes("test", num_eval_ways, config.num_eval_queries)
     what = f"{num_eval_ways}-way {config.num_shots}-shot"
-
-    def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
-        task = test_tasks.sample(key, test_tasks.data)
-        params = learner.adapt(key, meta_params, task)
-        predictions = np.asarray(jnp.argmax(predict(params, task.query[0]), axis=-1))
-        support, query = jax.tree.map(np.asarray, (task.support, task.query))
-        return {"episode.png": plotting.episode(support, query, predictions, f"{name}, {what}, {adapted}")}
-
     protocol = (
         f"{what} Omniglot, 28x28, {counted(config.num_filters, 'filter')}; trained on 1,100 characters and their "
         f"rotations with {counted(config.num_queries, 'query', 'queries')} a class, tested on 423 with "
-        f"{config.num_eval_queries}; {config.protocol()}"
+        f"{config.num_eval_queries}"
     )
-    batch_norm = {
-        "query": "statistics of the batch, at test those of the query set (transductive)",
-        "support": "statistics of the batch, for queries those of the support set",
-    }[config.statistics]
-    train_tasks = episodes("train", config.num_ways, config.num_queries)
-    return Experiment(
+    return config.experiment(
         learner,
-        train_tasks,
-        test_tasks,
-        "accuracy",
+        predict,
+        episodes("train", config.num_ways, config.num_queries),
+        episodes("test", num_eval_ways, config.num_eval_queries),
+        f"{what}, {adapted}",
         protocol,
-        pictures,
-        batch_norm=batch_norm,
-        eval_batch_size=config.microbatch or 100,
-        adaptation="inner step" if isinstance(config, GradientBased) else "fit of the head",
     )
 
 

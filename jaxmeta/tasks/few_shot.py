@@ -1,4 +1,4 @@
-"""Few-shot classification: N-way K-shot episodes from any array of examples grouped by class.
+"""Few-shot classification: N-way K-shot episodes from examples grouped by class, in whatever form they are there.
 
 Matching networks' episodes (Vinyals et al. 2016) are `few_shot` over the classes of a data set; `omniglot` is the
 same over the real one.
@@ -8,34 +8,73 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmeta.checks import check_integer
-from jaxmeta.types import Task, TaskDistribution
+from jaxmeta.tasks import by_class
+from jaxmeta.tasks.augment import Augment, check_augment
+from jaxmeta.tasks.groups import draw_classes, grouped
+from jaxmeta.tasks.rotations import check_rotations, rotated
+from jaxmeta.tasks.sizes import Size, check_sizes, draw_sizes
+from jaxmeta.types import Batch, Examples, Task, TaskDistribution
+from jaxmeta.words import short
 
 
-def few_shot(data: Any, *, num_ways: int, num_shots: int, num_queries: int) -> TaskDistribution:
+def few_shot(
+    data: Any,
+    *,
+    num_ways: Size,
+    num_shots: Size,
+    num_queries: Size,
+    rotations: bool = False,
+    augment: Augment | None = None,
+    groups: Any = None,
+) -> TaskDistribution:
     """Episodes of `num_ways` classes with `num_shots` support and `num_queries` query examples of each.
 
-    Classes are drawn without replacement, and so are the examples of a class, so that support and query never
-    share one. Rows are grouped by class: row i has the label `i // num_shots` in the support set and
-    `i // num_queries` in the query set. A class's label is its place in the draw, so it is new in every task.
+    With N ways, K shots and Q queries, all draws uniform, and independent but for being distinct,
+
+        c_1 … c_N  distinct classes,    e_n1 … e_n(K+Q)  distinct examples of c_n,  for each n
+        support = {(x of e_nk, n − 1) : k ≤ K}            query = {(x of e_nk, n − 1) : k > K}
+
+    Rows are grouped by class: row i has the label `i // num_shots` in the support set and `i // num_queries` in the
+    query set. A class's label is its place in the draw, so it is new in every task.
+
+    A size is a number, or a pair (lowest, highest), both inclusive: then each episode draws its own, uniformly, and is
+    padded to the highest, so that all have the same shapes. Its batches are `jaxmeta.Examples`, of which the losses,
+    heads and networks of `jaxmeta` take what counts.
 
     "Matching Networks for One Shot Learning", Vinyals et al. 2016, https://arxiv.org/abs/1606.04080
 
     Args:
-      data: array [classes, examples, ...]. It keeps its dtype (64-bit ones if JAX has them enabled) and becomes
-        `TaskDistribution.data`, so images stay uint8 until a network scales them.
-      num_ways: classes of a task, at most `classes`.
+      data: examples by class, in one of four forms. An array [classes, examples, ...]; a list of arrays
+        [examples, ...], one for each class and of any lengths; a pair `(x [n, ...], y [n])` of examples and integer
+        labels, any and in any order, whose classes are the distinct labels in ascending order; a dict
+        {name: array [examples, ...]}, whose order the classes have. They keep their dtype (64-bit ones if JAX has them
+        enabled) and become `TaskDistribution.data`, so images stay uint8 until a network scales them. Nothing is
+        padded: classes of unequal size are one after the other in one array.
+      num_ways: classes of a task, at most as many as there are.
       num_shots: support examples of each class.
-      num_queries: query examples of each class; `num_shots + num_queries` is at most `examples`.
+      num_queries: query examples of each class. Every class must have as many as shots and queries together, and as
+        many as the highest of both where they are pairs.
+      rotations: whether images, square ones [size, size, ...], make four classes of one: with C classes in `data`,
+        class r * C + c is class c rotated r times by 90 degrees, anticlockwise, done when it is drawn.
+      augment: (key, image) -> image, of the same shape and dtype, for each example that is drawn, after its rotation,
+        with a key of its own: `tasks.augment` has some, and dm-pix has more. It changes the query sets too: leave it
+        out for tasks to test on. None: nothing.
+      groups: if all classes of an episode must come from one group, drawn uniformly from those with enough classes, the
+        group of each class, an integer or a name: in the classes' order, or as a dict or function of their names, which
+        are the keys of a dict, the labels of a pair, else their numbers. Groups with fewer classes than the highest
+        `num_ways` are left out. A group's rotations are groups of their own. None: any classes.
 
     Returns:
       Tasks with `support = (x [num_ways * num_shots, ...], y [num_ways * num_shots] int32)`, the same for
-      `query` with `num_queries`, and `info`, the classes [num_ways] int32 as indices into `data`.
+      `query` with `num_queries`, and `info`, the classes [num_ways] int32 by their place in `data`. If any size is a
+      pair, the shapes are those of the highest, and `support` and `query` are `Examples(x, y, weight, num_ways)`:
+      `weight` float32 is 1 for what belongs to the episode and 0 for padding, which is row 0 again, its label too;
+      `num_ways` int32 is the episode's own; `info` is −1 in place of classes that it does not have.
 
     Raises:
-      ValueError: `data` is no array of numbers with these axes, or has too few classes or examples.
+      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names;
+        or another argument is wrong: no group has enough classes, images are not square, `augment` changes the shape.
 
     >>> import jax, numpy as np
     >>> data = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3)  # 4 classes of 3 examples, each a single number
@@ -45,52 +84,61 @@ def few_shot(data: Any, *, num_ways: int, num_shots: int, num_queries: int) -> T
     ([0, 1], [0, 0, 1, 1])
     >>> bool((x // 3 == classes).all()), query_x.dtype
     (True, dtype('uint8'))
+
+    Classes of unequal size, by name, in episodes of 2 or 3 ways:
+
+    >>> birds = {"crow": np.zeros((5, 8, 8)), "heron": np.ones((3, 8, 8)), "wren": np.full((90, 8, 8), 2.0)}
+    >>> tasks = few_shot(birds, num_ways=(2, 3), num_shots=1, num_queries=2)
+    >>> tasks.sample(jax.random.key(1), tasks.data).support
+    Examples(x=float32[3, 8, 8], y=int32[3], weight=float32[3], num_ways=int32(3))
     """
-    data = _check_data(data)
-    check_integer("num_ways", num_ways, 1)
-    check_integer("num_shots", num_shots, 1)
-    check_integer("num_queries", num_queries, 1)
-    num_classes, num_examples = data.shape[:2]
-    if num_ways > num_classes:
-        raise ValueError(f"num_ways must be at most the {num_classes} classes of data, got {num_ways}")
-    if num_shots + num_queries > num_examples:
-        raise ValueError(
-            f"num_shots + num_queries must be at most the {num_examples} examples of a class in data, "
-            f"got {num_shots} + {num_queries}"
-        )
+    sizes = check_sizes(num_ways, num_shots, num_queries)
+    read = by_class.read(data)
+    turns = check_rotations(rotations, read.shape)
+    ways, shots, queries = sizes.highest
+    num_classes = turns * len(read.counts)
+    if ways > num_classes:
+        raise ValueError(f"num_ways must be at most the {num_classes} classes of data, got {short(num_ways)}")
+    by_class.check_enough(read, shots, queries)
+    if augment is not None:
+        check_augment(augment, read.shape, read.dtype)
 
-    def sample(key: jax.Array, data: jax.Array) -> Task:
-        classes_key, examples_key = jax.random.split(key)
-        classes = _draw(classes_key, num_ways, data.shape[0])
-        examples = jax.vmap(lambda key: _draw(key, num_shots + num_queries, data.shape[1]))(
-            jax.random.split(examples_key, num_ways)
-        )
+    def sample(key: jax.Array, data: Any) -> Task:
+        data = jax.tree.map(jnp.asarray, data)  # what is traced is no index into numpy's
+        classes_key, examples_key, *others = jax.random.split(key, 2 + sizes.vary + (augment is not None))
+        own = draw_sizes(others.pop(), sizes) if sizes.vary else None
+        classes = draw_classes(classes_key, data, ways, turns)
+        data = data.data if groups is not None else data
+        examples = by_class.draw_examples(jax.random.split(examples_key, ways), data, classes, shots + queries)
+        keys = jax.random.split(others.pop(), examples.shape) if augment is not None else examples
 
-        def batch(examples: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x = data[classes[:, None], examples].reshape(-1, *data.shape[2:])
-            return x, jnp.repeat(jnp.arange(num_ways, dtype=jnp.int32), examples.shape[1])
+        def batch(examples: jax.Array, keys: jax.Array, own_each: Any) -> Batch:
+            labels, places, weight = _rows(ways, examples.shape[1], own and own.ways, own_each)
+            x = _take(data, classes[labels], examples[labels, places], turns)
+            if augment is not None:
+                x = jax.vmap(augment)(keys[labels, places], x)
+            return (x, labels) if own is None else Examples(x, labels, weight, own.ways)
 
-        return Task(batch(examples[:, :num_shots]), batch(examples[:, num_shots:]), classes)
+        support = batch(examples[:, :shots], keys[:, :shots], own and own.shots)
+        query = batch(examples[:, shots:], keys[:, shots:], own and own.queries)
+        return Task(support, query, classes if own is None else jnp.where(jnp.arange(ways) < own.ways, classes, -1))
 
-    return TaskDistribution(sample, data)
-
-
-def _draw(key: jax.Array, num: int, total: int) -> jax.Array:
-    """`num` of `range(total)` without replacement, in random order: where the largest of i.i.d. numbers stand.
-
-    `jax.random.choice` permutes all of them, which costs 70 times as much for 4,400 classes on a CPU.
-    """
-    return jax.lax.top_k(jax.random.uniform(key, (total,), jnp.float32), num)[1].astype(jnp.int32)
+    return TaskDistribution(sample, read.data if groups is None else grouped(read.data, groups, read.names, ways))
 
 
-def _check_data(data: Any) -> jax.Array:
-    if not isinstance(data, np.ndarray | jax.Array):
-        raise ValueError(f"data must be a numpy or jax array [classes, examples, ...], got {type(data).__name__}")
-    if data.ndim < 2:
-        raise ValueError(f"data must have the axes [classes, examples, ...], got the shape {data.shape}")
-    if not (jnp.issubdtype(data.dtype, jnp.number) or data.dtype == bool):
-        raise ValueError(f"data must hold numbers, such as uint8 or float32, got the dtype {data.dtype}")
-    try:
-        return jnp.asarray(data)
-    except TypeError as error:  # numbers that JAX does not have, such as long doubles
-        raise ValueError(f"data must have a dtype that JAX has, got {data.dtype}") from error
+def _rows(num_ways: int, num_each: int, own_ways: Any, own_each: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The label of each row, its place in its class and its weight: beyond the episode's own size row 0, weight 0."""
+    number = jnp.arange(num_ways * num_each, dtype=jnp.int32)
+    labels, places = number // num_each, number % num_each
+    if own_ways is None:
+        return labels, places, None
+    counts = (labels < own_ways) & (places < own_each)
+    return jnp.where(counts, labels, 0), jnp.where(counts, places, 0), counts.astype(jnp.float32)
+
+
+def _take(data: Any, classes: jax.Array, examples: jax.Array, turns: int) -> jax.Array:
+    """The examples of these numbers of these classes; those from C on are rotated."""
+    if turns == 1:
+        return by_class.take(data, classes, examples)
+    turn, upright = jnp.divmod(classes, by_class.num_classes(data))
+    return rotated(by_class.take(data, upright, examples), turn)

@@ -10,23 +10,27 @@ The archives may come from anywhere: they are read in memory, never extracted, a
 not bounded beforehand.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import re
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.tasks.alphabets import alphabet_of_each
+from jaxmeta.tasks.archives import download, reading
+from jaxmeta.tasks.augment import Augment
+from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable, read_cached, write_cached
+from jaxmeta.tasks.class_splits import permutation
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
+from jaxmeta.words import short
 
 
 class _Part(NamedTuple):
@@ -54,23 +58,29 @@ def omniglot(
     split: str,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    num_ways: int = 5,
-    num_shots: int = 1,
-    num_queries: int = 15,
+    num_ways: Size = 5,
+    num_shots: Size = 1,
+    num_queries: Size = 15,
+    same_alphabet: bool = False,
+    augment: Augment | None = None,
     seed: int = 0,
 ) -> TaskDistribution:
     """Few-shot tasks over the characters of one split and their rotations.
 
     The 1,623 characters are permuted by `seed`; 1,100 are for training, 100 for validation (these are MAML's 1,200)
     and 423 for the test. Each rotation by 0, 90, 180 or 270 degrees is a class of its own: with C characters in the
-    split, class `r * C + c` is character c rotated r times by 90 degrees, anticlockwise.
+    split, class `r * C + c` is character c rotated r times by 90 degrees, anticlockwise, when it is drawn.
 
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archives are; see `load_omniglot`, also for what happens without one.
-      num_ways: classes of a task, at least 1.
+      num_ways: classes of a task, at least 1; as a pair (lowest, highest) each episode's own, see `few_shot`, as the
+        next two may be.
       num_shots: support examples of each class, at least 1.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
+      same_alphabet: whether the classes of a task are characters of one of the 50 alphabets, rotated alike, which are
+        harder to tell apart. An alphabet with fewer than `num_ways` characters in the split is left out.
+      augment: (key, image) -> image for each image drawn, see `few_shot`.
       seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
 
     Returns:
@@ -87,10 +97,19 @@ def omniglot(
     """
     check_choice("split", split, _SPLITS)
     check_integer("seed", seed, 0)
-    for name, value in (("num_ways", num_ways), ("num_shots", num_shots), ("num_queries", num_queries)):
-        check_integer(name, value, 1)  # before seconds of decoding
-    characters = load_omniglot(data_dir)[_characters(split, seed)]
-    return few_shot(_rotations(characters), num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    check_sizes(num_ways, num_shots, num_queries)  # before seconds of decoding
+    if not isinstance(same_alphabet, bool):
+        raise ValueError(f"same_alphabet must be True or False, got {short(same_alphabet)}")
+    characters = _characters(split, seed)
+    return few_shot(
+        load_omniglot(data_dir)[characters],
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        rotations=True,
+        augment=augment,
+        groups=alphabet_of_each()[characters] if same_alphabet else None,
+    )
 
 
 def load_omniglot(
@@ -116,16 +135,16 @@ def load_omniglot(
     >>> load_omniglot("data/omniglot").shape  # doctest: +SKIP
     (1623, 20, 28, 28)
     """
-    cache = _cache_folder(cache_dir)
-    archives = None if data_dir is None else _read_archives(_check_folder("data_dir", data_dir))
+    cache = cache_folder(cache_dir)
+    archives = None if data_dir is None else _read_archives(check_folder("data_dir", data_dir))
     md5s = [part.md5 for part in _PARTS] if archives is None else [_md5(content) for _, content in archives]
     # The name has what the images depend on: the size and filter of `_shrink`, and the archives.
     cached = cache / f"omniglot-{_SIZE}-lanczos-{_md5(''.join(md5s).encode())}.bin"
-    images = _read_cached(cached)
+    images = _read_images(cached)
     if images is None:
         archives = archives or _download(cache)
         images = np.concatenate([_decode(*archive, part) for archive, part in zip(archives, _PARTS, strict=True)])
-        _write_cached(cached, images)
+        write_cached(cached, images.data, what="the decoded Omniglot")
     return images
 
 
@@ -133,36 +152,11 @@ def load_omniglot(
 
 
 def _characters(split: str, seed: int) -> np.ndarray:
-    """The indices of a split's characters: a permutation by sorting PCG64's raw output.
-
-    NumPy keeps that stream the same in all its versions, which it does not promise for `Generator.permutation`.
-    """
-    total = sum(part.characters for part in _PARTS)
-    return np.argsort(np.random.PCG64(seed).random_raw(total), kind="stable")[_SPLITS[split]]
-
-
-def _rotations(images: np.ndarray) -> np.ndarray:
-    """[C, 20, H, H] -> [4 * C, 20, H, H], rotated by 0, 90, 180 and 270 degrees."""
-    return np.concatenate([np.rot90(images, turns, axes=(2, 3)) for turns in range(4)])
+    """The indices of a split's characters."""
+    return permutation(sum(part.characters for part in _PARTS), seed)[_SPLITS[split]]
 
 
 # Where the archives are and where the result is kept
-
-
-def _check_folder(name: str, value: Any) -> Path:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fspath(value):
-        raise ValueError(f"{name} must be the path of a folder, got {value!r}")
-    return Path(os.path.expanduser(value))
-
-
-def _cache_folder(cache_dir: Any) -> Path:
-    if cache_dir is not None:
-        return _check_folder("cache_dir", cache_dir)
-    if folder := os.environ.get("JAXMETA_CACHE"):
-        return _check_folder("JAXMETA_CACHE", folder)
-    import pooch  # type: ignore[import-untyped]
-
-    return Path(pooch.os_cache("jaxmeta"))
 
 
 def _read_archives(folder: Path) -> list[tuple[Path, bytes]]:
@@ -185,79 +179,30 @@ def _read_archives(folder: Path) -> list[tuple[Path, bytes]]:
 
 
 def _download(cache: Path) -> list[tuple[Path, bytes]]:
-    """The official zips, kept in the cache if it can be written. A failed download leaves nothing there."""
-    import pooch
-
+    """The official zips, kept in the cache if it can be written."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = cache if _is_writable(cache) else Path(scratch)
-        for part in _PARTS:
-            name = f"{part.name}.zip"
-            url = f"{_URL}/{name}"
-            try:
-                pooch.retrieve(url, known_hash=f"md5:{part.md5}", fname=name, path=folder)
-            except OSError as error:
-                raise ConnectionError(
-                    f"could not download {url}: {error}. Without a network, get the two zips elsewhere and name their "
-                    "folder with data_dir, --data-dir on the command line"
-                ) from error
-            except ValueError as error:
-                raise ValueError(
-                    f"what came from {url} is not the official file: {error}. Try again, or get it elsewhere and "
-                    "name its folder with data_dir, --data-dir on the command line"
-                ) from error
-        return [(path, path.read_bytes()) for path in (folder / f"{part.name}.zip" for part in _PARTS)]
+        folder = cache if is_writable(cache) else Path(scratch)
+        paths = [download(f"{_URL}/{part.name}.zip", part.md5, folder) for part in _PARTS]
+        return [(path, path.read_bytes()) for path in paths]
 
 
-def _is_writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _read_cached(path: Path) -> np.ndarray | None:
-    """The images, or None if the file is not there or not intact. It is their SHA-256 and then their bytes."""
+def _read_images(path: Path) -> np.ndarray | None:
+    """The images that are cached, if they are."""
     shape = (sum(part.characters for part in _PARTS), _DRAWINGS, _SIZE, _SIZE)
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, pixels = content[:32], content[32:]
-    if hashlib.sha256(pixels).digest() != digest or len(pixels) != np.prod(shape):
-        return None
-    return np.frombuffer(pixels, np.uint8).reshape(shape).copy()  # copied to be writable, as when decoded
-
-
-def _write_cached(path: Path, images: np.ndarray) -> None:
-    """All or nothing, also when another process writes the same file."""
-    pixels = images.tobytes()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            temporary = Path(scratch) / path.name
-            temporary.write_bytes(hashlib.sha256(pixels).digest() + pixels)
-            os.replace(temporary, path)
-    except OSError as error:
-        warnings.warn(
-            f"the decoded Omniglot is not cached, and will be decoded again next time: {error}. "
-            "Name a folder that can be written with cache_dir or the environment variable JAXMETA_CACHE",
-            stacklevel=3,
-        )
+    content = read_cached(path)
+    return np.array(content).reshape(shape) if content is not None and len(content) == np.prod(shape) else None
 
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-# Decoding. What is wrong with an archive is a ValueError that grows from the inside out: the problem, the entry, the
-# file, the remedy.
+# Decoding
 
 
 def _decode(path: Path, content: bytes, part: _Part) -> np.ndarray:
     """Archive -> uint8 [part.characters, 20, 28, 28]."""
-    with _reading(str(path), _remedy(part)), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with reading(str(path), _remedy(part)), zipfile.ZipFile(io.BytesIO(content)) as archive:
         images, found = (_decode_zip if path.suffix == ".zip" else _decode_npz)(archive, part)
         if not found.all():
             character, drawing = np.argwhere(~found)[0]
@@ -272,24 +217,13 @@ def _remedy(part: _Part) -> str:
     return f". Replace the file by {_URL}/{part.name}.zip"
 
 
-@contextlib.contextmanager
-def _reading(name: str, remedy: str = "") -> Iterator[None]:
-    """Whatever broken or hostile bytes make zipfile, zlib, NumPy and Pillow raise, it becomes a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}{remedy}") from None
-    except Exception as error:
-        raise ValueError(f"{name}: truncated or corrupt ({error!r}){remedy}") from error
-
-
 def _decode_zip(archive: zipfile.ZipFile, part: _Part) -> tuple[np.ndarray, np.ndarray]:
     """The images of a zip of drawings, and which of them [part.characters, 20] it has."""
     images, found = _empty(part)
     if len(archive.infolist()) > 4 * found.size:  # twice the drawings with Finder's files, and room for folders
         raise ValueError(f"{len(archive.infolist())} entries are too many for {found.size} drawings")
     for entry in archive.infolist():
-        with _reading(repr(entry.orig_filename)):
+        with reading(repr(entry.orig_filename)):
             index = _drawing_index(entry.orig_filename, part)
             if index is None:
                 continue
@@ -311,7 +245,7 @@ def _decode_npz(archive: zipfile.ZipFile, part: _Part) -> tuple[np.ndarray, np.n
     expected = ((part.characters, _DRAWINGS, _SOURCE_SIZE, _SOURCE_SIZE), False, np.dtype(bool))
     size = _DRAWINGS * _SOURCE_SIZE**2
     with (
-        _reading("'images.npy'"),
+        reading("'images.npy'"),
         _open(archive, entries["images.npy"], 2**16 + part.characters * size) as file,
     ):
         if np.lib.format.read_magic(file) != (1, 0):  # in later versions a header may have 4 GB

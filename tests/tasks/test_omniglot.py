@@ -19,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jaxmeta.tasks.alphabets import ALPHABETS, alphabet_of_each
+from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.omniglot import load_omniglot, omniglot
 
 module = importlib.import_module("jaxmeta.tasks.omniglot")  # in jaxmeta.tasks the name is the function
@@ -475,17 +477,16 @@ def numbered(monkeypatch):
     return images
 
 
-def characters_of(data):
-    upright = np.asarray(data)[: len(data) // 4]
-    return upright[:, 0, 0, 0].astype(int) * 250 + upright[:, 0, 0, 1]
+def characters_of(images):
+    return images[:, 0, 0, 0].astype(int) * 250 + images[:, 0, 0, 1]
 
 
 def test_splits_are_1100_and_100_and_423_characters_and_share_none(numbered):
-    splits = [characters_of(omniglot(split).data) for split in ("train", "validation", "test")]
+    splits = [characters_of(np.asarray(omniglot(split).data)) for split in ("train", "validation", "test")]
     assert [len(split) for split in splits] == [1100, 100, 423]
     assert sorted(np.concatenate(splits)) == list(range(1623))
-    np.testing.assert_array_equal(splits[0], characters_of(omniglot("train", seed=0).data))
-    assert set(splits[0]) != set(characters_of(omniglot("train", seed=1).data))
+    np.testing.assert_array_equal(splits[0], characters_of(np.asarray(omniglot("train", seed=0).data)))
+    assert set(splits[0]) != set(characters_of(np.asarray(omniglot("train", seed=1).data)))
 
 
 def test_the_split_of_seed_0_is_recorded():
@@ -496,14 +497,40 @@ def test_the_split_of_seed_0_is_recorded():
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_rotations_are_classes_in_every_split(numbered, split):
-    data = np.asarray(omniglot(split).data)
+def test_tasks_are_those_of_rotations_that_are_written_out(numbered, split):
+    """As they were at first: four times the memory, and the same tasks bit for bit."""
     upright = numbered[module._characters(split, 0)]
-    assert data.dtype == np.uint8 and data.shape == (4 * len(upright), 20, 2, 2)
-    for turns in range(4):
-        rotated = data[turns * len(upright) : (turns + 1) * len(upright)]
-        np.testing.assert_array_equal(rotated[5, 7], np.rot90(upright[5, 7], turns))
-        np.testing.assert_array_equal(rotated[:, :, 1, 1] == 255, turns == 0)
+    written = np.concatenate([np.rot90(upright, turns, axes=(2, 3)) for turns in range(4)])
+    sizes = {"num_ways": 5, "num_shots": 1, "num_queries": 2}
+    tasks, reference = omniglot(split, **sizes), few_shot(written, **sizes)
+    assert tasks.data.nbytes * 4 == reference.data.nbytes
+    task, expected = (sample_many(each, 30) for each in (tasks, reference))
+    jax.tree.map(np.testing.assert_array_equal, task, expected)
+    assert set((task.info // len(upright)).flat) == {0, 1, 2, 3}
+
+
+def sample_many(tasks, num_tasks):
+    keys = jax.random.split(jax.random.key(0), num_tasks)
+    return jax.device_get(jax.jit(jax.vmap(tasks.sample, (0, None)))(keys, tasks.data))
+
+
+def test_tasks_of_one_alphabet(numbered):
+    tasks = omniglot("test", num_ways=5, num_shots=1, num_queries=1, same_alphabet=True)
+    classes = sample_many(tasks, 200).info
+    characters = module._characters("test", 0)
+    turns, upright = np.divmod(classes, len(characters))
+    alphabets = alphabet_of_each()[characters[upright]]
+    assert (alphabets == alphabets[:, :1]).all() and (turns == turns[:, :1]).all()
+    assert all(len(set(row)) == 5 for row in classes)
+    assert len(set(alphabets[:, 0])) > 35 and set(turns[:, 0]) == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match=r"^groups must have one with num_ways = 20 .* got 50 groups, 'Old_Church"):
+        omniglot("test", num_ways=20, same_alphabet=True)
+
+
+def test_ranges_and_augmentation_go_on_to_few_shot(numbered):
+    tasks = omniglot("test", num_ways=(2, 3), num_queries=1, augment=lambda key, image: image * 0)
+    support, _, _ = sample_many(tasks, 2)
+    assert support.weight.shape == (2, 3) and not support.x.any()
 
 
 def test_tasks_have_the_shapes_asked_for(numbered):
@@ -517,8 +544,8 @@ def test_tasks_have_the_shapes_asked_for(numbered):
     st.one_of(
         st.tuples(st.just("split"), st.one_of(st.text(), st.none(), st.integers())),
         st.tuples(
-            st.sampled_from(["seed", "num_ways", "num_shots", "num_queries"]),
-            st.one_of(st.integers(max_value=-1), st.floats(), st.none(), st.booleans(), st.text()),
+            st.sampled_from(["seed", "num_ways", "num_shots", "num_queries", "same_alphabet"]),
+            st.one_of(st.integers(max_value=-1), st.floats(), st.none(), st.text()),
         ),
         st.tuples(st.just("data_dir"), st.one_of(st.integers(), st.just(""))),
     )
@@ -540,6 +567,20 @@ def test_the_official_zip_and_the_arrays_agree_bit_for_bit(omniglot_dir, omniglo
         images, found = module._decode_zip(archive, module._PARTS[0])
     assert found.all(axis=1).sum() == 136 and found.sum() == 136 * 20
     np.testing.assert_array_equal(images[found], omniglot_images[:964][found])
+
+
+def test_alphabets_are_those_of_the_official_paths(omniglot_dir):
+    """Eight are in the small zips, 242 characters."""
+    assert len(ALPHABETS) == len({name for name, _ in ALPHABETS}) == 50
+    assert sum(count for _, count in ALPHABETS[:30]) == 964 and len(alphabet_of_each()) == 1623
+    found = {}
+    for path in omniglot_dir.glob("images_background_small?.zip"):
+        with zipfile.ZipFile(path) as archive:
+            drawings = [name.split("/") for name in archive.namelist() if name.endswith(".png")]
+        found |= {int(file[:4]): alphabet for *_, alphabet, _, file in drawings}
+    for number, alphabet in found.items():
+        assert alphabet_of_each()[number - 1] == alphabet
+    assert len(found) in (0, 242)
 
 
 def test_an_incomplete_official_zip_is_refused(omniglot_dir, tmp_path):
