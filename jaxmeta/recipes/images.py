@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, kw_only=True)
-class Omniglot(Supervised):
-    """N-way K-shot episodes of Omniglot's characters, with rotations by 90 degrees as classes; four convolutions."""
+class Source(NamedTuple):
+    """How a protocol names the images: the set, what is trained on, what is tested on."""
 
-    data_dir: str | None = None
-    """Folder with Omniglot's two zips or arrays; downloaded into a cache if None."""
+    name: str
+    trained_on: str
+    tested_on: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Supervised):
+    """N-way K-shot episodes of images of 28 x 28 pixels; four convolutions."""
+
     num_ways: int = 5
     """Classes of a task."""
     num_queries: int
@@ -36,16 +42,20 @@ class Omniglot(Supervised):
     statistics: Literal["query", "support"] = "query"
     """Whose statistics normalise the queries: their own (transductive), or the support set's, so that a prediction does
     not depend on the other queries."""
-    split_seed: int = 0
-    """Chooses the 1,200 training and the 423 test characters."""
 
     def condition_fn(self, network: nn.Conv4) -> Callable[[Params, Batch], Params] | None:
         return nn.support_statistics(network.apply) if self.statistics == "support" else None
 
+    def episodes(self, split: str, num_ways: int, num_queries: int) -> TaskDistribution:
+        raise NotImplementedError
+
+    def source(self) -> Source:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
-class GradientOmniglot(Omniglot, GradientBased):
-    """Omniglot with an inner loop; the network's head has an output for each class."""
+class GradientImages(Images, GradientBased):
+    """Images with an inner loop; the network's head has an output for each class."""
 
     num_eval_steps: int = 3
     """Inner steps at test."""
@@ -54,14 +64,14 @@ class GradientOmniglot(Omniglot, GradientBased):
         network = nn.Conv4(self.num_ways, self.num_filters)
         condition_fn = self.condition_fn(network)
         learner = self.learner(_init_fn(network), nn.cross_entropy(network.apply), condition_fn=condition_fn)
-        return _episodes(
+        return _experiment(
             self, learner, network.apply, self.num_ways, f"after {counted(self.num_eval_steps, 'inner step')}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedFormOmniglot(Omniglot):
-    """Omniglot with a head that is computed from the shots; the convolutions are an embedding."""
+class ClosedFormImages(Images):
+    """Images with a head that is computed from the shots; the convolutions are an embedding."""
 
     head: Literal["prototypes", "ridge"] = "prototypes"
     """The nearest class mean, or ridge regression onto the labels."""
@@ -82,37 +92,59 @@ class ClosedFormOmniglot(Omniglot):
             microbatch=self.microbatch,
         )
         predict = lambda adapted, x: adapted.head(network.apply(adapted.params, x))
-        return _episodes(self, learner, predict, self.num_eval_ways, f"with {self.head}")
+        return _experiment(self, learner, predict, self.num_eval_ways, f"with {self.head}")
 
     def protocol(self) -> str:
         return f"{super().protocol()}; {self.num_ways}-way while training, {self.head} as head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omniglot(Images):
+    """Omniglot's characters, with rotations by 90 degrees as classes."""
+
+    data_dir: str | None = None
+    """Folder with Omniglot's two zips or arrays; downloaded into a cache if None."""
+    split_seed: int = 0
+    """Chooses the 1,200 training and the 423 test characters."""
+
+    def episodes(self, split: str, num_ways: int, num_queries: int) -> TaskDistribution:
+        return tasks.omniglot(
+            split,
+            data_dir=self.data_dir,
+            seed=self.split_seed,
+            num_ways=num_ways,
+            num_shots=self.num_shots,
+            num_queries=num_queries,
+        )
+
+    def source(self) -> Source:
+        return Source("Omniglot", "1,100 characters and their rotations", "423")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOmniglot(Omniglot, GradientImages):
+    """Omniglot with an inner loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormOmniglot(Omniglot, ClosedFormImages):
+    """Omniglot with a head that is computed from the shots."""
 
 
 def _init_fn(network: nn.Conv4) -> InitFn:
     return lambda key: network.init(key, jnp.zeros((1, 28, 28), jnp.uint8))
 
 
-def _episodes(
-    config: GradientOmniglot | ClosedFormOmniglot,
+def _experiment(
+    config: GradientImages | ClosedFormImages,
     learner: MetaLearner,
     predict: Callable,
     num_eval_ways: int,
     adapted: str,
 ) -> Experiment:
-    """An Omniglot experiment; `predict(what learner.adapt returns, images)` are logits. Its picture is a test task."""
-
-    def episodes(split: str, num_ways: int, num_queries: int) -> TaskDistribution:
-        return tasks.omniglot(
-            split,
-            data_dir=config.data_dir,
-            seed=config.split_seed,
-            num_ways=num_ways,
-            num_shots=config.num_shots,
-            num_queries=num_queries,
-        )
-
-    test_tasks = episodes("test", num_eval_ways, config.num_eval_queries)
-    what = f"{num_eval_ways}-way {config.num_shots}-shot"
+    """`predict(what learner.adapt returns, images)` are logits. Its picture is a test task."""
+    test_tasks = config.episodes("test", num_eval_ways, config.num_eval_queries)
+    what, source = f"{num_eval_ways}-way {config.num_shots}-shot", config.source()
 
     def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         task = test_tasks.sample(key, test_tasks.data)
@@ -122,18 +154,17 @@ def _episodes(
         return {"episode.png": plotting.episode(support, query, predictions, f"{name}, {what}, {adapted}")}
 
     protocol = (
-        f"{what} Omniglot, 28x28, {counted(config.num_filters, 'filter')}; trained on 1,100 characters and their "
-        f"rotations with {counted(config.num_queries, 'query', 'queries')} a class, tested on 423 with "
+        f"{what} {source.name}, 28x28, {counted(config.num_filters, 'filter')}; trained on {source.trained_on} "
+        f"with {counted(config.num_queries, 'query', 'queries')} a class, tested on {source.tested_on} with "
         f"{config.num_eval_queries}; {config.protocol()}"
     )
     batch_norm = {
         "query": "statistics of the batch, at test those of the query set (transductive)",
         "support": "statistics of the batch, for queries those of the support set",
     }[config.statistics]
-    train_tasks = episodes("train", config.num_ways, config.num_queries)
     return Experiment(
         learner,
-        train_tasks,
+        config.episodes("train", config.num_ways, config.num_queries),
         test_tasks,
         "accuracy",
         protocol,
