@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmeta import nn, plotting, tasks
 from jaxmeta.algorithms import protonet, ridge
-from jaxmeta.recipes.experiment import Experiment, Recipe
+from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.supervised import MAML, GradientBased, Supervised
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, Params, TaskDistribution
 from jaxmeta.words import counted
@@ -51,6 +51,12 @@ class Images(Supervised):
 
     def source(self) -> Source:
         raise NotImplementedError
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        return {}
+
+    def other_tests(self, num_ways: int) -> dict[str, TaskDistribution]:
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +137,56 @@ class ClosedFormOmniglot(Omniglot, ClosedFormImages):
     """Omniglot with a head that is computed from the shots."""
 
 
+_HELD_OUT = "held-out scripts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glyphs(Images):
+    """Characters that are rendered: tested on new ones of seen scripts, and on scripts that training has seen nothing
+    of."""
+
+    rotations: bool = True
+    """Whether rotations by 90 degrees are classes of their own while training."""
+    split_seed: int = 0
+    """Chooses the characters to train on among those of seen scripts."""
+
+    def episodes(self, split: str, num_ways: int, num_queries: int) -> TaskDistribution:
+        return tasks.glyphs(
+            split,
+            seed=self.split_seed,
+            num_ways=num_ways,
+            num_shots=self.num_shots,
+            num_queries=num_queries,
+            rotations=self.rotations and split == "train",
+        )
+
+    def source(self) -> Source:
+        rotations = " and their rotations" if self.rotations else ""
+        return Source("glyphs (not Omniglot)", f"70% of the characters of six scripts{rotations}", "20%")
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        pixels = protonet(
+            lambda key: {"scale": jnp.ones(())},
+            lambda params, x: params["scale"] * x.reshape(len(x), -1) / 255,
+            num_ways=self.num_ways,
+            num_eval_ways=getattr(self, "num_eval_ways", self.num_ways),
+        )
+        return {"nearest centroid in pixels": Reference(pixels, pixels.init(key).meta_params)}
+
+    def other_tests(self, num_ways: int) -> dict[str, TaskDistribution]:
+        return {_HELD_OUT: self.episodes("held_out", num_ways, self.num_eval_queries)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientGlyphs(Glyphs, GradientImages):
+    """Glyphs with an inner loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedFormGlyphs(Glyphs, ClosedFormImages):
+    """Glyphs with a head that is computed from the shots."""
+
+
 def _init_fn(network: nn.Conv4) -> InitFn:
     return lambda key: network.init(key, jnp.zeros((1, 28, 28), jnp.uint8))
 
@@ -172,6 +228,8 @@ def _experiment(
         batch_norm=batch_norm,
         eval_batch_size=config.microbatch or 100,
         adaptation="inner step" if isinstance(config, GradientBased) else "fit of the head",
+        references=config.references,
+        other_tests=config.other_tests(num_eval_ways),
     )
 
 
@@ -212,6 +270,28 @@ def _closed_form() -> ClosedFormOmniglot:
     )
 
 
+_maml_glyphs = GradientGlyphs(
+    num_outer_steps=3000,
+    num_tasks=8,
+    num_shots=1,
+    num_queries=5,
+    num_filters=32,
+    inner_learning_rate=0.4,
+    learning_rate=3e-3,
+    schedule="cosine",
+    microbatch=1,
+)
+_protonet_glyphs = ClosedFormGlyphs(
+    num_outer_steps=2000,
+    num_tasks=1,
+    num_shots=1,
+    num_queries=5,
+    num_filters=32,
+    learning_rate=3e-3,
+    schedule="cosine",
+    microbatch=1,
+)
+
 IMAGES: dict[str, Recipe] = {
     "anil-omniglot": Recipe(
         lambda: replace(_omniglot(), inner_optimizer="sgd_on_head"),
@@ -246,6 +326,20 @@ IMAGES: dict[str, Recipe] = {
         "Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630",
         "beside maml-omniglot, as it comes out",
         30,
+    ),
+    "maml-glyphs": Recipe(
+        lambda: _maml_glyphs,
+        "MAML on glyphs, rendered and not downloaded (a benchmark of its own), 5-way 1-shot",
+        MAML,
+        "TODO",
+        3,
+    ),
+    "protonet-glyphs": Recipe(
+        lambda: _protonet_glyphs,
+        "prototypical networks on glyphs, rendered and not downloaded, 5-way 1-shot",
+        "Snell et al. 2017, https://arxiv.org/abs/1703.05175",
+        "TODO",
+        2,
     ),
     "protonet-omniglot": Recipe(
         _closed_form,

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, read_cached, write_cached
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 from jaxmeta.words import short
 
@@ -65,9 +67,11 @@ _SMALLEST, _LARGEST = 16.0, 22.0  # the longer side of a drawing, pixels
 def glyphs(
     split: str,
     *,
-    num_ways: int = 5,
-    num_shots: int = 1,
-    num_queries: int = 15,
+    num_ways: Size = 5,
+    num_shots: Size = 1,
+    num_queries: Size = 15,
+    rotations: bool = False,
+    augment: Augment | None = None,
     seed: int = 0,
     scripts: Sequence[str] = _SEEN,
 ) -> TaskDistribution:
@@ -84,14 +88,17 @@ def glyphs(
     | "test"       | 225     | the same                                             |
     | "held_out"   | 205     | armenian, georgian, lao                              |
 
-    A benchmark of its own, which is not Omniglot. Of a class that rotations make, another is often a rotation already
-    (p and d, arrows), so that rotations are no classes here; `few_shot(..., rotations=True)` makes them.
+    A benchmark of its own, which is not Omniglot. Rotations are classes only where they are asked for, and better so
+    while training alone: printed characters are often rotations of one another, as d is of p and ← of →.
 
     Args:
       split: "train", "validation", "test" or "held_out".
-      num_ways: classes of a task, at least 1.
+      num_ways: classes of a task, at least 1; as a pair (lowest, highest) each episode's own, see `few_shot`, as the
+        next two may be.
       num_shots: support examples of each class, at least 1.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
+      rotations: whether each class turned by 90, 180 and 270 degrees is three more, see `few_shot`.
+      augment: (key, image) -> image for each image drawn, see `few_shot`.
       seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
       scripts: those that are seen: some of "latin", "greek", "cyrillic", "armenian", "georgian", "lao", "arrows",
         "mathematics", "signs" (digits, punctuation, currencies and other symbols). What looks alike in two scripts is
@@ -112,11 +119,16 @@ def glyphs(
     check_choice("split", split, (*_SPLITS, "held_out"))
     check_integer("seed", seed, 0)
     _check_scripts(scripts, split)
-    for name, value in (("num_ways", num_ways), ("num_shots", num_shots), ("num_queries", num_queries)):
-        check_integer(name, value, 1)  # before seconds of rendering
+    check_sizes(num_ways, num_shots, num_queries)  # before seconds of rendering
     images = load_glyphs()
-    chosen = {name: images[name] for name in _characters(list(images), split, seed, scripts)}
-    return few_shot(chosen, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    return few_shot(
+        {name: images[name] for name in _characters(list(images), split, seed, scripts)},
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        rotations=rotations,
+        augment=augment,
+    )
 
 
 def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
