@@ -128,12 +128,12 @@ class Omniglot(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientOmniglot(Omniglot, GradientImages):
+class GradientOmniglot(GradientImages, Omniglot):
     """Omniglot with an inner loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedFormOmniglot(Omniglot, ClosedFormImages):
+class ClosedFormOmniglot(ClosedFormImages, Omniglot):
     """Omniglot with a head that is computed from the shots."""
 
 
@@ -178,12 +178,12 @@ class Glyphs(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientGlyphs(Glyphs, GradientImages):
+class GradientGlyphs(GradientImages, Glyphs):
     """Glyphs with an inner loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedFormGlyphs(Glyphs, ClosedFormImages):
+class ClosedFormGlyphs(ClosedFormImages, Glyphs):
     """Glyphs with a head that is computed from the shots."""
 
 

@@ -57,6 +57,7 @@ _FONTS = (
 _MIN_FACES = 8
 _EM, _CANVAS = 48, 128  # pixels of what is rendered first; the widest arrow is far from the canvas' edge
 
+_CODE = np.dtype("<u4")  # of the code points in the cache
 _DRAWINGS, _SIZE, _SIDE = 20, 28, 20
 _OVERSAMPLING = 2
 # How far a drawing is from the picture, at most: radians, a slope, a ratio's logarithm, pixels.
@@ -159,13 +160,13 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
     content = read_cached(cached)
     if content is None:
         inks = _classes(faces, _code_points(faces))
-        codes = np.array(list(inks), np.uint32)
+        codes = np.array(list(inks), _CODE)
         images = np.stack([_drawings(code, inks[code]) for code in inks])
         write_cached(cached, codes.data, images.data, what="the rendered set of glyphs")
     else:
-        num = len(content) // (codes_size := np.dtype(np.uint32).itemsize + _DRAWINGS * _SIZE**2)
-        codes, images = np.split(content, [num * codes_size])
-        codes, images = codes.view(np.uint32), images.reshape(num, _DRAWINGS, _SIZE, _SIZE)
+        num = len(content) // (_CODE.itemsize + _DRAWINGS * _SIZE**2)
+        codes = content[: num * _CODE.itemsize].view(_CODE)
+        images = content[num * _CODE.itemsize :].reshape(num, _DRAWINGS, _SIZE, _SIZE)
     return {unicodedata.name(chr(code)): drawings for code, drawings in zip(codes, images, strict=True)}
 
 
@@ -174,7 +175,8 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
 
 def _check_scripts(scripts: Any, split: str) -> None:
     listed = ", ".join(_SCRIPTS)
-    if isinstance(scripts, str) or not isinstance(scripts, Sequence) or not scripts or set(scripts) - set(_SCRIPTS):
+    is_listed = not isinstance(scripts, str) and isinstance(scripts, Sequence) and len(scripts) > 0
+    if not is_listed or any(script not in _SCRIPTS for script in scripts):
         raise ValueError(f"scripts must be a sequence with some of {listed}, got {short(scripts)}")
     if split == "held_out" and set(scripts) == set(_SCRIPTS):
         raise ValueError(f"scripts must leave one out for split='held_out', got all of {listed}")
