@@ -75,7 +75,6 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
         "device": _device(),
         "versions": _VERSIONS,
         "num_skipped": int(state.num_skipped),
-        "batch_norm": report.batch_norm,
         **_result(report, references, experiment.metric),
     }
     if others:
@@ -113,9 +112,7 @@ def _train(experiment: Experiment, config: Outer, seed: int, log: "_Log") -> Met
 
 def _result(report: Report, references: dict[str, Report], metric: str) -> dict[str, Any]:
     return {
-        "num_tasks": report.num_tasks,
-        "unit": report.unit,
-        "metrics": report.metrics,
+        **report.content(),
         "references": {
             name: {**found.metrics, "ahead": report.ahead_of(found, metric)} for name, found in references.items()
         },

@@ -26,7 +26,7 @@ ROOMS = {
     "devices": {"types", "checks"},
     "outer": {"types", "checks", "devices"},
     "adapt": {"types", "words", "checks", "devices", "outer"},
-    "tasks": {"types", "words", "checks"},
+    "tasks": {"types", "words", "checks", "devices"},
     "nn": {"types", "checks"},
     "rl": {"types", "words", "traced", "checks", "outer", "nn"},
     "algorithms": {"types", "checks", "outer", "adapt", "nn", "rl"},

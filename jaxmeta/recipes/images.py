@@ -2,21 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmeta import nn, plotting, tasks
+from jaxmeta import nn, tasks
 from jaxmeta.algorithms import protonet, ridge
+from jaxmeta.recipes.episodes import Episodes
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
-from jaxmeta.recipes.supervised import MAML, GradientBased, Supervised
-from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, Params, TaskDistribution
+from jaxmeta.recipes.supervised import MAML, GradientBased
+from jaxmeta.types import InitFn, MetaLearner, TaskDistribution
 from jaxmeta.words import counted
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Source(NamedTuple):
@@ -28,23 +25,8 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Supervised):
-    """N-way K-shot episodes of images of 28 x 28 pixels; four convolutions."""
-
-    num_ways: int = 5
-    """Classes of a task."""
-    num_queries: int
-    """Queries of each class while training."""
-    num_filters: int = 64
-    """Filters of each convolution."""
-    num_eval_queries: int = 15
-    """Queries of each class at test."""
-    statistics: Literal["query", "support"] = "query"
-    """Whose statistics normalise the queries: their own (transductive), or the support set's, so that a prediction does
-    not depend on the other queries."""
-
-    def condition_fn(self, network: nn.Conv4) -> Callable[[Params, Batch], Params] | None:
-        return nn.support_statistics(network.apply) if self.statistics == "support" else None
+class Images(Episodes):
+    """Episodes of images of 28 x 28 pixels, of which there are splits; four convolutions."""
 
     def episodes(self, split: str, num_ways: int, num_queries: int) -> TaskDistribution:
         raise NotImplementedError
@@ -52,7 +34,7 @@ class Images(Supervised):
     def source(self) -> Source:
         raise NotImplementedError
 
-    def references(self, key: jax.Array) -> dict[str, Reference]:
+    def references(self, key: jax.Array, num_ways: int) -> dict[str, Reference]:
         return {}
 
     def other_tests(self, num_ways: int) -> dict[str, TaskDistribution]:
@@ -164,13 +146,10 @@ class Glyphs(Images):
         rotations = " and their rotations" if self.rotations else ""
         return Source("glyphs (not Omniglot)", f"70% of the characters of six scripts{rotations}", "20%")
 
-    def references(self, key: jax.Array) -> dict[str, Reference]:
-        pixels = protonet(
-            lambda key: {"scale": jnp.ones(())},
-            lambda params, x: params["scale"] * x.reshape(len(x), -1) / 255,
-            num_ways=self.num_ways,
-            num_eval_ways=getattr(self, "num_eval_ways", self.num_ways),
-        )
+    def references(self, key: jax.Array, num_ways: int) -> dict[str, Reference]:
+        init_fn = lambda key: {"scale": jnp.ones(())}
+        embed_fn = lambda params, x: params["scale"] * x.reshape(len(x), -1) / 255
+        pixels = protonet(init_fn, embed_fn, num_ways=num_ways)
         return {"nearest centroid in pixels": Reference(pixels, pixels.init(key).meta_params)}
 
     def other_tests(self, num_ways: int) -> dict[str, TaskDistribution]:
@@ -198,39 +177,23 @@ def _experiment(
     num_eval_ways: int,
     adapted: str,
 ) -> Experiment:
-    """`predict(what learner.adapt returns, images)` are logits. Its picture is a test task."""
-    test_tasks = config.episodes("test", num_eval_ways, config.num_eval_queries)
+    """An experiment on the set's own splits; see `Episodes.experiment`."""
     what, source = f"{num_eval_ways}-way {config.num_shots}-shot", config.source()
-
-    def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
-        task = test_tasks.sample(key, test_tasks.data)
-        params = learner.adapt(key, meta_params, task)
-        predictions = np.asarray(jnp.argmax(predict(params, task.query[0]), axis=-1))
-        support, query = jax.tree.map(np.asarray, (task.support, task.query))
-        return {"episode.png": plotting.episode(support, query, predictions, f"{name}, {what}, {adapted}")}
-
     protocol = (
         f"{what} {source.name}, 28x28, {counted(config.num_filters, 'filter')}; trained on {source.trained_on} "
         f"with {counted(config.num_queries, 'query', 'queries')} a class, tested on {source.tested_on} with "
-        f"{config.num_eval_queries}; {config.protocol()}"
+        f"{config.num_eval_queries}"
     )
-    batch_norm = {
-        "query": "statistics of the batch, at test those of the query set (transductive)",
-        "support": "statistics of the batch, for queries those of the support set",
-    }[config.statistics]
-    return Experiment(
+    experiment = config.experiment(
         learner,
+        predict,
         config.episodes("train", config.num_ways, config.num_queries),
-        test_tasks,
-        "accuracy",
+        config.episodes("test", num_eval_ways, config.num_eval_queries),
+        f"{what}, {adapted}",
         protocol,
-        pictures,
-        batch_norm=batch_norm,
-        eval_batch_size=config.microbatch or 100,
-        adaptation="inner step" if isinstance(config, GradientBased) else "fit of the head",
-        references=config.references,
-        other_tests=config.other_tests(num_eval_ways),
     )
+    references = lambda key: config.references(key, num_eval_ways)
+    return experiment._replace(references=references, other_tests=config.other_tests(num_eval_ways))
 
 
 def _omniglot() -> GradientOmniglot:

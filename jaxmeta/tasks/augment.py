@@ -7,7 +7,7 @@ own does: `lambda key, image: image + jax.random.normal(key, image.shape)`.
 "A Closer Look at Few-shot Classification", Chen et al. 2019, https://arxiv.org/abs/1904.04232, trains with all three.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -23,21 +23,21 @@ __all__ = ["chain", "color_jitter", "random_crop", "random_flip"]
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG, Pillow and torchvision
 
 
-def chain(*augments: Augment) -> Augment:
+def chain(augments: Sequence[Augment]) -> Augment:
     """One after the other, each with a key of its own.
 
     Args:
       augments: functions (key, image) -> image.
 
     Raises:
-      ValueError: there is none, or one is no function of a key and an image.
+      ValueError: they are no list, or one is no function of a key and an image.
 
-    >>> augment = chain(random_crop(4), random_flip())
+    >>> augment = chain([random_crop(4), random_flip()])
     >>> augment(jax.random.key(0), jnp.zeros((32, 32, 3), jnp.uint8)).shape
     (32, 32, 3)
     """
-    if not augments:
-        raise ValueError("augments must be functions (key, image) -> image, got none")
+    if not isinstance(augments, Sequence) or not augments:
+        raise ValueError(f"augments must be a list of functions (key, image) -> image, got {short(augments)}")
     for i, augment in enumerate(augments):
         check_arguments(f"augments[{i}]", augment, ("key", "image"), "a key and one image")
 

@@ -14,6 +14,7 @@ import os
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from jaxmeta.tasks import splits
 from jaxmeta.tasks.archives import download, reading
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.images import Images
 from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 
@@ -115,7 +117,7 @@ def fc100(
 
 def load_cifar100(
     data_dir: str | os.PathLike[str] | None = None, *, cache_dir: str | os.PathLike[str] | None = None
-) -> dict[str, np.ndarray]:
+) -> Images:
     """All images by class: {name: uint8 [600, 32, 32, 3]}, red, green and blue, in the order of the 100 fine labels.
 
     A class has its 500 images of the training file first and then its 100 of the test file, as they come there. The
@@ -131,9 +133,8 @@ def load_cifar100(
       ValueError: the archive is missing, corrupt, incomplete, or its labels are not those of CIFAR-100.
       OSError: the archive could not be read; its subclass ConnectionError: it could not be downloaded.
 
-    >>> images = load_cifar100("data")  # doctest: +SKIP
-    >>> images["whale"].shape  # doctest: +SKIP
-    (600, 32, 32, 3)
+    >>> load_cifar100("data")  # doctest: +SKIP
+    Images(100 classes of 600 images, 60,000 in all, 32 x 32 RGB)
     """
     source, archive = (
         _download(cache_folder(cache_dir)) if data_dir is None else _find(check_folder("data_dir", data_dir))
@@ -142,7 +143,7 @@ def load_cifar100(
         return _decode(_read_folder(source) if archive is None else _unpack(archive))
 
 
-def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: Size) -> TaskDistribution:
+def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: Any) -> TaskDistribution:
     check_choice("split", split, ("train", "validation", "test"))
     check_sizes(**sizes)  # before seconds of decoding
     images = load_cifar100(data_dir)
@@ -225,7 +226,7 @@ def _check_size(name: str, size: int) -> None:
         raise ValueError(f"{name} has {size} bytes, where {_size_of(name)} are expected: it is cut, or not CIFAR-100's")
 
 
-def _decode(files: dict[str, memoryview]) -> dict[str, np.ndarray]:
+def _decode(files: dict[str, memoryview]) -> Images:
     names = _check_labels(str(files[_LABELS], "utf-8").split())
     images = np.empty((_CLASSES, sum(_EXAMPLES.values()), _SIZE, _SIZE, 3), np.uint8)
     start = 0
@@ -239,7 +240,7 @@ def _decode(files: dict[str, memoryview]) -> dict[str, np.ndarray]:
             pixels = records[chosen, 2:].reshape(examples, 3, _SIZE, _SIZE)
             images[label, start : start + examples] = np.moveaxis(pixels, 1, -1)
         start += examples
-    return dict(zip(names, images, strict=True))
+    return Images(zip(names, images, strict=True))
 
 
 def _check_labels(found: list[str]) -> list[str]:

@@ -79,7 +79,7 @@ def test_a_chain_is_one_after_the_other_with_keys_of_their_own():
     first, second = (lambda key, image, scale=scale: scale * image + jax.random.normal(key) for scale in (2.0, 3.0))
     keys = jax.random.split(KEYS[0])
     np.testing.assert_array_equal(
-        augment.chain(first, second)(KEYS[0], 1.0),
+        augment.chain([first, second])(KEYS[0], 1.0),
         3.0 * (2.0 * 1.0 + jax.random.normal(keys[0])) + jax.random.normal(keys[1]),
     )
 
@@ -97,9 +97,10 @@ def test_a_wrong_width_is_named(name, value):
     [
         (lambda: augment.random_crop(0), "padding must be an integer >= 1, got 0"),
         (lambda: augment.random_crop(1.5), "padding must be an integer"),
-        (lambda: augment.chain(augment.random_flip(), 3), r"augments\[1\] must be a function"),
-        (lambda: augment.chain(augment.random_flip), r"augments\[0\] must be a function of \(key, image\)"),
-        (lambda: augment.chain(), "augments must be functions"),
+        (lambda: augment.chain([augment.random_flip(), 3]), r"augments\[1\] must be a function"),
+        (lambda: augment.chain([augment.random_flip]), r"augments\[0\] must be a function of \(key, image\)"),
+        (lambda: augment.chain([]), "augments must be a list of functions .*, got \\[\\]"),
+        (lambda: augment.chain(augment.random_flip()), "augments must be a list of functions"),
         (lambda: augment.color_jitter()(KEYS[0], jnp.zeros((2, 2, 4))), r"image must be .*, got float32\[2, 2, 4\]"),
         (
             lambda: augment.color_jitter()(KEYS[0], jnp.zeros((2, 2), jnp.int32)),

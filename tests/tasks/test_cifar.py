@@ -113,6 +113,7 @@ def test_the_sizes_are_those_of_the_official_files():
 def test_images_are_grouped_by_class_from_an_archive_and_from_its_folder(little):
     images = load_cifar100(little)
     assert same(images) and images["whale"].dtype == np.uint8 and images["whale"].flags.writeable
+    assert repr(images) == "Images(100 classes of 5 images, 500 in all, 32 x 32 RGB)"
     assert len({id(of_class.base) for of_class in images.values()}) == 1  # views of one array
     (little / "cifar-100-binary.tar.gz").unlink()
     (little / "cifar-100-binary").mkdir()
@@ -324,3 +325,20 @@ def test_a_wrong_argument_is_named_before_anything_is_read(reader, name, monkeyp
     for value in (0, None, "val"):
         with pytest.raises(ValueError, match=f"^{name} must be .*{re.escape(repr(value))}"):
             reader(**{"split": "train", name: value})
+
+
+@pytest.mark.slow
+def test_an_archive_of_the_full_size(tmp_path):
+    """Black but for the last pixel, which is the label: 184 MB that are quickly packed."""
+    files = dict(FILES)
+    for name, examples in OFFICIAL.items():
+        content = np.zeros((100 * examples, 3074), np.uint8)
+        content[:, 1] = content[:, -1] = np.tile(np.arange(100), examples)
+        files[name] = content.tobytes()
+    (tmp_path / "cifar-100-binary.tar.gz").write_bytes(tar_gz(files.items()))
+    tasks = cifar_fs("test", data_dir=tmp_path, num_ways=20, num_shots=1, num_queries=599)
+    (x, _), _, classes = tasks.sample(jax.random.key(0), tasks.data)
+    names = np.array(NAMES)[np.asarray(x[:, -1, -1, 2])]
+    assert names.tolist() == [splits.classes("cifar_fs", "test")[chosen] for chosen in classes]
+    with pytest.raises(ValueError, match=r"num_shots \+ num_queries must be at most .* \(600\)"):
+        cifar_fs("test", data_dir=tmp_path, num_shots=1, num_queries=600)

@@ -58,7 +58,7 @@ def alike(code, other, shades):
 
 
 def test_the_classes_are_those_of_the_criterion(faces, pictures):
-    codes = sorted(CODES)[::3] + [ord("Ω")]
+    codes = [*sorted(CODES)[::3], ord("Ω")]
     shade = lambda picture: picture.astype(int).reshape(14, 2, 14, 2).sum(axis=(1, 3)) // 64
     shades = {code: {face: shade(picture) for face, picture in pictures[code].items()} for code in codes}
     expected, seen = [], set()
@@ -132,7 +132,7 @@ def test_a_picture_has_its_longer_side_of_20_pixels_in_the_middle():
 
 
 def test_a_picture_is_stretched_slanted_turned_and_moved_as_it_says():
-    """Against moments in closed form: a rectangle with sides (w, h) under a matrix has the covariance M diag M^T / 12."""
+    """Against moments in closed form: a rectangle of w by h has the covariance M diag(w², h²) M^T / 12."""
     turn, slant, stretch, side, move = 0.25, 0.2, -0.15, 18.0, (0.5, -1.0)
     picture = module._picture(rectangle(30, 40), turn, slant, stretch, side, move)
     rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -171,7 +171,7 @@ def test_splits_share_no_character_and_held_out_scripts_none_with_the_seen():
     script = {name: module._script(code) for code, name in NAMES.items() if module._script(code)}
     names, seen = list(script), ("latin", "greek", "cyrillic")
     parts = {split: module._characters(names, split, 0, seen) for split in ("train", "validation", "test", "held_out")}
-    assert sorted(sum(parts.values(), [])) == sorted(names)
+    assert sorted(name for part in parts.values() for name in part) == sorted(names)
     assert {script[name] for name in parts["held_out"]} == {"armenian", "georgian", "arrows", "mathematics", "signs"}
     assert all(script[name] in seen for split in ("train", "validation", "test") for name in parts[split])
     sizes = [len(parts[split]) for split in ("train", "validation", "test")]
