@@ -399,7 +399,7 @@ def embedded(embed_fn: Callable, params: Params, support: Batch, most_ways: int,
     z, labels = embed_fn(params, x, key, weight), jnp.asarray(labels)
     _check_shots(labels, z, most_ways)
     rows = one_hot(labels, most_ways, z.dtype, weight, num_ways)
-    return Shots(z if weight is None else jnp.where(weight[:, None] > 0, z, 0), rows, weight, num_ways)
+    return Shots(z if weight is None else jnp.where(weight[:, None] != 0, z, 0), rows, weight, num_ways)
 
 
 def _judge(

@@ -369,7 +369,7 @@ def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
         counts = jnp.asarray(batch.weight) > 0
         lots = jnp.where(counts, lots[jnp.cumsum(counts) - 1], -1)
     _, chosen = jax.lax.top_k(lots, batch_size)
-    drawn = jax.tree.map(lambda x: x[chosen], rows)
+    drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], rows)
     return batch._replace(x=drawn[0], y=drawn[1], weight=drawn[2]) if isinstance(batch, Examples) else drawn
 
 
