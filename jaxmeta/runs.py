@@ -107,10 +107,7 @@ def _result(report: Report, references: dict[str, Report], metric: str, state: M
         "device": _device(),
         "versions": _VERSIONS,
         "num_skipped": int(state.num_skipped),
-        "batch_norm": report.batch_norm,
-        "num_tasks": report.num_tasks,
-        "unit": report.unit,
-        "metrics": report.metrics,
+        **report.content(),
         "references": {
             name: {**found.metrics, "ahead": report.ahead_of(found, metric)} for name, found in references.items()
         },

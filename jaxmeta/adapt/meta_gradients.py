@@ -75,7 +75,7 @@ class Adapted(NamedTuple):
     """What the outer loss of one task is made of.
 
     Attributes:
-      params: θ_K, the adapted parameters that are learned, in the shapes of `meta_params.params`
+      params: θ_K, the adapted parameters that are learned, in the structure of `meta_params.params`
       observed: what `adapt.unroll` was told to observe at θ_0 .. θ_{K-1}, with a leading axis K; `()` if nothing
 
     >>> Adapted({"w": 1.0})
@@ -226,7 +226,8 @@ def reptile() -> MetaGradient:
     """Reptile: the "gradient" is the way back from the adapted parameters, θ − θ'.
 
     With `optax.sgd(ε)` outside, the update is the paper's θ ← θ + ε (θ' − θ). Learned hyperparameters, and parameters
-    that do not adapt, get no gradient.
+    that do not adapt, get no gradient. It is the gradient of the paper's ½|θ − θ'|², with θ' a constant; where the
+    inner loop starts from a function of θ, θ_0 = s(θ), it is that of ½|θ_0 − θ'|², which is (θ_0 − θ') ∂s/∂θ.
 
     Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms" (2018), https://arxiv.org/abs/1803.02999
 
@@ -235,9 +236,12 @@ def reptile() -> MetaGradient:
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         def value_and_way_back(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+            none = jax.tree.map(lambda s: s[:0], sources)
+            start = lambda params: adapt(meta_params._replace(params=params), none, task)[0].params
             adapted, _ = adapt(meta_params, sources, task)
-            way_back = jax.tree.map(jnp.subtract, meta_params.params, adapted.params)
-            return outer(adapted, task), MetaParams(way_back, jax.tree.map(jnp.zeros_like, meta_params.hyper))
+            theta_0, through_start = jax.vjp(start, meta_params.params)
+            (grads,) = through_start(jax.tree.map(jnp.subtract, theta_0, adapted.params))
+            return outer(adapted, task), MetaParams(grads, jax.tree.map(jnp.zeros_like, meta_params.hyper))
 
         return value_and_way_back
 

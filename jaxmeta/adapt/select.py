@@ -1,7 +1,7 @@
 """Which leaves of a pytree are meant: by names in their path, by a function of it, or by a pytree of bools."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,9 @@ def select(params: PyTree, where: Where, name: str = "where") -> PyTree:
     >>> select({"mlp/~/linear_1": {"w": 1.0}, "head": {"w": 2.0}}, "~/linear_1")
     {'head': {'w': None}, 'mlp/~/linear_1': {'w': 1.0}}
     """
-    if isinstance(where, str):
-        mask = _mask_of_paths(params, lambda path: f"/{where}/" in f"/{path}/")
-    elif callable(where):
-        mask = _mask_of_paths(params, where)
+    where_path = _of_path(where)
+    if callable(where_path):
+        mask = jax.tree_util.tree_map_with_path(lambda path, _: bool(where_path(_path_string(path))), params)
     else:
         mask = _broadcast_mask(params, where, name)
     if not any(jax.tree.leaves(mask)):
@@ -40,6 +39,33 @@ def split(params: PyTree, where: Where, name: str = "where") -> tuple[PyTree, Py
     chosen = select(params, where, name)
     is_none = lambda leaf: leaf is None
     return chosen, jax.tree.map(lambda c, p: p if c is None else None, chosen, params, is_leaf=is_none)
+
+
+def complement(where: Where) -> Where:
+    """All leaves that `where` does not choose. Whether it chooses any is for `select(params, where)` to say.
+
+    >>> select({"body": 1.0, "head": 2.0}, complement("head"))
+    {'body': 1.0, 'head': None}
+    """
+    where_path = _of_path(where)
+    if callable(where_path):
+        return lambda path: not where_path(path)
+    return jax.tree.map(lambda chosen: not chosen, where)
+
+
+def in_part(part: str, where: str | Callable[[str], bool]) -> Where:
+    """`where` of a node that is named `part`, as one of the pytree that the node is in.
+
+    >>> select({"params": {"w": 1.0}, "head": {"w": 2.0}}, in_part("params", lambda path: path == "w"))
+    {'head': {'w': None}, 'params': {'w': 1.0}}
+    """
+    where_path: Any = _of_path(where)
+
+    def of_whole(path: str) -> bool:
+        first, _, rest = path.partition("/")
+        return first == part and where_path(rest)
+
+    return of_whole
 
 
 def merge(chosen: PyTree, others: PyTree) -> PyTree:
@@ -81,8 +107,9 @@ def _listed(params: PyTree, most: int = 30) -> str:
     return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
-def _mask_of_paths(params: PyTree, where: Callable[[str], bool]) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(where(_path_string(path))), params)
+def _of_path(where: Where) -> Where:
+    """A string as the function of a path that it stands for; any other as it is."""
+    return (lambda path: f"/{where}/" in f"/{path}/") if isinstance(where, str) else where
 
 
 def _path_string(path: tuple) -> str:

@@ -1,11 +1,23 @@
 """One file, one paper."""
 
+from jaxmeta.algorithms.baselines import fine_tune, simple_shot
 from jaxmeta.algorithms.beliefs import mlp_encoder
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
-from jaxmeta.algorithms.maml import anil, fomaml, imaml, maml, maml_plus_plus, meta_sgd, multi_step_weights, reptile
+from jaxmeta.algorithms.maml import (
+    anil,
+    boil,
+    fomaml,
+    imaml,
+    maml,
+    maml_plus_plus,
+    meta_sgd,
+    multi_step_weights,
+    reptile,
+)
 from jaxmeta.algorithms.maml_rl import Surrogate, e_maml, maml_rl, promp
 from jaxmeta.algorithms.pearl import MetaTest, Replay, Visits, pearl, sac
+from jaxmeta.algorithms.proto_maml import proto_maml
 from jaxmeta.algorithms.rl2 import rl2
 from jaxmeta.algorithms.sac import SoftActorCritic, mlp_actor_critic
 
@@ -16,8 +28,10 @@ __all__ = [
     "Surrogate",
     "Visits",
     "anil",
+    "boil",
     "cavia",
     "e_maml",
+    "fine_tune",
     "fomaml",
     "imaml",
     "maml",
@@ -29,9 +43,11 @@ __all__ = [
     "multi_step_weights",
     "pearl",
     "promp",
+    "proto_maml",
     "protonet",
     "reptile",
     "ridge",
     "rl2",
     "sac",
+    "simple_shot",
 ]

@@ -66,7 +66,7 @@ class LinearHead(NamedTuple):
         return mask_logits(z @ self.weights, self.num_ways)
 
 
-class _Shots(NamedTuple):
+class Shots(NamedTuple):
     """What a head is made of: features z [B, D] and one-hot labels [B, N], both 0 where an example does not count.
 
     weight:   [B], of the examples; None where all count alike
@@ -75,15 +75,27 @@ class _Shots(NamedTuple):
 
     z: jax.Array
     one_hot: jax.Array
-    weight: jax.Array | None
-    num_ways: jax.Array | None
+    weight: jax.Array | None = None
+    num_ways: jax.Array | None = None
+
+
+class AffineHead(NamedTuple):
+    """z -> z W + b, with `weights` W [D, N] and `bias` b [N]; −inf from class `num_ways` on, unless it is None."""
+
+    weights: jax.Array
+    bias: jax.Array
+    num_ways: jax.Array | None = None
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """[B, D] -> logits [B, N]."""
+        return mask_logits(z @ self.weights + self.bias[None], self.num_ways)
 
 
 class Adapted(NamedTuple):
     """What `adapt` returns: the embedding's parameters, as they were or as `condition_fn` has them, and the head."""
 
     params: Params
-    head: Prototypes | LinearHead
+    head: Any
 
 
 def protonet(
@@ -134,7 +146,7 @@ def protonet(
     >>> head.means.tolist(), head(params * jnp.array([[3.0]])).tolist()
     ([[1.0], [9.0]], [[-4.0, -36.0]])
     """
-    return _closed_form(
+    return closed_form(
         _no_hyper,
         _prototypes,
         init_fn=init_fn,
@@ -153,8 +165,17 @@ def _no_hyper(params: Params) -> PyTree:
     return ()
 
 
-def _prototypes(hyper: PyTree, shots: _Shots) -> Prototypes:
-    """c_n, of a class of the task; 0 of the others."""
+def _prototypes(hyper: PyTree, shots: Shots) -> Prototypes:
+    return prototypes(shots)
+
+
+def prototypes(shots: Shots) -> Prototypes:
+    """c_n, of a class of the task; 0 of the others.
+
+    >>> z, one_hot = jnp.array([[0.0], [2.0], [9.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> prototypes(Shots(z, one_hot)).means.tolist()
+    [[1.0], [9.0]]
+    """
     z, one_hot, weight, num_ways = shots
     if weight is not None:
         one_hot = one_hot * weight.astype(one_hot.dtype)[:, None]
@@ -218,7 +239,7 @@ def ridge(
     """
     check_number("regularization", regularization, minimum=1e-12)
     check_number("scale", scale, minimum=1e-12)
-    return _closed_form(
+    return closed_form(
         partial(_ridge_hyper, regularization, scale),
         _ridge_head,
         init_fn=init_fn,
@@ -240,7 +261,7 @@ def _ridge_hyper(regularization: float, scale: float, params: Params) -> PyTree:
     return {"log_lambda": log(regularization), "log_scale": log(scale)}
 
 
-def _ridge_head(hyper: PyTree, shots: _Shots) -> LinearHead:
+def _ridge_head(hyper: PyTree, shots: Shots) -> LinearHead:
     """α W, by rows that are scaled by the roots of their weights."""
     z, one_hot, weight, num_ways = shots
     if weight is not None:
@@ -279,7 +300,7 @@ class _ClosedForm(NamedTuple):
     """The choices of a learner, checked, for the functions below; `embed_fn` is (params, x, key, weight) -> z, and
 
     init_hyper: (params) -> η
-    head_of:    (η, _Shots) -> head, a function z -> logits
+    head_of:    (η, Shots) -> head, a function z -> logits
     """
 
     init_hyper: Callable
@@ -295,9 +316,9 @@ class _ClosedForm(NamedTuple):
     microbatch: int | None
 
 
-def _closed_form(
+def closed_form(
     init_hyper: Callable[[Params], PyTree],
-    head_of: Callable[[PyTree, _Shots], Any],
+    head_of: Callable[[PyTree, Shots], Any],
     *,
     init_fn: InitFn,
     embed_fn: EmbedFn,
@@ -309,7 +330,13 @@ def _closed_form(
     optimizer: optax.GradientTransformation | None,
     microbatch: int | None,
 ) -> MetaLearner:
-    """The learner that all heads share."""
+    """The learner that all heads share.
+
+    Args:
+      init_hyper: (params) -> η.
+      head_of: (η, Shots) -> head, a function z -> logits.
+      init_fn: as in `protonet`, and so are the others.
+    """
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_ways", num_ways, minimum=1)
@@ -322,7 +349,7 @@ def _closed_form(
         init_hyper=init_hyper,
         head_of=head_of,
         init_fn=check_init_fn(init_fn),
-        embed_fn=partial(_embed, embed_fn, stochastic),
+        embed_fn=partial(embed, embed_fn, stochastic),
         num_ways=num_ways,
         num_eval_ways=num_ways if num_eval_ways is None else num_eval_ways,
         condition_fn=condition_fn,
@@ -346,7 +373,7 @@ def _init(spec: _ClosedForm, key: jax.Array) -> MetaState:
     return initial_state(spec.optimizer, MetaParams(params, spec.init_hyper(params), constants))
 
 
-def _embed(
+def embed(
     embed_fn: EmbedFn, stochastic: bool, params: Params, x: jax.Array, key: jax.Array | None, weight: jax.Array | None
 ) -> jax.Array:
     """z = f_θ(x), [B, D]."""
@@ -360,16 +387,19 @@ def _fit(
     spec: _ClosedForm, meta_params: MetaParams, support: Batch, most_ways: int, key: jax.Array | None = None
 ) -> Adapted:
     """head_i = h(f_θ(support_i); η)."""
-    x, labels, weight, num_ways = examples_of("support", support)
     params = unfreeze(meta_params.params, meta_params.constants)
     if spec.condition_fn is not None:
         params = spec.condition_fn(params, support)
-    z, labels = spec.embed_fn(params, x, key, weight), jnp.asarray(labels)
+    return Adapted(params, spec.head_of(meta_params.hyper, embedded(spec.embed_fn, params, support, most_ways, key)))
+
+
+def embedded(embed_fn: Callable, params: Params, support: Batch, most_ways: int, key: jax.Array | None = None) -> Shots:
+    """What a head of `most_ways` classes is made of, by an `embed_fn` (params, x, key, weight) -> z."""
+    x, labels, weight, num_ways = examples_of("support", support)
+    z, labels = embed_fn(params, x, key, weight), jnp.asarray(labels)
     _check_shots(labels, z, most_ways)
     rows = one_hot(labels, most_ways, z.dtype, weight, num_ways)
-    if weight is not None:
-        z = jnp.where(weight[:, None] > 0, z, 0)
-    return Adapted(params, spec.head_of(meta_params.hyper, _Shots(z, rows, weight, num_ways)))
+    return Shots(z if weight is None else jnp.where(weight[:, None] != 0, z, 0), rows, weight, num_ways)
 
 
 def _judge(

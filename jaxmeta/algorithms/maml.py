@@ -12,10 +12,12 @@ L' is L unless there is an `outer_loss_fn`.
 | truncated MAML      | `maml(..., meta_gradient=truncated(n))`                                                |
 | Meta-SGD            | `meta_sgd(...)`: `inner_optimizer=adapt.meta_sgd(α)`                                   |
 | ANIL                | `anil(...)`: `inner_optimizer=adapt_only(sgd(α), "head")`                              |
+| BOIL                | `boil(...)`: the same with all but the head                                            |
 | MAML++              | `maml_plus_plus(...)`: rates per layer and step, the loss after each step, annealed    |
 | iMAML               | `imaml(...)`: `meta_gradient=adapt.implicit()`, a proximal inner loop                  |
 | ES-MAML             | `maml(..., meta_gradient=adapt.evolution_strategy())`                                  |
 | Reptile             | `reptile(...)`: `meta_gradient=adapt.reptile()`, minibatches inside, SGD outside       |
+| Proto-MAML          | `proto_maml(...)`: a `start_fn`, which makes the head from prototypes                  |
 """
 
 from collections.abc import Callable
@@ -28,7 +30,7 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.adapt.select import Where, freeze, unfreeze
+from jaxmeta.adapt.select import Where, complement, freeze, select, unfreeze
 from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
@@ -69,6 +71,7 @@ def maml(
     num_inner_steps: int = 1,
     num_eval_steps: int | None = None,
     batch_size: int | None = None,
+    start_fn: Callable[[Params, Batch], Params] | None = None,
     condition_fn: Callable[[Params, Batch], Params] | None = None,
     stochastic: bool = False,
     frozen: Where | None = None,
@@ -95,6 +98,11 @@ def maml(
       num_eval_steps: inner steps of `adapt` and `evaluate`; `num_inner_steps` if None.
       batch_size: examples of a minibatch that each inner step draws from the support set without replacement, among
         those that count where some are padding; the whole set if None.
+      start_fn: (params, support) -> params, where the inner loop of a task starts, by what its whole support set says,
+        such as with a head made of prototypes (`proto_maml`); from θ itself if None. It returns the same structure; a
+        leaf may have another shape, and then that of θ only keeps its place. Frozen leaves stay as they are. The
+        meta-gradient goes through it, whatever the strategy: with θ_0 = s(θ) that of `adapt.first_order` is
+        ∇L'(θ'_i) ∂s/∂θ, that of `adapt.reptile` is (θ_0 − θ'_i) ∂s/∂θ; a `proximal` term draws back to θ_0.
       condition_fn: (params, support) -> params, what else the support set says of a task once it is adapted to, such as
         `nn.support_statistics`; nothing if None. With it the query set is judged, before and after each step, and
         `adapt` returns what it returns. It is differentiated through, and has no part in the inner loop.
@@ -131,8 +139,9 @@ def maml(
         if count is not None:
             check_integer(name, count, minimum=1)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
-    if condition_fn is not None:
-        check_callable("condition_fn", condition_fn, "(params, support) -> params")
+    for name, of_support in (("start_fn", start_fn), ("condition_fn", condition_fn)):
+        if of_support is not None:
+            check_callable(name, of_support, "(params, support) -> params")
     if loss_weights is not None:
         check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_inner_steps]")
     inner_loss_fn = judge_fn = check_loss_fn("loss_fn", loss_fn, stochastic)
@@ -146,6 +155,7 @@ def maml(
         num_inner_steps=num_inner_steps,
         num_eval_steps=num_inner_steps if num_eval_steps is None else num_eval_steps,
         batch_size=batch_size,
+        start_fn=start_fn,
         condition_fn=condition_fn,
         stochastic=stochastic,
         frozen=frozen,
@@ -176,6 +186,7 @@ class _Maml(NamedTuple):
     num_inner_steps: int
     num_eval_steps: int
     batch_size: int | None
+    start_fn: Callable | None
     condition_fn: Callable | None
     stochastic: bool
     frozen: Where | None
@@ -203,6 +214,30 @@ def _init(spec: _Maml, key: jax.Array) -> MetaState:
     """θ, and the inner optimizer's η."""
     params, constants = freeze(spec.init_fn(key), spec.frozen)
     return initial_state(spec.optimizer, MetaParams(params, spec.inner_optimizer.init(params), constants))
+
+
+def _started(spec: _Maml, meta_params: MetaParams, given: _Given) -> MetaParams:
+    """`meta_params` with θ_0, where the task's inner loop starts, in the place of θ."""
+    if spec.start_fn is None:
+        return meta_params
+    whole = unfreeze(meta_params.params, given.constants)
+    start = spec.start_fn(whole, given.task.support)
+    wanted, got = (str(jax.tree.structure(params)) for params in (whole, start))
+    if wanted != got:
+        raise ValueError(
+            f"start_fn must return parameters of the structure of those it is given, {wanted}, got {got}: only the "
+            "shapes of leaves may be others"
+        )
+    is_none = lambda leaf: leaf is None
+    learned_part = jax.tree.map(lambda p, s: None if p is None else s, meta_params.params, start, is_leaf=is_none)
+    started = meta_params._replace(params=learned_part)
+    first = spec.inner_optimizer.params(started, spec.inner_optimizer.start(started).fast)
+    if jax.tree.map(jnp.shape, first) != jax.tree.map(jnp.shape, learned_part):
+        raise ValueError(
+            "inner_optimizer must start from what start_fn returns, got one that puts other shapes in its place, as "
+            "adapt.per_step does where it has values of its own for leaves that start_fn makes"
+        )
+    return started
 
 
 def _unroll(
@@ -236,8 +271,9 @@ def _inner(
 ) -> tuple[adapt.Adapted, InnerState]:
     """θ'_i, with the query losses on the way to it where they are weighed."""
     on_the_way = None if given.weights is None else lambda params, drawn: _judge(spec, params, given)[0]
-    state, trace = _unroll(spec, meta_params, keys, given, observe=on_the_way, **how)
-    return adapt.Adapted(spec.inner_optimizer.params(meta_params, state.fast), trace.observed), state
+    start = _started(spec, meta_params, given)
+    state, trace = _unroll(spec, start, keys, given, observe=on_the_way, **how)
+    return adapt.Adapted(spec.inner_optimizer.params(start, state.fast), trace.observed), state
 
 
 def _outer(spec: _Maml, adapted: adapt.Adapted, given: _Given) -> tuple[jax.Array, Metrics]:
@@ -270,7 +306,8 @@ def _update(
 def _adapt(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
     check_meta_params(meta_params)
     check_task(task)
-    given, start = _Given(task, meta_params.constants), learned(meta_params)
+    given = _Given(task, meta_params.constants)
+    start = _started(spec, learned(meta_params), given)
     state, _ = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given)
     return _model(spec, spec.inner_optimizer.params(start, state.fast), given)
 
@@ -279,7 +316,8 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
     """What the outer loss reports after 0 .. K steps."""
     check_meta_params(meta_params)
     check_query(task)
-    given, start = _Given(task, meta_params.constants), learned(meta_params)
+    given = _Given(task, meta_params.constants)
+    start = _started(spec, learned(meta_params), given)
     judge = lambda params, drawn=None: _metrics(*_judge(spec, params, given))
     state, trace = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given, observe=judge)
     last = judge(spec.inner_optimizer.params(start, state.fast))
@@ -291,7 +329,8 @@ def _check(spec: _Maml, meta_params: MetaParams, task: Task, is_test: bool) -> N
     check_query(task)
 
     def losses(key: jax.Array, meta_params: MetaParams) -> list[jax.Array]:
-        given, start = _Given(task, meta_params.constants, None if is_test else key), learned(meta_params)
+        given = _Given(task, meta_params.constants, None if is_test else key)
+        start = _started(spec, learned(meta_params), given)
         params = spec.inner_optimizer.params(start, spec.inner_optimizer.start(start).fast)
         return [spec.loss_fn(unfreeze(params, given.constants), task.support, key)[0], _judge(spec, params, given)[0]]
 
@@ -330,7 +369,7 @@ def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
         counts = jnp.asarray(batch.weight) > 0
         lots = jnp.where(counts, lots[jnp.cumsum(counts) - 1], -1)
     _, chosen = jax.lax.top_k(lots, batch_size)
-    drawn = jax.tree.map(lambda x: x[chosen], rows)
+    drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], rows)
     return batch._replace(x=drawn[0], y=drawn[1], weight=drawn[2]) if isinstance(batch, Examples) else drawn
 
 
@@ -340,6 +379,7 @@ class OfMaml(TypedDict, total=False):
     outer_loss_fn: LossFn | None
     num_eval_steps: int | None
     batch_size: int | None
+    start_fn: Callable[[Params, Batch], Params] | None
     condition_fn: Callable[[Params, Batch], Params] | None
     stochastic: bool
     frozen: Where | None
@@ -429,6 +469,46 @@ def anil(
     >>> learner = anil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["head"] ** 2, {}))
     """
     inner_optimizer = adapt.adapt_only(adapt.sgd(learning_rate), head)
+    return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
+
+
+@names_options_of(maml)
+def boil(
+    init_fn: InitFn,
+    loss_fn: LossFn,
+    *,
+    head: Where = "head",
+    learning_rate: float = 0.01,
+    meta_gradient: adapt.MetaGradient | None = None,
+    **options: Unpack[Options],
+) -> MetaLearner:
+    """BOIL, body only in the inner loop: `maml` in which all but the `head` adapts. The opposite of `anil`.
+
+    The head is meta-learned and the same for all tasks, so that a task can only be learned by changing its features.
+
+    Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning" (2021),
+    https://arxiv.org/abs/2008.08882
+
+    Args:
+      init_fn: as in `maml`.
+      loss_fn: as in `maml`.
+      head: which parameters do not adapt, in the form of `where` of `adapt.adapt_only`: by default those named "head",
+        the last layer of the networks in `jaxmeta.nn`.
+      learning_rate: α ≥ 0 of the body's gradient descent.
+      meta_gradient: as in `maml`.
+
+    Raises:
+      ValueError: as `maml` and `adapt.adapt_only`.
+
+    >>> learner = boil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["body"] ** 2, {}))
+    """
+    body_only = adapt.adapt_only(adapt.sgd(learning_rate), complement(head))
+
+    def init(params: Params) -> PyTree:
+        select(params, head, "head")  # what chooses nothing would leave everything to adapt
+        return body_only.init(params)
+
+    inner_optimizer = body_only._replace(init=init)
     return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 
 

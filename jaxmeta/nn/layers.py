@@ -165,7 +165,7 @@ def _covariance(centred: jax.Array, weight: jax.Array | None) -> jax.Array:
     if weight is None:
         return rows.T @ rows / rows.shape[0]
     each = along_first(weight.astype(centred.dtype), centred)
-    counted = jnp.where(each > 0, centred, 0)
+    counted = jnp.where(each != 0, centred, 0)
     total = jnp.sum(weight) * (len(rows) // len(weight))
     return ((counted * each).reshape(rows.shape).T @ counted.reshape(rows.shape) / total).astype(centred.dtype)
 

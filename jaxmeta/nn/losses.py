@@ -144,7 +144,7 @@ def one_hot(
     labels = _wide(labels)
     rows = jax.nn.one_hot(labels, num_classes, dtype=dtype)
     rows = jnp.where(_is_class(labels, num_classes, num_ways)[..., None], rows, jnp.nan)
-    return rows if weight is None else jnp.where(weight[..., None] > 0, rows, 0)
+    return rows if weight is None else jnp.where(weight[..., None] != 0, rows, 0)
 
 
 def _wide(labels: jax.Array) -> jax.Array:
@@ -162,7 +162,7 @@ def _counted(logits: jax.Array, labels: jax.Array, weight: jax.Array | None) -> 
     """Both, with zeros where an example does not count."""
     if weight is None:
         return logits, labels
-    counts = along_first(weight > 0, labels)
+    counts = along_first(weight != 0, labels)
     return jnp.where(counts[..., None], logits, 0), jnp.where(counts, labels, 0)
 
 
@@ -195,5 +195,5 @@ def _squared_errors(
         )
     errors = prediction - y
     if weight is not None:
-        errors = jnp.where(along_first(weight > 0, errors), errors, 0)
+        errors = jnp.where(along_first(weight != 0, errors), errors, 0)
     return jnp.square(errors), weight

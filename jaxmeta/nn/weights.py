@@ -47,10 +47,10 @@ def weighted_mean(
     if weight is None:
         return jnp.mean(values, axis, keepdims=keepdims)
     weight = checked_weight("weight", weight, len(values) if values.ndim else 0)
-    values = values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(float)
+    values = values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(jnp.float32)
     dtype = jnp.promote_types(values.dtype, jnp.float32)  # sums of few bits are as wide inside of jnp.mean
     each = along_first(weight.astype(dtype), values)
-    total = jnp.sum(jnp.where(each > 0, values, 0) * each, axis, keepdims=keepdims)
+    total = jnp.sum(jnp.where(each != 0, values, 0) * each, axis, keepdims=keepdims)
     entries = values.size // max(1, total.size * len(values))
     return (total / (jnp.sum(each) * entries)).astype(values.dtype)
 
@@ -86,13 +86,13 @@ def along_first(vector: jax.Array, x: jax.Array) -> jax.Array:
 def checked_weight(name: str, weight: Any, num_examples: int) -> Any:
     """Weights as floating numbers, of numpy where they are known, so that they stay so in what traces them.
 
-    A negative one that is only traced is NaN, and so is what comes of it.
+    Where they are only traced, and one is negative or all are 0, all are NaN, and so is what comes of them.
     """
     check_weight(name, weight, num_examples)
     is_known = not isinstance(weight, jax.core.Tracer)
     weight = np.asarray(weight) if is_known else weight
     weight = weight if jnp.issubdtype(weight.dtype, jnp.floating) else weight.astype(jnp.float32)
-    return weight if is_known else jnp.where(weight >= 0, weight, jnp.nan)
+    return weight if is_known else jnp.where(jnp.all(weight >= 0) & jnp.any(weight > 0), weight, jnp.nan)
 
 
 def examples_of(name: str, batch: Batch) -> Examples:
@@ -115,7 +115,7 @@ def apply_weighted(apply_fn: Callable, params: Params, x: Any, *key: Any, weight
     """
     if weight is None:
         return apply_fn(params, x, *key, **options)
-    counts = weight > 0
+    counts = weight != 0
     first = jnp.argmax(counts)
 
     def counted(leaf: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxmeta.checks import check_integer
 from jaxmeta.plotting.frame import check_array, check_length, legend_below, panels, square, title_above
 from jaxmeta.plotting.looks import RIGHT, SHOTS, STEPS, TRUTH, WRONG
+from jaxmeta.types import Examples
 from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def _checked_ways(points: Any, mask: Any, goals: Any) -> tuple[np.ndarray, np.nd
 
 
 def episode(
-    support: tuple[np.ndarray, np.ndarray],
-    query: tuple[np.ndarray, np.ndarray],
+    support: tuple[np.ndarray, np.ndarray] | Examples,
+    query: tuple[np.ndarray, np.ndarray] | Examples,
     predictions: np.ndarray,
     title: str | None = None,
     max_queries: int = 10,
@@ -161,7 +162,8 @@ def episode(
 
     Args:
       support: images `[B, H, W]`, `[B, H, W, 1]` or in colours `[B, H, W, 3]`, and labels `[B]`. Of one channel, what
-        is higher is darker, as ink is; colours are numbers within [0, 1], or integers up to 255.
+        is higher is darker, as ink is; colours are numbers within [0, 1], or integers up to 255. Of `Examples` those
+        of weight 0 are left out.
       query: the same.
       predictions: the predicted label of each query.
       title: the picture's title; none if None.
@@ -176,13 +178,14 @@ def episode(
     """
     from jaxmeta.plotting.picture import Picture
 
-    shown, labels = _checked_images("support", support)
-    asked, answers = _checked_images("query", query)
+    shown, labels, are_shots = _checked_images("support", support)
+    asked, answers, are_queries = _checked_images("query", query)
     predictions = check_array("predictions", predictions, "[B]")
     check_length("predictions", predictions, len(answers), "query")
     check_integer("max_queries", max_queries, minimum=0)
-    classes = np.unique(labels)
-    rows = [(np.flatnonzero(labels == c), np.flatnonzero(answers == c)[:max_queries]) for c in classes]
+    classes = np.unique(labels[are_shots])
+    of_class = lambda c: (np.flatnonzero(are_shots & (labels == c)), np.flatnonzero(are_queries & (answers == c)))
+    rows = [(shots, queries[:max_queries]) for shots, queries in map(of_class, classes)]
     columns = max(len(shots) + len(queries) for shots, queries in rows)
     figure = Picture(figsize=(0.75 * columns + 0.6, 0.8 * len(classes) + 0.7), layout="constrained", dpi=150)
     for row, (shots, queries) in enumerate(rows):
@@ -200,7 +203,10 @@ def episode(
     return figure
 
 
-def _checked_images(name: str, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+def _checked_images(name: str, batch: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, labels, and which of them count."""
+    weight = batch.weight if isinstance(batch, Examples) else None
+    batch = batch[:2] if isinstance(batch, Examples) else batch
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"{name} must be (images, labels), got {short(batch)}")
     images, labels = np.asarray(batch[0]), np.asarray(batch[1])
@@ -213,7 +219,7 @@ def _checked_images(name: str, batch: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels of {name} must have the shape [{len(images)}], one for each, got {short(labels)}")
-    return images, labels
+    return images, labels, np.ones(len(labels), bool) if weight is None else np.asarray(weight) > 0
 
 
 def _frame(axes: "Axes", color: str) -> None:

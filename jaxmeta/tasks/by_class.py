@@ -83,6 +83,14 @@ def take(data: Array | Ragged, classes: jax.Array, examples: jax.Array) -> jax.A
     return data[classes, examples]
 
 
+def place(data: Array | Ragged, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The class of the examples with these numbers, counted through all classes, and their places in it."""
+    if isinstance(data, Ragged):
+        classes = jnp.searchsorted(data.starts, numbers, side="right").astype(jnp.int32) - 1
+        return classes, numbers - data.starts[classes]
+    return numbers // data.shape[1], numbers % data.shape[1]
+
+
 def check_enough(by_class: ByClass, num_shots: int, num_queries: int) -> None:
     """No class has fewer than `num_shots + num_queries` examples; those that do are named."""
     names, counts = by_class.names, by_class.counts

@@ -67,7 +67,7 @@ def mixture(sources: Mapping[str, TaskDistribution], *, weights: Mapping[str, fl
         source_key, *keys = jax.random.split(key, 1 + len(chances))
         source = jax.random.choice(source_key, len(chances), p=jnp.asarray(chances, jnp.float32))
         drawn = [draw(number, key, data) for number, key in enumerate(keys)]
-        # Of a switch that is vectorised each task would have its own copy of the data of all sources.
+        # A switch would do the same where tasks are vectorised, and leave it to XLA not to copy all data for each.
         return jax.tree.map(lambda *leaves: jax.lax.select_n(source, *leaves), *drawn)
 
     def sample_source(key: jax.Array, data: tuple[jax.Array, dict[str, PyTree]]) -> PyTree:

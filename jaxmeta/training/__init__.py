@@ -10,9 +10,11 @@ A run, and how to go on with it:
 """
 
 from jaxmeta.training.checkpoint import restore_state, save_state
-from jaxmeta.training.evaluate import Report, evaluate
+from jaxmeta.training.evaluate import evaluate
 from jaxmeta.training.fit import fit
 from jaxmeta.training.history import History
+from jaxmeta.training.ranks import Ranks, mean_ranks
+from jaxmeta.training.report import Report
 from jaxmeta.training.validation import Validation
 
-__all__ = ["History", "Report", "Validation", "evaluate", "fit", "restore_state", "save_state"]
+__all__ = ["History", "Ranks", "Report", "Validation", "evaluate", "fit", "mean_ranks", "restore_state", "save_state"]

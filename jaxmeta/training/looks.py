@@ -31,6 +31,8 @@ def look_at_tasks(
         draws with `np.random`; the learner finds something wrong about a task.
     """
     check_distribution(name, tasks)
+    for source, of in (tasks.sources or {}).items():
+        look_at_tasks(f"{name}.sources[{source!r}]", of, learner, meta_params, is_test=is_test)
     check_sample = check_pure if tasks.size == 1 else partial(check_uses_key, remedy=_CONSTANT)
     check_sample(f"{name}.sample", tasks.sample, a_key(), tasks.data)
     if tasks.at is not None:
@@ -38,7 +40,7 @@ def look_at_tasks(
         if tasks.size != 1 and not used_inputs(jaxpr)[0]:
             raise ValueError(f"{name}.at must depend on the index, or all {tasks.size} tasks are one: say size=1 then")
     shapes = jax.eval_shape(tasks.sample, a_key(), tasks.data)
-    check = getattr(learner, "check", None)
+    check = getattr(learner, "check", None) if tasks.sources is None else None
     if check is not None and isinstance(shapes, Task) and _holds_integers(shapes):
         check(meta_params, _draw(*replicated((jax.random.key(0), tasks.data)), sample=tasks.sample), is_test)
 

@@ -28,7 +28,8 @@ class Validation:
     """
 
     tasks: TaskDistribution
-    """p(T) at validation: neither those that are trained on nor those of the test."""
+    """p(T) at validation: neither those that are trained on nor those of the test. Of several sources, as those of
+    `tasks.mixture`, it is the average over them that counts."""
     metric: str
     """What is judged by, a metric of `learner.evaluate`: its mean after the last unit of adaptation."""
     best: Literal["highest", "lowest"]
@@ -38,7 +39,7 @@ class Validation:
     patience: int | None = None
     """Validations in a row without a better one after which the run ends; never if None."""
     num_tasks: int | None = None
-    """Tasks of a validation; 600, or all of a finite distribution, if None."""
+    """Tasks of a validation, of each source; 600, or all of a finite distribution, if None."""
     batch_size: int = 100
     """Tasks evaluated at a time."""
     seed: int = 0
@@ -77,10 +78,10 @@ class Validator:
     def __call__(self, state: MetaState) -> dict[str, np.ndarray]:
         """Judges a state; the metrics found, {"validation/name": scalar}."""
         asked = self.validation
-        num_tasks = num_test_tasks(asked.tasks, asked.num_tasks)
         key = jax.random.key(asked.seed)
-        samples = judge(key, self.learner, asked.tasks, state.meta_params, num_tasks, asked.batch_size)
-        found = {name: float(np.mean(np.float64(values[:, -1]))) for name, values in samples.items()}
+        report = judge(key, self.learner, asked.tasks, state.meta_params, asked.num_tasks, asked.batch_size)
+        means = {name: summary["mean"][-1] for name, summary in report.metrics.items()}
+        found = {name: math.nan if mean is None else mean for name, mean in means.items()}
         for name, value in {"step": int(state.step), **found}.items():
             self.curve.setdefault(name, []).append(value)
         value = found[asked.metric]

@@ -113,6 +113,7 @@ def test_the_sizes_are_those_of_the_official_files():
 def test_images_are_grouped_by_class_from_an_archive_and_from_its_folder(little):
     images = load_cifar100(little)
     assert same(images) and images["whale"].dtype == np.uint8 and images["whale"].flags.writeable
+    assert repr(images) == "Images(100 classes of 5 images, 500 in all, 32 x 32 RGB)"
     assert len({id(of_class.base) for of_class in images.values()}) == 1  # views of one array
     (little / "cifar-100-binary.tar.gz").unlink()
     (little / "cifar-100-binary").mkdir()
@@ -130,13 +131,16 @@ def test_labels_may_be_called_maple_or_maple_tree(little):
 @pytest.mark.parametrize(("reader", "name"), [(cifar_fs, "cifar_fs"), (fc100, "fc100")])
 def test_tasks_are_of_the_published_classes(little, reader, name):
     for split in ("train", "validation", "test"):
-        tasks = reader(split, data_dir=little, num_ways=7, num_shots=2, num_queries=3)
+        augment = (lambda key, image: 255 - image) if split == "test" else None
+        tasks = reader(split, data_dir=little, num_ways=7, num_shots=2, num_queries=3, augment=augment)
         (x, y), (query_x, _), classes = tasks.sample(jax.random.key(0), tasks.data)
         assert x.shape == (14, 32, 32, 3) and query_x.shape == (21, 32, 32, 3) and x.dtype == np.uint8
         for way, chosen in enumerate(classes):
             of_class = expected()[splits.classes(name, split)[chosen]]
             drawn = np.concatenate([x[np.asarray(y) == way], query_x[3 * way : 3 * way + 3]])
-            assert {image.tobytes() for image in drawn} == {image.tobytes() for image in of_class}  # all five of it
+            assert {image.tobytes() for image in (255 - drawn if augment else drawn)} == {
+                image.tobytes() for image in of_class
+            }  # all five of it
 
 
 # Hostile and broken archives
@@ -324,3 +328,20 @@ def test_a_wrong_argument_is_named_before_anything_is_read(reader, name, monkeyp
     for value in (0, None, "val"):
         with pytest.raises(ValueError, match=f"^{name} must be .*{re.escape(repr(value))}"):
             reader(**{"split": "train", name: value})
+
+
+@pytest.mark.slow
+def test_an_archive_of_the_full_size(tmp_path):
+    """Black but for the last pixel, which is the label: 184 MB that are quickly packed."""
+    files = dict(FILES)
+    for name, examples in OFFICIAL.items():
+        content = np.zeros((100 * examples, 3074), np.uint8)
+        content[:, 1] = content[:, -1] = np.tile(np.arange(100), examples)
+        files[name] = content.tobytes()
+    (tmp_path / "cifar-100-binary.tar.gz").write_bytes(tar_gz(files.items()))
+    tasks = cifar_fs("test", data_dir=tmp_path, num_ways=20, num_shots=1, num_queries=599)
+    (x, _), _, classes = tasks.sample(jax.random.key(0), tasks.data)
+    names = np.array(NAMES)[np.asarray(x[:, -1, -1, 2])]
+    assert names.tolist() == [splits.classes("cifar_fs", "test")[chosen] for chosen in classes]
+    with pytest.raises(ValueError, match=r"num_shots \+ num_queries must be at most .* \(600\)"):
+        cifar_fs("test", data_dir=tmp_path, num_shots=1, num_queries=600)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta.tasks.draws import draw, draw_of_any, swapped
@@ -23,6 +23,7 @@ def test_every_ordered_choice_comes_from_as_many_draws_of_places(num, total):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 60))
+@settings(deadline=None)
 def test_swapped_is_the_shuffle_of_fisher_and_yates(seed, num, more):
     rng, num = np.random.default_rng(seed), min(num, 40)
     total = num + more

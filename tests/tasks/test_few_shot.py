@@ -263,7 +263,7 @@ def test_views_of_one_array_and_what_is_sorted_are_not_copied(monkeypatch):
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=5, unique=True), st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_labels_of_any_value_and_order(labels, data):
     counts = data.draw(st.lists(st.integers(1, 6), min_size=len(labels), max_size=len(labels)))
     y = np.array(data.draw(st.permutations(np.repeat(labels, counts).tolist())))
