@@ -353,7 +353,18 @@ def draw_shapes(root, num_classes=30, seed=0):
             write(root / f"class{c:02}" / f"{i}.png", image)
 
 
-BRIEFLY = ("--size", "16", "--num-filters", "8", "--num-eval-tasks", "40", "--num-eval-steps", "1")
+BRIEFLY = (
+    "--size",
+    "16",
+    "--num-filters",
+    "8",
+    "--num-eval-tasks",
+    "40",
+    "--num-eval-steps",
+    "1",
+    "--num-outer-steps",
+    "60",
+)
 
 
 def test_the_recipe_learns_and_says_what_it_read(tmp_path, capsys, monkeypatch):
@@ -365,7 +376,7 @@ def test_the_recipe_learns_and_says_what_it_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "shapes" / "class00" / "broken.png").write_bytes(b"?")
     folder, run = str(tmp_path / "shapes"), tmp_path / "run"
     with pytest.warns(UserWarning, match="class00/broken.png"):
-        assert main(["train", "maml-folder", "--data-dir", folder, "--out", str(run), *BRIEFLY, "--num-outer-steps", "60"]) == 0
+        assert main(["train", "maml-folder", "--data-dir", folder, "--out", str(run), *BRIEFLY]) == 0
     said = capsys.readouterr().out
     assert "30 classes of 8 to " in said and "16 x 16 RGB, 1 broken and left out; 19 classes to train, 5 left" in said
     accuracy = json.loads((run / "result.json").read_text())["metrics"]["accuracy"]["mean"]
