@@ -234,7 +234,7 @@ def _closed_form() -> ClosedFormOmniglot:
 
 
 _maml_glyphs = GradientGlyphs(
-    num_outer_steps=3000,
+    num_outer_steps=2000,
     num_tasks=4,
     num_shots=1,
     num_queries=5,
@@ -292,16 +292,16 @@ IMAGES: dict[str, Recipe] = {
     ),
     "maml-glyphs": Recipe(
         lambda: _maml_glyphs,
-        "MAML on glyphs, rendered and not downloaded (a benchmark of its own), 5-way 1-shot",
+        "MAML on glyphs (not Omniglot; no download), 5-way 1-shot",
         MAML,
-        "TODO",
+        "accuracy .65, on held-out scripts .60 (nearest centroid in pixels: .35, .32)",
         3,
     ),
     "protonet-glyphs": Recipe(
         lambda: _protonet_glyphs,
-        "prototypical networks on glyphs, rendered and not downloaded, 5-way 1-shot",
+        "prototypical networks on glyphs (not Omniglot; no download), 5-way 1-shot",
         "Snell et al. 2017, https://arxiv.org/abs/1703.05175",
-        "TODO",
+        "accuracy .85, on held-out scripts .80 (nearest centroid in pixels: .35, .32)",
         2,
     ),
     "protonet-omniglot": Recipe(
