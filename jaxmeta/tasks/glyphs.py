@@ -32,6 +32,7 @@ from jaxmeta.checks import check_choice, check_integer
 from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, read_cached, write_cached
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.images import Images
 from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 from jaxmeta.words import short
@@ -132,7 +133,7 @@ def glyphs(
     )
 
 
-def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> Images:
     """All classes by the Unicode name of their character, in the order of code points, each 20 drawings.
 
     Every face of a character is drawn equally often, up to one, and no two drawings of the set are the same. They
@@ -146,7 +147,8 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
         user's cache folder. If it cannot be written, a warning says so.
 
     Returns:
-      {name: uint8 [20, 28, 28]}, views of one array. Ink is 255, paper 0.
+      `Images`, {name: uint8 [20, 28, 28]}, views of one array. Ink is 255, so that networks divide by 255 and ink is 1;
+      paper is 0.
 
     Raises:
       ValueError: `cache_dir` is no path.
@@ -167,7 +169,7 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
         num = len(content) // (_CODE.itemsize + _DRAWINGS * _SIZE**2)
         codes = content[: num * _CODE.itemsize].view(_CODE)
         images = content[num * _CODE.itemsize :].reshape(num, _DRAWINGS, _SIZE, _SIZE)
-    return {unicodedata.name(chr(code)): drawings for code, drawings in zip(codes, images, strict=True)}
+    return Images({unicodedata.name(chr(code)): own for code, own in zip(codes, images, strict=True)})
 
 
 # Scripts and splits
