@@ -44,6 +44,7 @@ SHOWN = {
     "imaml-omniglot": Shown({"accuracy": (10,)}),
     "protonet-omniglot": Shown({"accuracy": (1,)}),
     "ridge-omniglot": Shown({"accuracy": (1,)}),
+    "maml-folder": Shown({"accuracy": (3,)}),
     "maml-navigation": Shown({"return": (1, 3)}),
     "promp-navigation": Shown({"return": (1, 3)}),
     "promp-corners": Shown({"reached": (1, 3)}),

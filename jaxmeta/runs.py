@@ -30,7 +30,7 @@ import optax
 
 from jaxmeta import __version__, plotting
 from jaxmeta.devices import num_cores
-from jaxmeta.recipes import RECIPES, Experiment, Omniglot, Outer
+from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import from_dict
 from jaxmeta.training import Report, evaluate, fit, restore_state, save_state
 from jaxmeta.types import MetaState
@@ -124,9 +124,10 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     if num_tasks is not None:
         config = dataclasses.replace(config, num_eval_tasks=num_tasks)
     if data_dir is not None:
-        if not isinstance(config, Omniglot):
+        if not hasattr(config, "data_dir"):
             raise ValueError(f"--data-dir is for recipes that read data, and {name} draws its own")
-        config = dataclasses.replace(config, data_dir=data_dir)
+        where: dict[str, Any] = {"data_dir": data_dir}
+        config = dataclasses.replace(config, **where)
     experiment = config.build()
     test_key, _ = _test_keys()
     state = _restore(directory, experiment)

@@ -265,7 +265,7 @@ def test_a_protocol_of_ones_has_no_plurals(name):
     ones = replace(config, **dict.fromkeys(counts - kept, 1))
     if isinstance(config, OnPolicy):
         ones = replace(ones, ppo=PPO())  # one epoch of one minibatch
-    protocol = ones.protocol() if isinstance(config, Omniglot) else ones.build().protocol
+    protocol = ones.protocol() if hasattr(config, "data_dir") else ones.build().protocol
     assert re.search(r"\b1 (outer |inner |training |gradient )?(step|shot)", protocol)
     assert not re.findall(r"(?<![+] )\b1 (?:\w+ )?(?:\w+s|queries)\b(?= |,|;|\.|\)|$)", protocol)
 

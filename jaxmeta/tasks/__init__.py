@@ -2,6 +2,7 @@
 
 from jaxmeta.tasks import augment, splits
 from jaxmeta.tasks.all_classes import all_classes
+from jaxmeta.tasks.benchmarks import cub, mini_imagenet, tiered_imagenet
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
@@ -21,6 +22,7 @@ __all__ = [
     "all_classes",
     "augment",
     "cifar_fs",
+    "cub",
     "fc100",
     "few_shot",
     "fixed",
@@ -30,6 +32,7 @@ __all__ = [
     "load_cifar100",
     "load_glyphs",
     "load_omniglot",
+    "mini_imagenet",
     "mixture",
     "omniglot",
     "polynomial_optimum",
@@ -38,4 +41,5 @@ __all__ = [
     "split_classes",
     "split_tasks",
     "splits",
+    "tiered_imagenet",
 ]

@@ -14,13 +14,13 @@ import os
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxmeta.checks import check_choice
 from jaxmeta.tasks import splits
 from jaxmeta.tasks.archives import download, reading
+from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.images import Images
@@ -48,6 +48,8 @@ def cifar_fs(
     num_ways: Size = 5,
     num_shots: Size = 1,
     num_queries: Size = 15,
+    rotations: bool = False,
+    augment: Augment | None = None,
 ) -> TaskDistribution:
     """Few-shot tasks over CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random once and for all.
 
@@ -60,6 +62,8 @@ def cifar_fs(
         see `few_shot`.
       num_shots: support examples of each class.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
+      rotations: whether rotations by multiples of 90 degrees are classes of their own, which the paper's are not.
+      augment: (key, image) -> image for each image drawn, see `few_shot`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, 32, 32, 3], red, green and blue: divide by 255. Class i of `info` is
@@ -74,7 +78,7 @@ def cifar_fs(
     >>> x.shape  # doctest: +SKIP
     (5, 32, 32, 3)
     """
-    return _benchmark("cifar_fs", split, data_dir, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    return _benchmark("cifar_fs", split, data_dir, (num_ways, num_shots, num_queries), rotations, augment)
 
 
 def fc100(
@@ -84,6 +88,8 @@ def fc100(
     num_ways: Size = 5,
     num_shots: Size = 1,
     num_queries: Size = 15,
+    rotations: bool = False,
+    augment: Augment | None = None,
 ) -> TaskDistribution:
     """Few-shot tasks over FC100: 60, 20 and 20 classes of CIFAR-100, no superclass of which is in two splits.
 
@@ -98,6 +104,8 @@ def fc100(
         see `few_shot`.
       num_shots: support examples of each class.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
+      rotations: whether rotations by multiples of 90 degrees are classes of their own, which the paper's are not.
+      augment: (key, image) -> image for each image drawn, see `few_shot`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, 32, 32, 3], red, green and blue: divide by 255. Class i of `info` is
@@ -112,7 +120,7 @@ def fc100(
     >>> x.shape  # doctest: +SKIP
     (25, 32, 32, 3)
     """
-    return _benchmark("fc100", split, data_dir, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    return _benchmark("fc100", split, data_dir, (num_ways, num_shots, num_queries), rotations, augment)
 
 
 def load_cifar100(
@@ -143,11 +151,25 @@ def load_cifar100(
         return _decode(_read_folder(source) if archive is None else _unpack(archive))
 
 
-def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, **sizes: Any) -> TaskDistribution:
+def _benchmark(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None,
+    sizes: tuple[Size, Size, Size],
+    rotations: bool,
+    augment: Augment | None,
+) -> TaskDistribution:
     check_choice("split", split, ("train", "validation", "test"))
-    check_sizes(**sizes)  # before seconds of decoding
+    num_ways, num_shots, num_queries = check_sizes(*sizes)  # before seconds of decoding
     images = load_cifar100(data_dir)
-    return few_shot({chosen: images[chosen] for chosen in splits.classes(name, split)}, **sizes)
+    return few_shot(
+        {chosen: images[chosen] for chosen in splits.classes(name, split)},
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        rotations=rotations,
+        augment=augment,
+    )
 
 
 # Where the archive is

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_distribution, check_names, check_stacked
+from jaxmeta.checks import check_distribution, check_names, check_num_ways, check_stacked, check_weight
 from jaxmeta.tasks.padding import (
     Form,
     are_alike,
@@ -184,9 +184,10 @@ def _checked(name: str, task: Any) -> Task:
 
 def _checked_batch(name: str, batch: Batch, num_axes: int = 1) -> Batch:
     """A batch of numpy arrays that share their first `num_axes` axes: of examples, and of tasks before them."""
-    num_ways = None
-    if isinstance(batch, Examples) and batch.num_ways is not None:
-        num_ways = np.asarray(batch.num_ways, np.int32)
+    num_ways = batch.num_ways if isinstance(batch, Examples) else None
+    if num_ways is not None:
+        if num_axes == 1:
+            check_num_ways(f"num_ways in {name}", num_ways, 2**31 - 1)
         batch = batch._replace(num_ways=None)
     leaves = jax.tree.leaves(batch)
     if not leaves:
@@ -199,7 +200,9 @@ def _checked_batch(name: str, batch: Batch, num_axes: int = 1) -> Batch:
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(f"{name} must be arrays {axes} of as many examples each, one at least, got shapes {shapes}")
     batch = jax.tree.map(_as_numpy, batch)
-    return batch if num_ways is None else batch._replace(num_ways=num_ways)
+    if isinstance(batch, Examples) and batch.weight is not None and num_axes == 1:
+        check_weight(f"weight in {name}", batch.weight, num_rows(batch))
+    return batch if num_ways is None else batch._replace(num_ways=np.asarray(num_ways, np.int32))
 
 
 def _is_array(leaf: Any) -> bool:

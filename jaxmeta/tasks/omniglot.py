@@ -10,14 +10,12 @@ The archives may come from anywhere: they are read in memory, never extracted, a
 not bounded beforehand.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +23,10 @@ import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
 from jaxmeta.tasks.alphabets import alphabet_of_each
+from jaxmeta.tasks.archives import download, reading
 from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable, read_cached, write_cached
+from jaxmeta.tasks.class_splits import permutation
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
@@ -152,12 +152,8 @@ def load_omniglot(
 
 
 def _characters(split: str, seed: int) -> np.ndarray:
-    """The indices of a split's characters: a permutation by sorting PCG64's raw output.
-
-    NumPy keeps that stream the same in all its versions, which it does not promise for `Generator.permutation`.
-    """
-    total = sum(part.characters for part in _PARTS)
-    return np.argsort(np.random.PCG64(seed).random_raw(total), kind="stable")[_SPLITS[split]]
+    """The indices of a split's characters."""
+    return permutation(sum(part.characters for part in _PARTS), seed)[_SPLITS[split]]
 
 
 # Where the archives are and where the result is kept
@@ -183,27 +179,11 @@ def _read_archives(folder: Path) -> list[tuple[Path, bytes]]:
 
 
 def _download(cache: Path) -> list[tuple[Path, bytes]]:
-    """The official zips, kept in the cache if it can be written. A failed download leaves nothing there."""
-    import pooch
-
+    """The official zips, kept in the cache if it can be written."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = cache if is_writable(cache) else Path(scratch)
-        for part in _PARTS:
-            name = f"{part.name}.zip"
-            url = f"{_URL}/{name}"
-            try:
-                pooch.retrieve(url, known_hash=f"md5:{part.md5}", fname=name, path=folder)
-            except OSError as error:
-                raise ConnectionError(
-                    f"could not download {url}: {error}. Without a network, get the two zips elsewhere and name their "
-                    "folder with data_dir, --data-dir on the command line"
-                ) from error
-            except ValueError as error:
-                raise ValueError(
-                    f"what came from {url} is not the official file: {error}. Try again, or get it elsewhere and "
-                    "name its folder with data_dir, --data-dir on the command line"
-                ) from error
-        return [(path, path.read_bytes()) for path in (folder / f"{part.name}.zip" for part in _PARTS)]
+        paths = [download(f"{_URL}/{part.name}.zip", part.md5, folder) for part in _PARTS]
+        return [(path, path.read_bytes()) for path in paths]
 
 
 def _read_images(path: Path) -> np.ndarray | None:
@@ -217,13 +197,12 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-# Decoding. What is wrong with an archive is a ValueError that grows from the inside out: the problem, the entry, the
-# file, the remedy.
+# Decoding
 
 
 def _decode(path: Path, content: bytes, part: _Part) -> np.ndarray:
     """Archive -> uint8 [part.characters, 20, 28, 28]."""
-    with _reading(str(path), _remedy(part)), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with reading(str(path), _remedy(part)), zipfile.ZipFile(io.BytesIO(content)) as archive:
         images, found = (_decode_zip if path.suffix == ".zip" else _decode_npz)(archive, part)
         if not found.all():
             character, drawing = np.argwhere(~found)[0]
@@ -238,24 +217,13 @@ def _remedy(part: _Part) -> str:
     return f". Replace the file by {_URL}/{part.name}.zip"
 
 
-@contextlib.contextmanager
-def _reading(name: str, remedy: str = "") -> Iterator[None]:
-    """Whatever broken or hostile bytes make zipfile, zlib, NumPy and Pillow raise, it becomes a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}{remedy}") from None
-    except Exception as error:
-        raise ValueError(f"{name}: truncated or corrupt ({error!r}){remedy}") from error
-
-
 def _decode_zip(archive: zipfile.ZipFile, part: _Part) -> tuple[np.ndarray, np.ndarray]:
     """The images of a zip of drawings, and which of them [part.characters, 20] it has."""
     images, found = _empty(part)
     if len(archive.infolist()) > 4 * found.size:  # twice the drawings with Finder's files, and room for folders
         raise ValueError(f"{len(archive.infolist())} entries are too many for {found.size} drawings")
     for entry in archive.infolist():
-        with _reading(repr(entry.orig_filename)):
+        with reading(repr(entry.orig_filename)):
             index = _drawing_index(entry.orig_filename, part)
             if index is None:
                 continue
@@ -277,7 +245,7 @@ def _decode_npz(archive: zipfile.ZipFile, part: _Part) -> tuple[np.ndarray, np.n
     expected = ((part.characters, _DRAWINGS, _SOURCE_SIZE, _SOURCE_SIZE), False, np.dtype(bool))
     size = _DRAWINGS * _SOURCE_SIZE**2
     with (
-        _reading("'images.npy'"),
+        reading("'images.npy'"),
         _open(archive, entries["images.npy"], 2**16 + part.characters * size) as file,
     ):
         if np.lib.format.read_magic(file) != (1, 0):  # in later versions a header may have 4 GB

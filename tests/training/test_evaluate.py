@@ -144,6 +144,40 @@ def test_one_report_is_ahead_of_another_task_by_task():
             Report({one: tasks}).ahead_of(Report({other: tasks}), "return")
 
 
+NAMED = Report(
+    {
+        "mse": np.array([[9, 1.0], [9, 4.0], [9, np.nan], [9, 0.5]]),
+        "accuracy": np.array([[0, 0.9], [0, 0.2], [0, 0], [0, 1]]),
+    },
+    names=["north", "south", "east", "west"],
+)
+
+
+def test_rows_are_the_tasks_by_name_in_order_or_the_worst_first():
+    assert NAMED.rows()[1] == {"task": "south", "mse": 4.0, "accuracy": 0.2}
+    names = lambda *asked: [row["task"] for row in NAMED.rows(*asked)]
+    assert names() == NAMED.names
+    assert names("mse", "lowest") == ["east", "south", "north", "west"]  # who diverged is the worst
+    assert names("accuracy", "highest") == ["east", "south", "north", "west"]
+    assert names("accuracy", "lowest") == ["west", "north", "south", "east"]
+    lines = str(NAMED.rows("mse", "lowest")).splitlines()
+    assert lines[0] == "4 test tasks, after 1 step, the worst mse first"
+    assert [line.split() for line in lines[1:3]] == [["task", "mse", "accuracy"], ["east", "-", "0.0000"]]
+    assert "<tr><th>north</th><td>1.0000</td><td>0.9000</td></tr>" in NAMED.rows()._repr_html_()
+    assert NAMED._replace(names=None).rows()[3]["task"] == 3
+    for asked, match in ((("loss", "lowest"), "by must be one of"), (("mse", None), "best must be one of")):
+        with pytest.raises(ValueError, match=match):
+            NAMED.rows(*asked)
+
+
+def test_a_report_says_which_tasks_are_at_the_ends_and_saves_all(tmp_path):
+    ends = "mse from 0.5000 (west) to 4.0000 (south); accuracy from 0.0000 (east) to 1.0000 (west)"
+    assert str(NAMED).splitlines()[-1] == f"after 1 step, of single tasks: {ends}" and ends in NAMED._repr_html_()
+    NAMED.save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [row["mse"] for row in content["tasks"]] == [1, 4, None, 0.5]
+
+
 SLOPES = np.linspace(-2, 2, 7).astype(np.float32)
 
 
@@ -164,7 +198,9 @@ def test_a_finite_distribution_is_evaluated_task_by_task():
     report = evaluate(jax.random.key(1), still, FINITE, MetaParams(jnp.zeros(2)), batch_size=3)
     expected = np.mean(np.square(np.outer(SLOPES, np.linspace(-1, 1, 4))), axis=1)
     np.testing.assert_allclose(report.samples["mse"][:, 0], expected, rtol=1e-5)
-    first = evaluate(jax.random.key(2), still, FINITE, MetaParams(jnp.zeros(2)), num_tasks=3)
+    named = FINITE._replace(names=list("abcdefg"))
+    first = evaluate(jax.random.key(2), still, named, MetaParams(jnp.zeros(2)), num_tasks=3)
+    assert first.names == ["a", "b", "c"] and report.names is None
     np.testing.assert_allclose(first.samples["mse"], report.samples["mse"][:3], rtol=1e-5)
     with pytest.raises(ValueError, match="num_tasks must be at most the 7 tasks that there are, got 8"):
         evaluate(jax.random.key(1), still, FINITE, MetaParams(jnp.zeros(2)), num_tasks=8)
