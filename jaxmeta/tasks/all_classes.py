@@ -20,7 +20,8 @@ def all_classes(data: Any, *, batch_size: int, augment: Augment | None = None) -
     in `data`; few-shot tasks of other classes are what they are judged on.
 
     Args:
-      data: examples by class, in one of the forms of `few_shot`.
+      data: examples by class, in one of the forms of `few_shot`; or the `data` of its tasks, such as that of
+        `tasks.glyphs("train")`.
       batch_size: examples of a minibatch, at most as many as there are.
       augment: (key, image) -> image, of the same shape and dtype, for each example that is drawn, with a key of its
         own, such as those of `tasks.augment`; none if None.
