@@ -14,7 +14,7 @@ from jaxmeta.tasks.by_class import listing
 from jaxmeta.tasks.cache import check_folder
 from jaxmeta.tasks.decode import EXTENSIONS
 from jaxmeta.tasks.images import Images, check_images, read_images
-from jaxmeta.tasks.walk import Found, entries, find_files, is_within
+from jaxmeta.tasks.walk import Found, entries, find_files, folders_in, is_within
 from jaxmeta.words import counted, short
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -110,7 +110,7 @@ def splits_of(root: Path) -> dict[str, Path]:
 
     A class may be called train, so one such name among others is no split.
     """
-    folders = [entry for entry in entries(root) if entry.is_dir()]
+    folders = folders_in(root)
     named: dict[str, Path] = {}
     for entry in folders:
         if (split := _SPLITS.get(entry.name.lower())) is not None:
@@ -147,7 +147,7 @@ def find_classes(root: Path, folder: Path) -> Found:
             f"path {short(str(root))} has folders of splits, {names}: say which one to read, as in "
             f"split={next(iter(named))!r}"
         )
-    found = find_files(root, {entry.name: entry.path for entry in entries(folder) if entry.is_dir()}, EXTENSIONS)
+    found = find_files(root, {entry.name: entry.path for entry in folders_in(folder)}, EXTENSIONS)
     empty = [name for name, files in found.files.items() if not files]
     files = {name: files for name, files in found.files.items() if files}
     if not files:

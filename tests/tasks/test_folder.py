@@ -178,6 +178,7 @@ def test_links_that_lead_outside_or_in_a_circle_are_not_followed(data, tmp_path)
         "bee/deep/circle": data / "bee",
         "alias": data / "bee",
         "root": data,
+        "self": data / "self",
         "ant/self.png": data / "ant" / "self.png",
         "ant/gone.png": data / "nowhere.png",
     }
