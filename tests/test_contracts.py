@@ -15,6 +15,7 @@ from jaxmeta import Task, adapt
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 DATA = np.random.default_rng(0).integers(0, 255, (6, 5, 3)).astype(np.uint8)
+NUMBERS = 4 * np.arange(3600, dtype=np.float32).reshape(900, 4, 1)  # of 20 that are drawn here no two are the same
 TASKS = {
     "sinusoid": jaxmeta.tasks.sinusoid(num_shots=4, num_queries=3),
     "linear": jaxmeta.tasks.linear(num_shots=4, num_queries=3),
@@ -31,6 +32,16 @@ TASKS = {
         groups=list("aaabbb"),
     ),
     "few_shot padded": jaxmeta.tasks.few_shot(DATA, num_ways=(2, 3), num_shots=1, num_queries=(1, 2)),
+    "fixed": jaxmeta.tasks.fixed(Task((NUMBERS, NUMBERS + 1), (NUMBERS + 2, NUMBERS + 3))),
+    "fixed padded": jaxmeta.tasks.fixed(
+        [Task((x[: 1 + i % 2], x[: 1 + i % 2]), (x[2:], x[2:])) for i, x in enumerate(NUMBERS[:900])]
+    ),
+    "mixture": jaxmeta.tasks.mixture(
+        {
+            "waves": jaxmeta.tasks.sinusoid(num_shots=4, num_queries=3),
+            "lines": jaxmeta.tasks.linear(num_shots=2, num_queries=3),
+        }
+    ),
 }
 INNER_OPTIMIZERS = {
     "sgd": adapt.sgd(0.1),
@@ -257,7 +268,7 @@ def test_a_key_is_a_task_and_support_and_query_differ(name):
     _, tasks = twenty_tasks(name)
     rows = lambda leaf: {np.asarray(row).tobytes() for row in leaf}
     assert len(rows(tasks.support[0])) == len(rows(tasks.query[0])) == 20
-    if not name.startswith("few_shot"):  # 6 * 5 * 4 ordered triples of classes do collide
+    if not name.startswith(("few_shot", "mixture")):  # 6 * 5 * 4 ordered triples of classes do collide, and sources
         assert all(len(rows(leaf)) == 20 for leaf in jax.tree.leaves(tasks.info))
     for support, query in zip(tasks.support[0], tasks.query[0], strict=True):
         assert not rows(support) & rows(query)

@@ -151,9 +151,10 @@ def find_classes(root: Path, folder: Path) -> Found:
     empty = [name for name, files in found.files.items() if not files]
     files = {name: files for name, files in found.files.items() if files}
     if not files:
+        others = counted(len(entries(folder)) - len(found.files), "other entry", "other entries")
         raise ValueError(
-            f"path {short(str(folder))} has no images in folders of their classes: there are "
-            f"{counted(len(found.files), 'folder')}, and {len(entries(folder)) - len(found.files):,} other entries. "
+            f"path {short(str(folder))} has no images in folders of their classes, but "
+            f"{counted(len(found.files), 'folder')} and {others}. "
             "Expected is path/CLASS/IMAGE, as in path/cat/1.jpg, with images of any number for each class"
         )
     without = ((folder / name).relative_to(root).as_posix() for name in empty)
