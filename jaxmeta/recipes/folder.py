@@ -13,7 +13,6 @@ from jaxmeta.recipes.experiment import Experiment, Recipe
 from jaxmeta.recipes.supervised import MAML, GradientBased
 from jaxmeta.tasks.folder import existing_folder, splits_of
 from jaxmeta.tasks.images import Images
-from jaxmeta.types import TaskDistribution
 from jaxmeta.words import counted, short
 
 _LAYOUT = (
@@ -41,8 +40,12 @@ class Folder(Episodes, GradientBased):
 
     def build(self) -> Experiment:
         splits, read = self._splits()
-        train = self._episodes(splits, "train", self.num_queries)
-        test = self._episodes(splits, "test", self.num_eval_queries)
+        for split in ("train", "test"):
+            self._check_ways(splits, split)
+        train, test = (
+            tasks.few_shot(splits[split], num_ways=self.num_ways, num_shots=self.num_shots, num_queries=num_queries)
+            for split, num_queries in (("train", self.num_queries), ("test", self.num_eval_queries))
+        )
         network = nn.Conv4(self.num_ways, self.num_filters, self.strided)
         image = np.zeros_like(next(iter(splits["train"].values()))[:1])
         learner = self.learner(
@@ -77,14 +80,13 @@ class Folder(Episodes, GradientBased):
             f"{images.summary()}; {counts}, drawn by seed {self.split_seed}"
         )
 
-    def _episodes(self, splits: dict[str, Images], split: str, num_queries: int) -> TaskDistribution:
-        images = splits[split]
-        if self.num_ways > len(images):
+    def _check_ways(self, splits: dict[str, Images], split: str) -> None:
+        if self.num_ways > len(splits[split]):
+            there = " + ".join(f"{len(part)} ({name})" for name, part in splits.items())
             raise ValueError(
-                f"num_ways must be at most the {counted(len(images), 'class', 'classes')} of the split {split}, got "
-                f"{self.num_ways}: there are {' + '.join(f'{len(part)} ({name})' for name, part in splits.items())}"
+                f"num_ways must be at most the {counted(len(splits[split]), 'class', 'classes')} of the split {split}, "
+                f"got {self.num_ways}: there are {there}"
             )
-        return tasks.few_shot(images, num_ways=self.num_ways, num_shots=self.num_shots, num_queries=num_queries)
 
 
 def _folder() -> Folder:

@@ -80,7 +80,7 @@ def mini_imagenet(
 
     >>> tasks = mini_imagenet("train", data_dir="data/mini-imagenet", num_shots=5)  # doctest: +SKIP
     """
-    sizes = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
+    sizes: dict[str, Any] = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
     check_sizes(**sizes)  # before minutes of decoding
     images = _read("mini_imagenet", split, data_dir, size, _MINI)
     return few_shot(images, **sizes, rotations=rotations, augment=augment)
@@ -123,7 +123,7 @@ def tiered_imagenet(
 
     >>> tasks = tiered_imagenet("test", data_dir="data/tiered-imagenet", num_shots=5)  # doctest: +SKIP
     """
-    sizes = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
+    sizes: dict[str, Any] = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
     check_sizes(**sizes)  # before minutes of decoding
     images = _read("tiered_imagenet", split, data_dir, size, _TIERED)
     return few_shot(images, **sizes, rotations=rotations, augment=augment)
@@ -166,7 +166,7 @@ def cub(
 
     >>> tasks = cub("train", data_dir="data", num_shots=5)  # doctest: +SKIP
     """
-    sizes = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
+    sizes: dict[str, Any] = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
     check_sizes(**sizes)  # before minutes of decoding
     images = _read("cub", split, data_dir, size, _CUB)
     return few_shot(images, **sizes, rotations=rotations, augment=augment)

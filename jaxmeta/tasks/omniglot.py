@@ -26,6 +26,7 @@ from jaxmeta.tasks.alphabets import alphabet_of_each
 from jaxmeta.tasks.archives import download, reading
 from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable, read_cached, write_cached
+from jaxmeta.tasks.class_splits import permutation
 from jaxmeta.tasks.few_shot import few_shot
 from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
@@ -151,12 +152,8 @@ def load_omniglot(
 
 
 def _characters(split: str, seed: int) -> np.ndarray:
-    """The indices of a split's characters: a permutation by sorting PCG64's raw output.
-
-    NumPy keeps that stream the same in all its versions, which it does not promise for `Generator.permutation`.
-    """
-    total = sum(part.characters for part in _PARTS)
-    return np.argsort(np.random.PCG64(seed).random_raw(total), kind="stable")[_SPLITS[split]]
+    """The indices of a split's characters."""
+    return permutation(sum(part.characters for part in _PARTS), seed)[_SPLITS[split]]
 
 
 # Where the archives are and where the result is kept

@@ -72,7 +72,8 @@ class _Walk:
 
     def __init__(self, root: str, endings: tuple[str, ...]):
         self.root, self.endings = root, endings
-        self.seen = {os.path.realpath(root)}
+        self.real_root = os.path.realpath(root)
+        self.seen = {self.real_root}
         self.links: list[tuple[str, str]] = []
         self.files: dict[str, list[File]] = {}
         self.skipped: dict[str, str] = {}
@@ -80,20 +81,20 @@ class _Walk:
 
     def read(self, name: str, folder: str) -> None:
         """All of a folder, but links to others, which are put off."""
-        todo = [folder]
+        todo = [(folder, os.path.realpath(folder))]
         while todo:
-            folder = todo.pop()
-            if not self._may_read(folder):
+            folder, real = todo.pop()
+            if not self._may_read(folder, real):
                 continue
             try:
                 for entry in entries(folder):
-                    todo += self._look_at(name, entry)
+                    if self._is_folder(name, entry):
+                        todo.append((entry.path, os.path.join(real, entry.name)))
             except OSError as error:
                 self._skip(folder, error.strerror or str(error))
 
-    def _may_read(self, folder: str) -> bool:
-        real = os.path.realpath(folder)
-        if not is_within(self.root, real):
+    def _may_read(self, folder: str, real: str) -> bool:
+        if not Path(real).is_relative_to(self.real_root):
             self._skip(folder, "a link that leads outside")
         elif real in self.seen:
             self._skip(folder, "a link to what is read already")
@@ -102,12 +103,12 @@ class _Walk:
             return True
         return False
 
-    def _look_at(self, name: str, entry: os.DirEntry[str]) -> list[str]:
-        """Keeps a file; of a folder its path, to be read now."""
+    def _is_folder(self, name: str, entry: os.DirEntry[str]) -> bool:
+        """Whether it is a real folder, to be read now; what else there is is kept, put off, counted or skipped."""
         try:
             if entry.is_dir(follow_symlinks=False):
-                return [entry.path]
-            if entry.is_symlink() and not is_within(self.root, entry.path):
+                return True
+            if entry.is_symlink() and not is_within(self.real_root, entry.path):
                 self._skip(entry.path, "a link that leads outside")
             elif entry.is_dir():
                 self.links.append((name, entry.path))
@@ -119,7 +120,7 @@ class _Walk:
                 self._skip(entry.path, "not a file")  # a pipe would wait for ever
         except OSError as error:
             self._skip(entry.path, error.strerror or str(error))
-        return []
+        return False
 
     def _skip(self, path: str, why: str) -> None:
         self.skipped[self._name(path)] = why
