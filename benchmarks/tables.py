@@ -24,12 +24,14 @@ class Shown(NamedTuple):
       unit: of adaptation.
       below: the references that the last return stays below, which is said too.
       options: of a result beside the recipe's own, what its command has, where more settings follow from it.
+      beside: the references whose last figure of the first metric is said too, of every test.
     """
 
     steps: Mapping[str, Sequence[int]]
     unit: str = "step"
     below: Sequence[str] = ()
     options: str = ""
+    beside: Sequence[str] = ()
 
 
 SHOWN = {
@@ -42,8 +44,11 @@ SHOWN = {
     "cavia-sinusoid": Shown({"mse": (1, 10)}),
     "anil-omniglot": Shown({"accuracy": (3,)}),
     "maml-omniglot": Shown({"accuracy": (3,)}),
+    "maml-omniglot-20x1": Shown({"accuracy": (5,)}, options="--num-ways 20"),
     "maml++-omniglot": Shown({"accuracy": (3,)}),
     "imaml-omniglot": Shown({"accuracy": (10,)}),
+    "maml-glyphs": Shown({"accuracy": (3,)}, beside=("nearest centroid in pixels",)),
+    "protonet-glyphs": Shown({"accuracy": (1,)}, beside=("nearest centroid in pixels",)),
     "protonet-omniglot": Shown({"accuracy": (1,)}),
     "ridge-omniglot": Shown({"accuracy": (1,)}),
     "maml-folder": Shown({"accuracy": (3,)}),
@@ -98,14 +103,25 @@ def measured(name: str) -> str:
     """
     result = result_of(name)
     shown, metrics = SHOWN.get(name, SHOWN[result["recipe"]]), result["metrics"]
-    figures = [figure for metric, steps in shown.steps.items() for figure in _figures(metrics, metric, steps, shown)]
+    figures = [_of_test(result, shown)]
     if shown.below:
         last, beside = metrics["return"]["mean"][-1], result["references"]
         means = {reference: beside[reference]["return"]["mean"][-1] for reference in shown.below}
         if not all(last < mean for mean in means.values()):
             raise ValueError(f"{name} is said to be below {', '.join(shown.below)}, and is not: correct SHOWN")
         figures.append("below " + " and ".join(f"{reference} ({mean:.4f})" for reference, mean in means.items()))
+    figures += [f"on {other}: {_of_test(test, shown)}" for other, test in result.get("other_tests", {}).items()]
     return "; ".join(figures)
+
+
+def _of_test(result: Mapping[str, Any], shown: Shown) -> str:
+    """What is shown of one test, and in brackets the references beside it."""
+    figures = [
+        figure for metric, steps in shown.steps.items() for figure in _figures(result["metrics"], metric, steps, shown)
+    ]
+    first = next(iter(shown.steps))
+    beside = [f"{name} {result['references'][name][first]['mean'][-1]:.4f}" for name in shown.beside]
+    return "; ".join(figures) + (f" ({', '.join(beside)})" if beside else "")
 
 
 def _figures(metrics: Mapping[str, Any], metric: str, steps: Sequence[int], shown: Shown) -> Iterable[str]:

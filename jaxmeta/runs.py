@@ -7,7 +7,7 @@
 | `state/`        | the meta-parameters and the outer optimizer's state, saved at least every half minute     |
 | `*.png`         | the learning curve, the adaptation curve, the recipe's own pictures                       |
 | `result.json`   | the test tasks' metrics before and after each step of adaptation, and what they are      |
-|                 | compared with; written last, so that a run that has it is finished                       |
+|                 | compared with, of other tests too; written last, so that a run that has it is finished   |
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax
 import jax
@@ -33,9 +33,10 @@ from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
 from jaxmeta.training import Report, evaluate, fit, restore_state, save_state
-from jaxmeta.types import MetaState
+from jaxmeta.types import MetaState, TaskDistribution
 from jaxmeta.words import counted
 
+Judged: TypeAlias = tuple[Report, dict[str, Report]]
 _SECONDS_BETWEEN_SAVES = 30
 _WITHOUT_EFFECT = {"num_eval_tasks", "microbatch", "data_dir"}  # fields that do not change what is to be reached
 _VERSIONS = {
@@ -63,16 +64,23 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
     state = _train(experiment, config, seed, log)
     print(f"evaluating on {counted(config.num_eval_tasks, 'test task')}", flush=True)
     test_key, picture_key = _test_keys()
-    report, references = _evaluate(experiment, config, test_key, state)
-    _draw(directory, name, experiment, report, references, log, picture_key, state)
+    report, references = _evaluate(experiment, config, test_key, state, experiment.test_tasks)
+    others = _evaluate_others(experiment, config, test_key, state)
+    beside = references | {f"on {other}": found for other, (found, _) in others.items()}
+    _draw(directory, name, experiment, report, beside, log, picture_key, state)
     found = {
         "recipe": name,
         "seed": seed,
         "seconds": round(log.seconds(), 1),
-        **_result(report, references, experiment.metric, state),
+        "device": _device(),
+        "versions": _VERSIONS,
+        "num_skipped": int(state.num_skipped),
+        **_result(report, references, experiment.metric),
     }
+    if others:
+        found["other_tests"] = {other: _result(*judged, experiment.metric) for other, judged in others.items()}
     _write(directory / "result.json", found)
-    print(_table(report, references, experiment.metric))
+    _print_tables(experiment, report, references, others)
     if changed.keys() <= _WITHOUT_EFFECT:
         print(f"to reach: {RECIPES[name].figure}")
     print(f"{log.seconds():.0f} s; written to {directory}")
@@ -102,11 +110,8 @@ def _train(experiment: Experiment, config: Outer, seed: int, log: "_Log") -> Met
     return state
 
 
-def _result(report: Report, references: dict[str, Report], metric: str, state: MetaState) -> dict[str, Any]:
+def _result(report: Report, references: dict[str, Report], metric: str) -> dict[str, Any]:
     return {
-        "device": _device(),
-        "versions": _VERSIONS,
-        "num_skipped": int(state.num_skipped),
         **report.content(),
         "references": {
             name: {**found.metrics, "ahead": report.ahead_of(found, metric)} for name, found in references.items()
@@ -131,9 +136,10 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     experiment = config.build()
     test_key, _ = _test_keys()
     state = _restore(directory, experiment)
-    report, references = _evaluate(experiment, config, test_key, state)
+    report, references = _evaluate(experiment, config, test_key, state, experiment.test_tasks)
+    others = _evaluate_others(experiment, config, test_key, state)
     print(f"{name}, seed {seed}, after {counted(int(state.step), 'outer step')}, on {_device()}\n{experiment.protocol}")
-    print(_table(report, references, experiment.metric))
+    _print_tables(experiment, report, references, others)
     return report
 
 
@@ -194,15 +200,27 @@ class _Log:
 
 
 def _evaluate(
-    experiment: Experiment, config: Outer, key: jax.Array, state: MetaState
-) -> tuple[Report, dict[str, Report]]:
+    experiment: Experiment, config: Outer, key: jax.Array, state: MetaState, tasks: TaskDistribution
+) -> Judged:
     """The learner, and what it is compared with, on the same test tasks; of a finite family at most all."""
-    tasks = experiment.test_tasks
     num_tasks = config.num_eval_tasks if tasks.size is None else min(config.num_eval_tasks, tasks.size)
     judge = partial(evaluate, num_tasks=num_tasks, batch_size=experiment.eval_batch_size)
     report = judge(key, experiment.learner, tasks, state.meta_params, batch_norm=experiment.batch_norm)
     references = experiment.references(key).items()
     return report, {name: judge(key, learner, tasks, params) for name, (learner, params) in references}
+
+
+def _evaluate_others(experiment: Experiment, config: Outer, key: jax.Array, state: MetaState) -> dict[str, Judged]:
+    others = experiment.other_tests.items()
+    return {name: _evaluate(experiment, config, key, state, tasks) for name, tasks in others}
+
+
+def _print_tables(
+    experiment: Experiment, report: Report, references: dict[str, Report], others: dict[str, Judged]
+) -> None:
+    print(_table(report, references, experiment.metric))
+    for name, judged in others.items():
+        print(f"on {name}: {_table(*judged, experiment.metric)}")
 
 
 def _table(report: Report, references: dict[str, Report], metric: str) -> str:

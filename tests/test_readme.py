@@ -49,6 +49,19 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / path).exists(), path
 
 
+def figures_are_those_of(test, text):
+    """`metric mean ± ci95 after 3 steps`, the metric for what follows too, and `(reference mean)`."""
+    figures = re.findall(r"(?:(\w+) )?(-?[0-9.]+) ± ([0-9.]+)(?: after ([0-9]+) (?:step|episode)s?)?", text)
+    assert figures and text.count("±") == len(figures)
+    metric = {}
+    for name_of_metric, mean, ci95, step in figures:
+        metric = test["metrics"][name_of_metric] if name_of_metric else metric
+        assert step or len(metric["mean"]) == 1
+        assert (mean, ci95) == tuple(f"{metric[statistic][int(step or 0)]:.4f}" for statistic in ("mean", "ci95"))
+    for reference, mean in re.findall(r"\((nearest [^(]+) ([0-9.]+)\)", text):
+        assert mean == f"{test['references'][reference][figures[0][0]]['mean'][-1]:.4f}"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_figures_in_the_table_are_those_of_the_results(name):
     """`metric mean ± ci95 after 3 steps`. The metric stays for what follows; dashes if not measured."""
@@ -61,13 +74,11 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
         return
     result = json.loads((directory / "result.json").read_text())
     assert result["recipe"] == name and seconds == f"{result['seconds']:.0f} s"
-    figures = re.findall(r"(?:(\w+) )?(-?[0-9.]+) ± ([0-9.]+)(?: after ([0-9]+) (?:step|episode)s?)?", measured)
-    assert figures and measured.count("±") == len(figures)
-    metric = {}
-    for name_of_metric, mean, ci95, step in figures:
-        metric = result["metrics"][name_of_metric] if name_of_metric else metric
-        assert step or len(metric["mean"]) == 1
-        assert (mean, ci95) == tuple(f"{metric[statistic][int(step or 0)]:.4f}" for statistic in ("mean", "ci95"))
+    own, *others = re.split(r"; on (?=[^;]*: )", measured)
+    figures_are_those_of(result, own)
+    for other in others:
+        test, text = other.split(": ", 1)
+        figures_are_those_of(result["other_tests"][test], text)
     below = dict(re.findall(r"(?:below|and) ([^(]+) \((-?[0-9.]+)\)", measured))
     last = lambda found: found["return"]["mean"][-1]
     references = result.get("references", {})

@@ -1,6 +1,6 @@
 """What a recipe is made of: the choices that all outer loops share, and what training, evaluation and drawing need."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
@@ -27,7 +27,8 @@ class Reference(NamedTuple):
 class Experiment(NamedTuple):
     """What a recipe's dataclass builds. `pictures` takes a key, meta-parameters and the recipe's name, for titles;
     `references` takes a key and gives what is judged beside the learner; `adaptation` is what the learner adapts by, of
-    which there are K. `train_metric` is what the learning curve is of, where training cannot know `metric`."""
+    which there are K. `train_metric` is what the learning curve is of, where training cannot know `metric`.
+    `other_tests` are more test tasks by name, on which learner and references are judged too."""
 
     learner: MetaLearner
     train_tasks: TaskDistribution
@@ -40,6 +41,7 @@ class Experiment(NamedTuple):
     adaptation: str = "inner step"
     references: Callable[[jax.Array], dict[str, Reference]] = lambda key: {}
     train_metric: str | None = None
+    other_tests: Mapping[str, TaskDistribution] = {}
 
 
 class Recipe(NamedTuple):

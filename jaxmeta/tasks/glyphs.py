@@ -29,8 +29,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, read_cached, write_cached
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.images import Images
+from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 from jaxmeta.words import short
 
@@ -55,6 +58,7 @@ _FONTS = (
 _MIN_FACES = 8
 _EM, _CANVAS = 48, 128  # pixels of what is rendered first; the widest arrow is far from the canvas' edge
 
+_CODE = np.dtype("<u4")  # of the code points in the cache
 _DRAWINGS, _SIZE, _SIDE = 20, 28, 20
 _OVERSAMPLING = 2
 # How far a drawing is from the picture, at most: radians, a slope, a ratio's logarithm, pixels.
@@ -65,9 +69,11 @@ _SMALLEST, _LARGEST = 16.0, 22.0  # the longer side of a drawing, pixels
 def glyphs(
     split: str,
     *,
-    num_ways: int = 5,
-    num_shots: int = 1,
-    num_queries: int = 15,
+    num_ways: Size = 5,
+    num_shots: Size = 1,
+    num_queries: Size = 15,
+    rotations: bool = False,
+    augment: Augment | None = None,
     seed: int = 0,
     scripts: Sequence[str] = _SEEN,
 ) -> TaskDistribution:
@@ -84,14 +90,17 @@ def glyphs(
     | "test"       | 225     | the same                                             |
     | "held_out"   | 205     | armenian, georgian, lao                              |
 
-    A benchmark of its own, which is not Omniglot. Of a class that rotations make, another is often a rotation already
-    (p and d, arrows), so that rotations are no classes here; `few_shot(..., rotations=True)` makes them.
+    A benchmark of its own, which is not Omniglot. Rotations are classes only where they are asked for, and better so
+    while training alone: printed characters are often rotations of one another, as d is of p and ← of →.
 
     Args:
       split: "train", "validation", "test" or "held_out".
-      num_ways: classes of a task, at least 1.
+      num_ways: classes of a task, at least 1; as a pair (lowest, highest) each episode's own, see `few_shot`, as the
+        next two may be.
       num_shots: support examples of each class, at least 1.
       num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
+      rotations: whether each class turned by 90, 180 and 270 degrees is three more, see `few_shot`.
+      augment: (key, image) -> image for each image drawn, see `few_shot`.
       seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
       scripts: those that are seen: some of "latin", "greek", "cyrillic", "armenian", "georgian", "lao", "arrows",
         "mathematics", "signs" (digits, punctuation, currencies and other symbols). What looks alike in two scripts is
@@ -112,14 +121,19 @@ def glyphs(
     check_choice("split", split, (*_SPLITS, "held_out"))
     check_integer("seed", seed, 0)
     _check_scripts(scripts, split)
-    for name, value in (("num_ways", num_ways), ("num_shots", num_shots), ("num_queries", num_queries)):
-        check_integer(name, value, 1)  # before seconds of rendering
+    check_sizes(num_ways, num_shots, num_queries)  # before seconds of rendering
     images = load_glyphs()
-    chosen = {name: images[name] for name in _characters(list(images), split, seed, scripts)}
-    return few_shot(chosen, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
+    return few_shot(
+        {name: images[name] for name in _characters(list(images), split, seed, scripts)},
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        rotations=rotations,
+        augment=augment,
+    )
 
 
-def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> Images:
     """All classes by the Unicode name of their character, in the order of code points, each 20 drawings.
 
     Every face of a character is drawn equally often, up to one, and no two drawings of the set are the same. They
@@ -133,7 +147,8 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
         user's cache folder. If it cannot be written, a warning says so.
 
     Returns:
-      {name: uint8 [20, 28, 28]}, views of one array. Ink is 255, paper 0.
+      `Images`, {name: uint8 [20, 28, 28]}, views of one array. Ink is 255, so that networks divide by 255 and ink is 1;
+      paper is 0.
 
     Raises:
       ValueError: `cache_dir` is no path.
@@ -147,14 +162,14 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
     content = read_cached(cached)
     if content is None:
         inks = _classes(faces, _code_points(faces))
-        codes = np.array(list(inks), np.uint32)
+        codes = np.array(list(inks), _CODE)
         images = np.stack([_drawings(code, inks[code]) for code in inks])
         write_cached(cached, codes.data, images.data, what="the rendered set of glyphs")
     else:
-        num = len(content) // (codes_size := np.dtype(np.uint32).itemsize + _DRAWINGS * _SIZE**2)
-        codes, images = np.split(content, [num * codes_size])
-        codes, images = codes.view(np.uint32), images.reshape(num, _DRAWINGS, _SIZE, _SIZE)
-    return {unicodedata.name(chr(code)): drawings for code, drawings in zip(codes, images, strict=True)}
+        num = len(content) // (_CODE.itemsize + _DRAWINGS * _SIZE**2)
+        codes = content[: num * _CODE.itemsize].view(_CODE)
+        images = content[num * _CODE.itemsize :].reshape(num, _DRAWINGS, _SIZE, _SIZE)
+    return Images({unicodedata.name(chr(code)): own for code, own in zip(codes, images, strict=True)})
 
 
 # Scripts and splits
@@ -162,7 +177,8 @@ def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> dict[str,
 
 def _check_scripts(scripts: Any, split: str) -> None:
     listed = ", ".join(_SCRIPTS)
-    if isinstance(scripts, str) or not isinstance(scripts, Sequence) or not scripts or set(scripts) - set(_SCRIPTS):
+    is_listed = not isinstance(scripts, str) and isinstance(scripts, Sequence) and len(scripts) > 0
+    if not is_listed or any(script not in _SCRIPTS for script in scripts):
         raise ValueError(f"scripts must be a sequence with some of {listed}, got {short(scripts)}")
     if split == "held_out" and set(scripts) == set(_SCRIPTS):
         raise ValueError(f"scripts must leave one out for split='held_out', got all of {listed}")
