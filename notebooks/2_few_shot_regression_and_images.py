@@ -140,7 +140,7 @@ rows = np.stack([images[name][:16] for name in names])
 Image.fromarray(255 - rows.swapaxes(1, 2).reshape(6 * 28, 16 * 28))
 
 # %% [markdown]
-# Each row is a class, three of training and three of test; each image is in another typeface. A task has five classes,
+# Each row is a class, three of training and three of test, in twelve or sixteen typefaces. A task has five classes,
 # and of each one image for the support set and five others for the query set. A class has a new label in every task, so
 # a network cannot know the answer without the support set. `rotations=True` makes more classes to train on: a character
 # turned by 90 degrees is another.

@@ -301,7 +301,7 @@ IMAGES: dict[str, Recipe] = {
         lambda: _protonet_glyphs,
         "prototypical networks on glyphs (not Omniglot; no download), 5-way 1-shot",
         "Snell et al. 2017, https://arxiv.org/abs/1703.05175",
-        "accuracy .85, on held-out scripts .80 (nearest centroid in pixels: .35, .32)",
+        "accuracy .94, on held-out scripts .91 (nearest centroid in pixels: .35, .32)",
         2,
     ),
     "protonet-omniglot": Recipe(
