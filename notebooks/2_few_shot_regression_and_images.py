@@ -121,7 +121,7 @@ assert mse[10] < 0.5 * mse_from_scratch[10]
 # "5-way 1-shot".
 #
 # `jaxmeta.tasks.glyphs` has characters for it, without a download: it renders the sixteen typefaces that come with
-# matplotlib, 20 drawings of each of 1,328 characters, a little rotated, stretched and moved. It has the form of Omniglot,
+# matplotlib, 20 drawings of each of 1,325 characters, a little rotated, stretched and moved. It has the form of Omniglot,
 # and is a benchmark of its own. Some letters look alike across alphabets (Latin A, Greek Α, Cyrillic А): these are one
 # class, or the test would contain classes seen in training.
 #
