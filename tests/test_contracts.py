@@ -15,6 +15,7 @@ from jaxmeta import Task, adapt
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
 DATA = np.random.default_rng(0).integers(0, 255, (6, 5, 3)).astype(np.uint8)
+NUMBERS = 4 * np.arange(3600, dtype=np.float32).reshape(900, 4, 1)  # of 20 that are drawn here no two are the same
 TASKS = {
     "sinusoid": jaxmeta.tasks.sinusoid(num_shots=4, num_queries=3),
     "linear": jaxmeta.tasks.linear(num_shots=4, num_queries=3),
@@ -31,6 +32,16 @@ TASKS = {
         groups=list("aaabbb"),
     ),
     "few_shot padded": jaxmeta.tasks.few_shot(DATA, num_ways=(2, 3), num_shots=1, num_queries=(1, 2)),
+    "fixed": jaxmeta.tasks.fixed(Task((NUMBERS, NUMBERS + 1), (NUMBERS + 2, NUMBERS + 3))),
+    "fixed padded": jaxmeta.tasks.fixed(
+        [Task((x[: 1 + i % 2], x[: 1 + i % 2]), (x[2:], x[2:])) for i, x in enumerate(NUMBERS[:900])]
+    ),
+    "mixture": jaxmeta.tasks.mixture(
+        {
+            "waves": jaxmeta.tasks.sinusoid(num_shots=4, num_queries=3),
+            "lines": jaxmeta.tasks.linear(num_shots=2, num_queries=3),
+        }
+    ),
 }
 INNER_OPTIMIZERS = {
     "sgd": adapt.sgd(0.1),
@@ -97,17 +108,21 @@ def learners(dtype=jnp.float32):
         for name, strategy in STRATEGIES.items()
         if name not in ("exact", "reptile")
     )
-    for name in ("maml", "fomaml", "anil", "meta_sgd", "reptile"):
+    for name in ("maml", "fomaml", "anil", "boil", "meta_sgd", "reptile"):
         yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_inner_steps=2, batch_size=2, microbatch=1)
     yield "imaml", jaxmeta.imaml(init_fn, loss_fn, num_inner_steps=2, solver=adapt.conjugate_gradient(2))
     yield "maml_plus_plus", jaxmeta.maml_plus_plus(init_fn, loss_fn, num_inner_steps=2, num_annealing_steps=10)
     yield "dropout", jaxmeta.maml(init_fn, dropout_loss, num_inner_steps=2, stochastic=True, microbatch=1)
     yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_inner_steps=2)
-    for name in CLASSIFIERS:
-        yield name, getattr(jaxmeta, name)(init_fn, embed_fn, num_ways=2, optimizer=optax.adam(1e-3), microbatch=1)
+    of_heads = {"num_ways": 2, "optimizer": optax.adam(1e-3), "microbatch": 1}
+    for name in ("protonet", "ridge", "proto_maml"):
+        yield name, getattr(jaxmeta, name)(init_fn, embed_fn, **of_heads)
+    for name, own in (("fine_tune", {"num_eval_steps": 1}), ("simple_shot", {})):
+        yield name, getattr(jaxmeta, name)(init_fn, embed_fn, num_classes=2, num_features=2, **of_heads, **own)
 
 
-CLASSIFIERS = ("protonet", "ridge")
+BASELINES = ("fine_tune", "simple_shot")
+CLASSIFIERS = ("protonet", "ridge", "proto_maml", *BASELINES)
 LEARNERS = dict(learners())
 over_learners = pytest.mark.parametrize("name", LEARNERS)
 over_tasks = pytest.mark.parametrize("name", TASKS)
@@ -119,12 +134,17 @@ def types(tree):
     return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
-def make_tasks(num_tasks=2, name="maml"):
+def of_model(params, name):
+    """Without the head that some learners have beside the parameters."""
+    return params.params if name in ("proto_maml", *BASELINES) else params
+
+
+def make_tasks(num_tasks=2, name="maml", is_test=False):
     """Of the kind that the learner of this name takes."""
     x = jnp.linspace(-1, 1, 4 * num_tasks).reshape(num_tasks, 4, 1)
     if name in CLASSIFIERS:
         labels = jnp.tile(jnp.array([[0, 1, 0, 1]]), (num_tasks, 1))
-        return Task((x, labels), (x + 0.1, labels))
+        return Task((x, labels) if is_test or name not in BASELINES else (), (x + 0.1, labels))
     return Task((x, jnp.sin(3 * x)), (x + 0.1, jnp.sin(3 * x + 0.3)))
 
 
@@ -148,7 +168,7 @@ def test_an_update_is_pure_jits_keeps_its_types_and_compiles_once(name, count_tr
     chex.assert_trees_all_equal(update(key, state, tasks), (after, metrics), strict=True)
     update(key, *update(key, after, tasks)[:1], tasks)
     chex.assert_trees_all_equal((state, tasks), before)
-    params, old = after.meta_params.params, before[0].meta_params.params
+    params, old = (of_model(state.meta_params.params, name) for state in (after, before[0]))
     assert params["body"] != old["body"]
     unused = ("cavia", "maml per_step")  # there it is the context, or has other values for each step
     assert (params["head"] != old["head"]) == (name not in unused)
@@ -166,9 +186,11 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     after, metrics = jax.eval_shape(jax.vmap(learner.update), keys, states, seeds_tasks)
     assert types(after) == types(states) and {metric.shape for metric in metrics.values()} == {(3,)}
     meta_params = learner.init(jax.random.key(0)).meta_params
-    keys = jax.random.split(jax.random.key(1), 6)
+    keys, tasks = jax.random.split(jax.random.key(1), 6), make_tasks(6, name, is_test=True)
     adapted = jax.eval_shape(jax.vmap(learner.adapt, (0, None, 0)), keys, meta_params, tasks)
-    stacked = jax.eval_shape(lambda p: jax.tree.map(lambda x: jnp.stack([x] * 6), p), meta_params.params)
+    stacked = jax.eval_shape(
+        lambda p: jax.tree.map(lambda x: jnp.stack([x] * 6), p), of_model(meta_params.params, name)
+    )
     assert types(adapted.params if name in CLASSIFIERS else adapted) == types(stacked)
     curves = jax.eval_shape(jax.vmap(learner.evaluate, (0, None, 0)), keys, meta_params, tasks)
     expected = {"loss": (6, 2), "accuracy": (6, 2)} if name in CLASSIFIERS else {"mse": (6, 3)}
@@ -246,7 +268,7 @@ def test_a_key_is_a_task_and_support_and_query_differ(name):
     _, tasks = twenty_tasks(name)
     rows = lambda leaf: {np.asarray(row).tobytes() for row in leaf}
     assert len(rows(tasks.support[0])) == len(rows(tasks.query[0])) == 20
-    if not name.startswith("few_shot"):  # 6 * 5 * 4 ordered triples of classes do collide
+    if not name.startswith(("few_shot", "mixture")):  # 6 * 5 * 4 ordered triples of classes do collide, and sources
         assert all(len(rows(leaf)) == 20 for leaf in jax.tree.leaves(tasks.info))
     for support, query in zip(tasks.support[0], tasks.query[0], strict=True):
         assert not rows(support) & rows(query)

@@ -78,6 +78,7 @@ OF_ALL = {
     "num_inner_steps": count(1),
     "num_eval_steps": optional(count(1)),
     "batch_size": optional(count(1)),
+    "start_fn": optional(not_callable),
     "condition_fn": optional(not_callable),
     "optimizer": optional(transform),
     "microbatch": optional(count(1)),
@@ -104,7 +105,12 @@ OF_CLASSIFIERS = {
     "optimizer": optional(transform),
     "microbatch": optional(count(1)),
 }
+OF_BASELINES = {name: bad for name, bad in OF_CLASSIFIERS.items() if name != "num_eval_ways"} | {
+    "num_classes": count(1),
+    "num_features": count(1),
+}
 CLASSIFIER = {"init_fn": init_fn, "embed_fn": lambda params, x: params["head"] * x, "num_ways": 2}
+BASELINE = CLASSIFIER | {"num_classes": 3, "num_features": 1}
 
 cores = st.one_of(not_callable, st.just(nn.gru), st.just(nn.MLP((4,))))
 BANDIT = rl.families.bernoulli_bandit()
@@ -153,9 +159,22 @@ TABLE = {
     "fomaml": (jaxmeta.fomaml, FUNCTIONS, OF_MAML | {"inner_optimizer": optional(inner)}),
     "meta_sgd": (jaxmeta.meta_sgd, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "anil": (jaxmeta.anil, FUNCTIONS, OF_MAML | {"learning_rate": number}),
+    "boil": (jaxmeta.boil, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "cavia": (jaxmeta.cavia, FUNCTIONS, OF_MAML | {"learning_rate": number}),
     "cavia.context_only": (context_only, {"optimizer": adapt.sgd(0.1)}, {"optimizer": inner}),
     "protonet": (jaxmeta.protonet, CLASSIFIER, OF_CLASSIFIERS),
+    "proto_maml": (jaxmeta.proto_maml, CLASSIFIER, OF_CLASSIFIERS | {"num_inner_steps": count(1)}),
+    "fine_tune": (
+        jaxmeta.fine_tune,
+        BASELINE,
+        OF_BASELINES | {"num_eval_steps": count(1), "inner_optimizer": optional(inner)},
+    ),
+    "simple_shot": (jaxmeta.simple_shot, BASELINE, OF_BASELINES | {"transform": a_name}),
+    "tasks.all_classes": (
+        tasks.all_classes,
+        {"data": DATA, "batch_size": 2},
+        {"batch_size": st.one_of(count(1), st.integers(min_value=50)), "augment": optional(not_callable)},
+    ),
     "ridge": (jaxmeta.ridge, CLASSIFIER, OF_CLASSIFIERS | {"regularization": positive, "scale": positive}),
     "reptile": (jaxmeta.reptile, FUNCTIONS, OF_ALL | {"step_size": number, "num_inner_steps": count(2)}),
     "adapt.sgd": (adapt.sgd, {}, {"learning_rate": number}),

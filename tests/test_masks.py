@@ -79,12 +79,16 @@ LEARNERS = {
     "fomaml": of_maml(jaxmeta.fomaml, batch_size=4),
     "meta_sgd": of_maml(jaxmeta.meta_sgd, **EXACT),
     "anil": of_maml(jaxmeta.anil, **EXACT),
+    "boil": of_maml(jaxmeta.boil, **EXACT),
     "maml_plus_plus": of_maml(jaxmeta.maml_plus_plus, num_annealing_steps=10, **TWO, **EXACT),
     "imaml": of_maml(jaxmeta.imaml, solver=adapt.conjugate_gradient(1), **TWO),
     "reptile": of_maml(jaxmeta.reptile, batch_size=3, **TWO),
     "cavia": of_maml(jaxmeta.cavia, **EXACT),
+    "boil": of_maml(jaxmeta.boil, **EXACT),
+    "proto_maml": of_head(jaxmeta.proto_maml, **EXACT),
     "protonet": of_head(jaxmeta.protonet),
     "ridge": of_head(jaxmeta.ridge),
+    "proto_maml": of_head(jaxmeta.proto_maml, inner_optimizer=adapt.sgd(0.3), **EXACT),
 }
 STRATEGIES = {
     "auto": (adapt.auto(), adapt.sgd(0.3)),

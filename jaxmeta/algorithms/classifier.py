@@ -134,7 +134,8 @@ def update(spec: Classifier, key: jax.Array, state: MetaState, tasks: Task) -> t
     after, metrics = outer_step(spec.optimizer, state, loss, metrics, grads)
     constants, step = after.meta_params.constants, state.step.astype(mean.dtype)
     moved = constants.feature_mean + (mean - constants.feature_mean) / jnp.minimum(step + 1, _WINDOW)
-    constants = constants._replace(feature_mean=jnp.where(metrics["is_finite"], moved, constants.feature_mean))
+    moved = jnp.where(metrics["is_finite"], moved, constants.feature_mean).astype(constants.feature_mean.dtype)
+    constants = constants._replace(feature_mean=moved)
     return after._replace(meta_params=after.meta_params._replace(constants=constants)), metrics
 
 

@@ -47,6 +47,9 @@ class ByClass(NamedTuple):
 
 def read(data: Any) -> ByClass:
     """An array [classes, examples, ...], a list of arrays, a pair (x, y), or a dict of arrays."""
+    if isinstance(data, Ragged):  # of a distribution that has read it
+        counts = np.asarray(data.counts)
+        return ByClass(data, range(len(counts)), counts, data.examples.shape[1:], data.examples.dtype)
     if isinstance(data, Array):
         return _rectangular(data)
     if isinstance(data, Mapping):

@@ -35,8 +35,8 @@ def swapped(places: jax.Array) -> jax.Array:
     """
     num = len(places)
     steps = jnp.arange(num, dtype=places.dtype)
-    # what is at place i before step i: i, or what the last step before it that swapped with it had at its own place
-    swapper = jnp.full_like(places, -1).at[places].max(jnp.where(places > steps, steps, -1), mode="drop")
+    # what step i moves from place i to a later one: i, or what the last step that swapped with place i moved there
+    swapper = jnp.full_like(places, -1).at[places].max(steps, mode="drop")
     held = jnp.where(swapper < 0, steps, swapper)
     for _ in range((num - 1).bit_length()):
         held = held[held]

@@ -89,7 +89,7 @@ def few_shot(
 
     >>> birds = {"crow": np.zeros((5, 8, 8)), "heron": np.ones((3, 8, 8)), "wren": np.full((90, 8, 8), 2.0)}
     >>> tasks = few_shot(birds, num_ways=(2, 3), num_shots=1, num_queries=2)
-    >>> tasks.sample(jax.random.key(1), tasks.data).support
+    >>> jax.jit(tasks.sample)(jax.random.key(1), tasks.data).support
     Examples(x=float32[3, 8, 8], y=int32[3], weight=float32[3], num_ways=int32(3))
     """
     sizes = check_sizes(num_ways, num_shots, num_queries)

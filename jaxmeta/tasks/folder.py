@@ -14,7 +14,7 @@ from jaxmeta.tasks.by_class import listing
 from jaxmeta.tasks.cache import check_folder
 from jaxmeta.tasks.decode import EXTENSIONS
 from jaxmeta.tasks.images import Images, check_images, read_images
-from jaxmeta.tasks.walk import Found, entries, find_files, is_within
+from jaxmeta.tasks.walk import Found, entries, find_files, folders_in, is_within
 from jaxmeta.words import counted, short
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -110,7 +110,7 @@ def splits_of(root: Path) -> dict[str, Path]:
 
     A class may be called train, so one such name among others is no split.
     """
-    folders = [entry for entry in entries(root) if entry.is_dir()]
+    folders = folders_in(root)
     named: dict[str, Path] = {}
     for entry in folders:
         if (split := _SPLITS.get(entry.name.lower())) is not None:
@@ -147,13 +147,14 @@ def find_classes(root: Path, folder: Path) -> Found:
             f"path {short(str(root))} has folders of splits, {names}: say which one to read, as in "
             f"split={next(iter(named))!r}"
         )
-    found = find_files(root, {entry.name: entry.path for entry in entries(folder) if entry.is_dir()}, EXTENSIONS)
+    found = find_files(root, {entry.name: entry.path for entry in folders_in(folder)}, EXTENSIONS)
     empty = [name for name, files in found.files.items() if not files]
     files = {name: files for name, files in found.files.items() if files}
     if not files:
+        others = counted(len(entries(folder)) - len(found.files), "other entry", "other entries")
         raise ValueError(
-            f"path {short(str(folder))} has no images in folders of their classes: there are "
-            f"{counted(len(found.files), 'folder')}, and {len(entries(folder)) - len(found.files):,} other entries. "
+            f"path {short(str(folder))} has no images in folders of their classes, but "
+            f"{counted(len(found.files), 'folder')} and {others}. "
             "Expected is path/CLASS/IMAGE, as in path/cat/1.jpg, with images of any number for each class"
         )
     without = ((folder / name).relative_to(root).as_posix() for name in empty)

@@ -43,6 +43,18 @@ def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
+def folders_in(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """The folders among them, and links to one."""
+
+    def is_folder(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself
+            return False
+
+    return [entry for entry in entries(folder) if is_folder(entry)]
+
+
 def is_within(root: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
     """Whether a path, its links followed, is in a folder."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

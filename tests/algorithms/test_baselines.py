@@ -232,5 +232,7 @@ def test_minibatches_are_uniform_over_all_images_without_replacement_and_labels_
     _, counts = np.unique(x, return_counts=True)
     share = size / total
     assert len(counts) == total and np.all(np.abs(counts / 2000 - share) < 5 * np.sqrt(share * (1 - share) / 2000))
+    again = jaxmeta.tasks.all_classes(tasks.data, batch_size=size).sample(KEY, tasks.data)
+    jax.tree.map(np.testing.assert_array_equal, again, tasks.sample(KEY, tasks.data))
     with pytest.raises(ValueError, match=f"batch_size must be at most the {total} examples of data, got 13"):
         jaxmeta.tasks.all_classes(DATA[form], batch_size=13)

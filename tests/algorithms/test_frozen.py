@@ -121,7 +121,7 @@ def test_so_it_is_in_an_embedding(x64, name):
 def test_every_named_learner_takes_frozen_parameters():
     """By shape."""
     tasks = make_tasks()[0]
-    for name in ("fomaml", "meta_sgd", "anil", "reptile", "imaml", "cavia", "maml_plus_plus"):
+    for name in ("fomaml", "meta_sgd", "anil", "boil", "reptile", "imaml", "cavia", "maml_plus_plus"):
         own = (
             {"num_annealing_steps": 10} if name == "maml_plus_plus" else {"context": "head"} if name == "cavia" else {}
         )

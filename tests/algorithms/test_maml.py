@@ -215,6 +215,10 @@ NAMED = {
     "fomaml": ({}, {"meta_gradient": adapt.first_order()}),
     "meta_sgd": ({"learning_rate": 0.2}, {"inner_optimizer": adapt.meta_sgd(0.2)}),
     "anil": ({"head": "head", "learning_rate": 0.2}, {"inner_optimizer": adapt.adapt_only(adapt.sgd(0.2), "head")}),
+    "boil": (
+        {"head": lambda path: path == "head", "learning_rate": 0.2},
+        {"inner_optimizer": adapt.adapt_only(adapt.sgd(0.2), {"body": True, "head": False})},
+    ),
     "reptile": (
         {"step_size": 0.3, "num_inner_steps": 2},
         {"meta_gradient": adapt.reptile(), "num_inner_steps": 2, "optimizer": optax.sgd(0.3)},
@@ -233,6 +237,39 @@ def test_a_named_learner_is_maml_with_its_arguments(name):
     jax.tree.map(np.testing.assert_array_equal, *results)
     moved = jax.tree.map(jnp.subtract, results[0][0].meta_params, learner.init(jax.random.key(0)).meta_params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(moved.params))
+
+
+def test_boil_adapts_all_but_the_head_which_is_learned_through_it(x64):
+    learner = jaxmeta.boil(init_fn, loss_fn, learning_rate=0.1, num_inner_steps=2, optimizer=optax.sgd(1.0))
+    state, tasks = learner.init(jax.random.key(0)), make_tasks()
+    grads, metrics = gradient_of(learner, tasks, state)
+    params = state.meta_params.params
+
+    def query_loss(params, task):
+        of_body = lambda body, batch: plain_loss({"body": body, "head": params["head"]}, batch)
+        body = reference.adapt(of_body, reference.sgd(0.1), params["body"], (), [task.support] * 2)
+        return of_body(body, task.query)
+
+    results = [jax.value_and_grad(query_loss)(params, one(tasks, i)) for i in range(N)]
+    loss, expected = jax.tree.map(lambda *leaves: sum(leaves) / N, *results)
+    assert_close(grads[0], expected)
+    assert_close(metrics["loss"], loss)
+    adapted = learner.adapt(jax.random.key(1), state.meta_params, one(tasks))
+    np.testing.assert_array_equal(adapted["head"], params["head"])
+    assert np.all(adapted["body"] != params["body"])
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("hea", "head='hea' chooses no parameter; the parameters are body, head"),
+        ({"body": False, "head": False}, "head=.* chooses no parameter"),
+        (lambda path: True, "where=.* chooses no parameter"),
+    ],
+)
+def test_the_head_of_boil_is_a_part_of_the_parameters(head, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmeta.boil(init_fn, loss_fn, head=head).init(jax.random.key(0))
 
 
 def test_reptile_moves_towards_the_adapted_parameters(x64):

@@ -69,6 +69,7 @@ SQUARED = nn.mean_squared_error(predict)
 of_support = lambda params, support: params | {"head": params["head"] + jnp.mean(support[0])}
 OPTIONS = {
     "condition_fn": {"condition_fn": of_support},
+    "start_fn": {"start_fn": lambda params, support: params | {"body": params["body"] * jnp.mean(support[0])}},
     "stochastic": {"stochastic": True},
     "batch_size": {"batch_size": 2},
     "microbatch": {"microbatch": 1},

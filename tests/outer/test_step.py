@@ -57,14 +57,18 @@ def test_a_plateau_of_the_loss_lowers_the_rate():
     assert scales == [1, 1, 0.5, 0.5, 0.25, 0.25] and state.opt_state[1].best_value == metrics["loss"]
 
 
+SIZES = {"num_classes": 3, "num_features": 1, "num_ways": 2}
 CONSTRUCTORS = {
     name: lambda name=name, **arguments: getattr(jaxmeta, name)(init_fn, nn.mean_squared_error(predict), **arguments)
-    for name in ("maml", "fomaml", "meta_sgd", "anil", "imaml", "reptile", "cavia")
+    for name in ("maml", "fomaml", "meta_sgd", "anil", "boil", "imaml", "reptile", "cavia")
 } | {
     "maml_plus_plus": lambda **arguments: jaxmeta.maml_plus_plus(
         init_fn, nn.mean_squared_error(predict), num_annealing_steps=2, **arguments
     ),
     "protonet": lambda **arguments: jaxmeta.protonet(init_fn, predict, num_ways=2, **arguments),
+    "proto_maml": lambda **arguments: jaxmeta.proto_maml(init_fn, predict, num_ways=2, **arguments),
+    "fine_tune": lambda **arguments: jaxmeta.fine_tune(init_fn, predict, **SIZES, **arguments),
+    "simple_shot": lambda **arguments: jaxmeta.simple_shot(init_fn, predict, **SIZES, **arguments),
     "ridge": lambda **arguments: jaxmeta.ridge(init_fn, predict, num_ways=2, **arguments),
 }
 

@@ -124,7 +124,7 @@ def test_every_example_is_changed_with_a_key_of_its_own():
     noise = lambda key, image: image + jax.random.normal(key, image.shape).astype(image.dtype)
     data = np.arange(20, dtype=np.float32).reshape(4, 5, 1)
     key = jax.random.key(3)
-    plain, changed = (few_shot(data, **SIZES, augment=fn).sample(key, jnp.asarray(data)) for fn in (None, noise))
+    plain, changed = (jax.jit(few_shot(data, **SIZES, augment=fn).sample)(key, data) for fn in (None, noise))
     np.testing.assert_array_equal(changed.info, plain.info)
     difference = np.concatenate([changed.support[0] - plain.support[0], changed.query[0] - plain.query[0]])
     assert len(np.unique(difference)) == 9 and 0.2 < np.abs(difference).mean() < 2  # the same draw, and noise

@@ -89,9 +89,7 @@ def test_a_list_does_not_lead_outside_and_says_what_is_not_there(tmp_path):
     (root / "test.csv").write_text(
         f"filename,label\na.png,{first}\n../../secret.png,{first}\ngone.png,{first}\nb.png,{second}\n"
     )
-    with pytest.warns(
-        UserWarning, match=r"2 files or folders skipped: '../../secret.png' \(leads outside\), 'gone"
-    ):
+    with pytest.warns(UserWarning, match=r"2 files or folders skipped: '../../secret.png' \(leads outside\), 'gone"):
         benchmarks._read("mini_imagenet", "test", root, 4, "")
     (root / "test.csv").write_text("a.png\n")
     with pytest.raises(ValueError, match=r"test.csv must have the columns filename, label, got \['a.png'\]"):

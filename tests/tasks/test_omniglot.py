@@ -496,13 +496,12 @@ def test_the_split_of_seed_0_is_recorded():
     assert module._characters("test", 0)[:5].tolist() == [1091, 1145, 752, 391, 80]
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_tasks_are_those_of_rotations_that_are_written_out(numbered, split):
+def test_tasks_are_those_of_rotations_that_are_written_out(numbered):
     """As they were at first: four times the memory, and the same tasks bit for bit."""
-    upright = numbered[module._characters(split, 0)]
+    upright = numbered[module._characters("test", 0)]
     written = np.concatenate([np.rot90(upright, turns, axes=(2, 3)) for turns in range(4)])
     sizes = {"num_ways": 5, "num_shots": 1, "num_queries": 2}
-    tasks, reference = omniglot(split, **sizes), few_shot(written, **sizes)
+    tasks, reference = omniglot("test", **sizes), few_shot(written, **sizes)
     assert tasks.data.nbytes * 4 == reference.data.nbytes
     task, expected = (sample_many(each, 30) for each in (tasks, reference))
     jax.tree.map(np.testing.assert_array_equal, task, expected)
@@ -535,7 +534,7 @@ def test_ranges_and_augmentation_go_on_to_few_shot(numbered):
 
 def test_tasks_have_the_shapes_asked_for(numbered):
     tasks = omniglot("test", num_ways=20, num_shots=5, num_queries=15)
-    task = tasks.sample(jax.random.key(0), tasks.data)
+    task = jax.eval_shape(tasks.sample, jax.random.key(0), tasks.data)
     assert task.support[0].shape == (100, 2, 2) and task.query[0].shape == (300, 2, 2)
     assert task.support[0].dtype == np.uint8 and task.info.shape == (20,)
 

@@ -7,8 +7,8 @@ import pytest
 
 from jaxmeta.training import Report, mean_ranks
 
-# "Training on ImageNet only", mean±interval(rank), in the README of https://github.com/google-research/meta-dataset: the
-# first six of ten sources, ImageNet, Omniglot, Aircraft, Birds, Textures, QuickDraw.
+# "Training on ImageNet only", mean±interval(rank), in the README of https://github.com/google-research/meta-dataset:
+# the first six of ten sources, ImageNet, Omniglot, Aircraft, Birds, Textures, QuickDraw.
 LEADERBOARD = """
 k-NN 41.03±1.01(15) 37.07±1.15(16) 46.81±0.89(15) 50.13±1.00(15.5) 66.36±0.75(13) 32.06±1.08(16)
 Finetune 45.78±1.10(13) 60.85±1.58(11.5) 68.69±1.26(5) 57.31±1.26(14) 69.05±0.90(9.5) 42.60±1.17(13.5)
