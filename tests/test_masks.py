@@ -84,8 +84,6 @@ LEARNERS = {
     "imaml": of_maml(jaxmeta.imaml, solver=adapt.conjugate_gradient(1), **TWO),
     "reptile": of_maml(jaxmeta.reptile, batch_size=3, **TWO),
     "cavia": of_maml(jaxmeta.cavia, **EXACT),
-    "boil": of_maml(jaxmeta.boil, **EXACT),
-    "proto_maml": of_head(jaxmeta.proto_maml, **EXACT),
     "protonet": of_head(jaxmeta.protonet),
     "ridge": of_head(jaxmeta.ridge),
     "proto_maml": of_head(jaxmeta.proto_maml, inner_optimizer=adapt.sgd(0.3), **EXACT),
