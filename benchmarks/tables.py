@@ -24,12 +24,14 @@ class Shown(NamedTuple):
       unit: of adaptation.
       below: the references that the last return stays below, which is said too.
       beside: the references whose last figure of the first metric is said too, of every test.
+      options: of a result beside the recipe's own, what its command has, where more settings follow from it.
     """
 
     steps: Mapping[str, Sequence[int]]
     unit: str = "step"
     below: Sequence[str] = ()
     beside: Sequence[str] = ()
+    options: str = ""
 
 
 SHOWN = {
@@ -99,7 +101,7 @@ def measured(name: str) -> str:
     'mse 0.3868 ± 0.0464 after 1 step'
     """
     result = result_of(name)
-    shown, metrics = SHOWN[result["recipe"]], result["metrics"]
+    shown, metrics = SHOWN.get(name, SHOWN[result["recipe"]]), result["metrics"]
     figures = [_of_test(result, shown)]
     if shown.below:
         last, beside = metrics["return"]["mean"][-1], result["references"]
@@ -140,6 +142,8 @@ def command(name: str) -> str:
     ('jaxmeta train maml-sinusoid', 'jaxmeta train rl2-bandit --num-pulls 100')
     """
     recipe = result_of(name)["recipe"]
+    if name in SHOWN and SHOWN[name].options:
+        return f"jaxmeta train {recipe} {SHOWN[name].options}"
     own, here = folder_of(recipe) / "config.json", folder_of(name) / "config.json"
     options = ""
     if own.parent.parent == here.parent.parent and own != here:  # on another device a recipe has its own defaults

@@ -6,11 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from jaxmeta import __version__
+
+if TYPE_CHECKING:
+    from jaxmeta.recipes import Recipe
 
 USAGE = """usage: jaxmeta COMMAND
 
@@ -97,19 +100,28 @@ def _train(argv: list[str]) -> None:
     from jaxmeta.runs import train_recipe
 
     recipe = RECIPES[name]
-    default = recipe.config()
+    options, config = _parsed(name, recipe, recipe.config(), argv[1:])
+    if recipe.by:  # what was not given follows from those fields
+        options, config = _parsed(name, recipe, recipe.settings_for(config), argv[1:])
+    train_recipe(name, config, options.seed, options.out, options.resume)
+
+
+def _parsed(name: str, recipe: "Recipe", default: Any, argv: list[str]) -> tuple[TrainOptions, Any]:
+    """The options of the run and the recipe's configuration: what is given in `argv`, the rest from `default`."""
     flat = tyro.conf.arg(name="")  # --num-tasks, and --ppo.clip of what is nested in a recipe
     arguments = dataclasses.make_dataclass(
         "Train", [("run", Annotated[TrainOptions, flat]), ("recipe", Annotated[type(default), flat])]
     )
+    by = " and ".join(f"{field} {getattr(default, field)}" for field in recipe.by)
+    follow = f"\nThe defaults below are for {by}, and follow them." if by else ""
     parsed = tyro.cli(
         arguments,
         prog=f"jaxmeta train {name}",
-        description=f"{recipe.description}. {recipe.paper}\nTo reach: {recipe.figure}.",
-        args=argv[1:],
+        description=f"{recipe.description}. {recipe.paper}\nTo reach: {recipe.figure}.{follow}",
+        args=argv,
         default=arguments(TrainOptions(), default),
     )
-    train_recipe(name, parsed.recipe, parsed.run.seed, parsed.run.out, parsed.run.resume)
+    return parsed.run, parsed.recipe
 
 
 def _evaluate(argv: list[str]) -> None:

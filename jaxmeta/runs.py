@@ -31,7 +31,7 @@ import optax
 from jaxmeta import __version__, plotting
 from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Outer
-from jaxmeta.recipes.experiment import from_dict
+from jaxmeta.recipes.experiment import Recipe, from_dict
 from jaxmeta.training import Report, evaluate, fit, restore_state, save_state
 from jaxmeta.types import MetaState, TaskDistribution
 from jaxmeta.words import counted
@@ -54,7 +54,7 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
     """
     experiment = config.build()
     directory = _claim(name, config, seed, out, resume)
-    changed = _differences(dataclasses.asdict(RECIPES[name].config()), dataclasses.asdict(config))
+    changed = _differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
     if changed:
         print(f"not as the recipe: {_listed(changed, 'the recipe has')}")
@@ -281,6 +281,12 @@ def _claim(name: str, config: Outer, seed: int, out: Path | None, resume: bool) 
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "config.json", content)
     return out
+
+
+def _as_the_recipe(recipe: Recipe, config: Outer) -> dict[str, Any]:
+    """The recipe's settings for what `config` asks of the fields `by`, which themselves are as in the recipe."""
+    default = recipe.config()
+    return dataclasses.asdict(recipe.settings_for(config)) | {field: getattr(default, field) for field in recipe.by}
 
 
 _NONE = "not a field"

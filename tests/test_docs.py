@@ -17,6 +17,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from benchmarks import tables
+from jaxmeta import runs
+from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +131,17 @@ def test_the_readme_and_the_site_say_the_same():
     readme = (ROOT / "README.md").read_text()
     assert tables.readme(readme, RECIPES) == readme, "python -m benchmarks.tables writes the README's tables anew"
     assert all(tables.row_of(name) == (recipe.description, recipe.figure) for name, recipe in RECIPES.items())
-    assert set(tables.SHOWN) == set(RECIPES)
+    assert {name for name, shown in tables.SHOWN.items() if not shown.options} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", [name for name, shown in tables.SHOWN.items() if shown.options])
+def test_the_command_of_a_result_has_the_settings_that_it_was_measured_with(name, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(runs, "train_recipe", lambda recipe, config, *_: parsed.append((recipe, config)))
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    assert main(tables.command(name).split()[1:]) == 0
+    recipe, _, config = runs._read_config(tables.folder_of(name))
+    assert parsed == [(recipe, config)]
 
 
 def test_the_public_address_is_that_of_the_project_or_there_is_none(tmp_path, monkeypatch):

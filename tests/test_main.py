@@ -18,7 +18,7 @@ from jaxmeta.recipes import RECIPES
 from jaxmeta.training import Report
 from jaxmeta.training.checkpoint import restore_state, save_state
 
-SMALL = ["--num-outer-steps", "40", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
+SMALL = ["--num-outer-steps", "8", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
 
 
 def train(out, *arguments, recipe="maml-sinusoid"):
@@ -66,11 +66,11 @@ def test_result_has_the_promised_shape(finished):
 def test_config_has_every_field_and_the_choices_made(finished):
     config = json.loads((finished / "config.json").read_text())
     assert config["recipe"] == "maml-sinusoid" and config["seed"] == 3
-    assert config["num_outer_steps"] == 40 and config["inner_learning_rate"] == 0.01 and config["hidden"] == [40, 40]
+    assert config["num_outer_steps"] == 8 and config["inner_learning_rate"] == 0.01 and config["hidden"] == [40, 40]
 
 
 def test_metrics_have_a_line_for_each_chunk(finished):
-    assert [line["step"] for line in lines(finished)] == list(range(1, 41))
+    assert [line["step"] for line in lines(finished)] == list(range(1, 9))
     assert all(np.isfinite(line["mse"]) for line in lines(finished))
 
 
@@ -87,7 +87,7 @@ def test_pictures_are_pictures(finished):
 
 def test_a_run_with_settings_of_its_own_names_them_and_not_the_recipes_figure(finished):
     said = (finished.parent / "said.txt").read_text()
-    assert "not as the recipe: num_outer_steps 40 (the recipe has 50000), num_tasks 3 (the recipe has 25), " in said
+    assert "not as the recipe: num_outer_steps 8 (the recipe has 50000), num_tasks 3 (the recipe has 25), " in said
     assert "to reach" not in said and RECIPES["maml-sinusoid"].figure not in said
 
 
@@ -104,7 +104,7 @@ def test_evaluate_on_other_numbers_of_tasks(finished, capsys):
     assert "7 test tasks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("seconds_between_saves", "steps_to_go"), [(0, 23), (1000, 40)])
+@pytest.mark.parametrize(("seconds_between_saves", "steps_to_go"), [(0, 3), (1000, 8)])
 def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
     seconds_between_saves, steps_to_go, finished, tmp_path, monkeypatch
 ):
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
 
     def log_and_die(self, state, metrics):
         log(self, state, metrics)
-        if int(state.step) == 17:
+        if int(state.step) == 5:
             raise Killed
 
     monkeypatch.setattr(runs, "_draw", lambda *_: None)
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
     steps = []
     monkeypatch.setattr(runs._Log, "__call__", lambda self, state, metrics: steps.append(log(self, state, metrics)))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 18, "seconds": 1.0}) + "\n")  # logged after the last checkpoint
+        file.write(json.dumps({"step": 6, "seconds": 1.0}) + "\n")  # logged after the last checkpoint
 
     assert train(tmp_path / "run", "--seed", "3", "--resume") == 0
     assert len(steps) == steps_to_go

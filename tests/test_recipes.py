@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from jaxmeta.rl.on_policy import PPO
 from jaxmeta.tasks import polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot", "protonet-glyphs"]
-REGRESSION = [name for name in RECIPES if name.endswith(("sinusoid", "linear", "quadratic"))]
+SINUSOIDS = [name for name in RECIPES if name.endswith("sinusoid")]
 SMALL_RL = (
     "--num-outer-steps",
     "2",
@@ -64,8 +65,8 @@ def result(name, directory, *arguments):
     return json.loads((directory / "result.json").read_text())
 
 
-@pytest.mark.parametrize("name", REGRESSION)
-def test_regression_recipes_train(name, tmp_path):
+@pytest.mark.parametrize("name", SINUSOIDS)
+def test_recipes_of_sinusoids_train(name, tmp_path):
     found = result(name, tmp_path / name, "--num-outer-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
     config = RECIPES[name].config()
     assert len(found["metrics"]["mse"]["mean"]) == config.num_eval_steps + 1
@@ -335,9 +336,101 @@ def test_omniglot_protocol_follows_the_device(monkeypatch):
     assert RECIPES["maml-omniglot"].config().num_outer_steps < 60_000
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].by])
+def test_settings_that_follow_others_are_the_recipes_own_at_its_defaults(name):
+    config = RECIPES[name].config()
+    assert RECIPES[name].settings_for(config) == config
+    large = RECIPES[name].settings_for(replace(config, num_ways=20, num_shots=5))
+    assert (large.num_ways, large.num_shots, type(large)) == (20, 5, type(config))
+    assert large.inner_optimizer == config.inner_optimizer and large.meta_gradient == config.meta_gradient
+    assert large.num_eval_steps == large.num_inner_steps or large.inner_optimizer != "lslr"  # a rate for each step
+
+
+@pytest.mark.parametrize("num_shots", [1, 5])
+@pytest.mark.parametrize(
+    ("num_ways", "rate_of_a_sum", "num_tasks", "num_inner_steps", "num_eval_steps"),
+    [(5, 0.4, 32, 1, 3), (20, 0.1, 16, 5, 5)],
+)
+def test_on_an_accelerator_omniglots_settings_are_the_papers(
+    num_ways, rate_of_a_sum, num_tasks, num_inner_steps, num_eval_steps, num_shots, monkeypatch
+):
+    """Finn et al. 2017, appendix A.1, whose inner loss is a sum over the classes."""
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    config = RECIPES["maml-omniglot"].config(num_ways=num_ways, num_shots=num_shots)
+    assert np.isclose(config.inner_learning_rate, rate_of_a_sum * num_ways)
+    assert (config.num_tasks, config.num_inner_steps, config.num_eval_steps) == (
+        num_tasks,
+        num_inner_steps,
+        num_eval_steps,
+    )
+    assert (config.num_queries, config.num_outer_steps, config.learning_rate, config.schedule, config.optimizer) == (
+        num_shots,
+        60_000,
+        1e-3,
+        "constant",
+        "adam",
+    )
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch, capsys):
+    """What `jaxmeta train maml-omniglot --out run` prints before it trains, its configuration, and its status."""
+    build = lambda config: SimpleNamespace(protocol=config.protocol())  # without the images
+    monkeypatch.setattr("jaxmeta.recipes.images.GradientOmniglot.build", build)
+    monkeypatch.setattr(runs, "_train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    directory = tmp_path / "run"
+
+    def train(*arguments):
+        status = main(["train", "maml-omniglot", "--out", str(directory), *arguments])
+        printed = capsys.readouterr()
+        return printed.out + printed.err, runs._read_config(directory)[2], status
+
+    return train
+
+
+def test_twenty_ways_take_their_settings_and_print_them(said):
+    printed, config, _ = said("--num-ways", "20")
+    assert config == RECIPES["maml-omniglot"].config(num_ways=20)
+    assert (config.num_inner_steps, config.num_eval_steps) == (5, 5)
+    assert f"{config.num_outer_steps:,} outer steps of {config.num_tasks} tasks" in printed
+    assert "through 5 inner steps of sgd 0.4, 5 at test" in printed
+    assert "not as the recipe: num_ways 20 (the recipe has 5)\n" in printed and "to reach" not in printed
+    printed, same, status = said("--num-ways", "20", "--resume")
+    assert same == config and status == 130  # stopped where it would train
+    printed, _, status = said("--resume")
+    assert (
+        status == 2
+        and "holds a run with other settings: " in printed
+        and "num_inner_steps 1 (the run has 5)" in printed
+    )
+
+
+def test_five_shots_take_their_settings_and_print_them(said):
+    printed, config, _ = said("--num-shots", "5")
+    assert config == replace(RECIPES["maml-omniglot"].config(), num_shots=5)
+    assert "not as the recipe: num_shots 5 (the recipe has 1)\n" in printed
+    assert "through 1 inner step of sgd 0.4, 3 at test" in printed
+
+
+def test_what_is_given_is_taken_whatever_follows_from_the_ways(said):
+    """Even where it is what five ways would have had."""
+    given = ("--num-inner-steps", "1", "--num-tasks", "8", "--seed", "3")
+    printed, config, _ = said(*given, "--num-ways", "20", "--num-shots", "5")
+    at_home = RECIPES["maml-omniglot"].config(num_ways=20, num_shots=5)
+    assert config == replace(at_home, num_inner_steps=1, num_tasks=8)
+    for differs in (
+        "num_tasks 8 (the recipe has 2)",
+        "num_inner_steps 1 (the recipe has 5)",
+        "num_ways 20 (the recipe has 5)",
+    ):
+        assert differs in printed
+    assert ", seed 3," in printed
+
+
 @pytest.mark.parametrize(("name", "degree", "noise"), [("maml-linear", 1, 0.3), ("maml-quadratic", 2, 0.0)])
 def test_polynomials_reach_the_optimum_in_closed_form(name, degree, noise, tmp_path):
     found = result(name, tmp_path / name)["metrics"]["mse"]
+    assert len(found["mean"]) == RECIPES[name].config().num_eval_steps + 1 and np.all(np.isfinite(found["mean"]))
     _, optimum = polynomial_optimum(degree, 10, noise)
     assert found["mean"][1] <= 1.03 * optimum
     assert found["mean"][1] >= optimum - 4 / 1.96 * found["ci95"][1]  # nothing beats it by more than 4 sigma
@@ -356,9 +449,17 @@ def test_cavia_reaches_the_paper(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "figure"), [("maml-omniglot", 0.95), ("protonet-omniglot", 0.96)])
-def test_omniglot_reaches_its_figure(name, figure, tmp_path, omniglot_dir):
-    found = result(name, tmp_path / "run", "--data-dir", str(omniglot_dir))
+@pytest.mark.parametrize(
+    ("name", "options", "figure"),
+    [
+        ("maml-omniglot", (), 0.95),
+        ("maml-omniglot", ("--num-shots", "5"), 0.98),
+        ("maml-omniglot", ("--num-ways", "20"), 0.92),
+        ("protonet-omniglot", (), 0.96),
+    ],
+)
+def test_omniglot_reaches_its_figure(name, options, figure, tmp_path, omniglot_dir):
+    found = result(name, tmp_path / "run", "--data-dir", str(omniglot_dir), *options)
     assert found["num_tasks"] == 600
     assert found["metrics"]["accuracy"]["mean"][-1] >= figure
 

@@ -45,13 +45,19 @@ class Experiment(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """A line of `jaxmeta list`. `minutes` are expected on a laptop, download and pictures included."""
+    """A line of `jaxmeta list`. `minutes` are expected on a laptop, download and pictures included. `by` are the fields
+    on which the other settings depend: `config` takes them, each with a default."""
 
-    config: Callable[[], Any]
+    config: Callable[..., Any]
     description: str
     paper: str
     figure: str
     minutes: float
+    by: tuple[str, ...] = ()
+
+    def settings_for(self, config: Any) -> Any:
+        """The recipe's own settings where the fields `by` are as in `config`."""
+        return self.config(**{field: getattr(config, field) for field in self.by})
 
 
 def from_dict(cls: type, content: dict[str, Any]) -> Any:
