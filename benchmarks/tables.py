@@ -23,15 +23,15 @@ class Shown(NamedTuple):
       steps: for each metric the numbers of inner steps or episodes; none where there is one figure only.
       unit: of adaptation.
       below: the references that the last return stays below, which is said too.
-      options: of a result beside the recipe's own, what its command has, where more settings follow from it.
       beside: the references whose last figure of the first metric is said too, of every test.
+      options: of a result beside the recipe's own, what its command has, where more settings follow from it.
     """
 
     steps: Mapping[str, Sequence[int]]
     unit: str = "step"
     below: Sequence[str] = ()
-    options: str = ""
     beside: Sequence[str] = ()
+    options: str = ""
 
 
 SHOWN = {

@@ -121,7 +121,7 @@ assert mse[10] < 0.5 * mse_from_scratch[10]
 # "5-way 1-shot".
 #
 # `jaxmeta.tasks.glyphs` has characters for it, without a download: it renders the sixteen typefaces that come with
-# matplotlib, 20 drawings of each of 1,328 characters, a little rotated, stretched and moved. It has the form of Omniglot,
+# matplotlib, 20 drawings of each of 1,327 characters, a little rotated, stretched and moved. It has the form of Omniglot,
 # and is a benchmark of its own. Some letters look alike across alphabets (Latin A, Greek Α, Cyrillic А): these are one
 # class, or the test would contain classes seen in training.
 #
@@ -140,7 +140,7 @@ rows = np.stack([images[name][:16] for name in names])
 Image.fromarray(255 - rows.swapaxes(1, 2).reshape(6 * 28, 16 * 28))
 
 # %% [markdown]
-# Each row is a class, three of training and three of test; each image is in another typeface. A task has five classes,
+# Each row is a class, three of training and three of test, in twelve or sixteen typefaces. A task has five classes,
 # and of each one image for the support set and five others for the query set. A class has a new label in every task, so
 # a network cannot know the answer without the support set. `rotations=True` makes more classes to train on: a character
 # turned by 90 degrees is another.
@@ -220,8 +220,8 @@ jaxmeta.plotting.adaptation_curves(
 )
 
 # %% [markdown]
-# All start at chance, as they must: before adaptation nobody knows which class is called 0. We measured about .36 for
-# the nearest neighbour, .65 for MAML and .82 for ProtoNet. This is a short training; both go on to improve with more
+# All start at chance, as they must: before adaptation nobody knows which class is called 0. We measured about .33 for
+# the nearest neighbour, .63 for MAML and .81 for ProtoNet. This is a short training; both go on to improve with more
 # outer steps and filters.
 #
 # Here is one test task, as each of them answers it.

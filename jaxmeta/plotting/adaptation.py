@@ -148,9 +148,10 @@ def _draw_report(axes: "Axes", summary: dict, references: dict[str, dict]) -> No
     steps = np.arange(len(mean))
     _draw_mean(axes, steps, mean, ci95, OWN, label="mean, 95% interval")
     draw_curve(axes, steps, median, MEDIAN, label="median")
-    for name, style in styles(references).items():
-        values = np.asarray(references[name]["mean"], float)
-        draw_curve(axes, np.arange(len(values)), values, style, label=name)
+    others = styles(["mean", *references])  # so that none looks like the mean
+    for name, found in references.items():
+        values = np.asarray(found["mean"], float)
+        draw_curve(axes, np.arange(len(values)), values, others[name], label=name)
     axes.set_xticks(steps if len(steps) > 1 else [])
 
 

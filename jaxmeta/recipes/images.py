@@ -290,6 +290,7 @@ _protonet_glyphs = ClosedFormGlyphs(
     schedule="cosine",
     microbatch=1,
 )
+
 _BY = ("num_ways", "num_shots")
 
 IMAGES: dict[str, Recipe] = {
@@ -324,14 +325,14 @@ IMAGES: dict[str, Recipe] = {
         lambda: _maml_glyphs,
         "MAML on glyphs (not Omniglot; no download), 5-way 1-shot",
         MAML,
-        "accuracy .65, on held-out scripts .60 (nearest centroid in pixels: .35, .32)",
+        "accuracy .75, on held-out scripts .70 (nearest centroid in pixels: .35, .32)",
         3,
     ),
     "protonet-glyphs": Recipe(
         lambda: _protonet_glyphs,
         "prototypical networks on glyphs (not Omniglot; no download), 5-way 1-shot",
         "Snell et al. 2017, https://arxiv.org/abs/1703.05175",
-        "accuracy .85, on held-out scripts .80 (nearest centroid in pixels: .35, .32)",
+        "accuracy .94, on held-out scripts .91 (nearest centroid in pixels: .35, .32)",
         2,
     ),
     "protonet-omniglot": Recipe(

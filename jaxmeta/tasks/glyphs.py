@@ -85,7 +85,7 @@ def glyphs(
 
     | split        | classes | scripts                                              |
     |--------------|---------|------------------------------------------------------|
-    | "train"      | 786     | latin, greek, cyrillic, arrows, mathematics, signs   |
+    | "train"      | 785     | latin, greek, cyrillic, arrows, mathematics, signs   |
     | "validation" | 112     | the same                                             |
     | "test"       | 225     | the same                                             |
     | "held_out"   | 205     | armenian, georgian, lao                              |
@@ -211,7 +211,7 @@ def _characters(names: Sequence[str], split: str, seed: int, scripts: Sequence[s
 
 
 class _Face(NamedTuple):
-    font: Any  # Pillow's
+    fonts: tuple[Any, ...]  # Pillow's, of two sizes: the larger one is for what is small
     codes: frozenset[int]  # the code points that it has
     content: bytes
 
@@ -230,8 +230,8 @@ def _faces() -> list[_Face]:
                 f"matplotlib's font {path} could not be read: {error}. Glyphs are drawn with the fonts that come with "
                 "matplotlib on the package index: pip install --force-reinstall matplotlib"
             ) from error
-        font = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)
-        faces.append(_Face(font, frozenset(FT2Font(str(path)).get_charmap()), content))
+        fonts = tuple(ImageFont.truetype(str(path), em, layout_engine=ImageFont.Layout.BASIC) for em in (_EM, 4 * _EM))
+        faces.append(_Face(fonts, frozenset(FT2Font(str(path)).get_charmap()), content))
     return faces
 
 
@@ -257,12 +257,18 @@ def _code_points(faces: Sequence[_Face]) -> list[int]:
 
 def _ink(face: _Face, code: int) -> "Image | None":
     """A code point in large, 255 on 0, with an edge of one empty pixel; None where the face has nothing to show."""
-    from PIL import Image, ImageDraw
-
     if code not in face.codes:
         return None
-    canvas = Image.new("L", (_CANVAS, _CANVAS))
-    ImageDraw.Draw(canvas).text((_CANVAS // 2, _CANVAS // 2), chr(code), fill=255, font=face.font, anchor="mm")
+    ink = _rendered(face.fonts[0], code)
+    return ink if ink is None or max(ink.size) > _SIDE else _rendered(face.fonts[1], code)
+
+
+def _rendered(font: Any, code: int) -> "Image | None":
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("L", (_CANVAS * font.size // _EM,) * 2)
+    middle = canvas.width // 2
+    ImageDraw.Draw(canvas).text((middle, middle), chr(code), fill=255, font=font, anchor="mm")
     box = canvas.getbbox()
     return box and canvas.crop((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_distribution, check_integer, check_names, check_number
+from jaxmeta.tasks.class_splits import permutation
 from jaxmeta.types import PyTree, TaskDistribution
 from jaxmeta.words import counted, short
 
@@ -61,7 +62,7 @@ def split_tasks(
         parts = _named(names, tasks.names)
     else:
         counts = _counts_of(fractions, tasks.size) if counts is None else _checked_counts(counts, tasks.size)
-        parts = [np.sort(part) for part in np.split(_permutation(tasks.size, seed), np.cumsum(counts)[:-1])]
+        parts = [np.sort(part) for part in np.split(permutation(tasks.size, seed), np.cumsum(counts)[:-1])]
     return _parts_of(tasks, tasks.at, parts)
 
 
@@ -84,11 +85,6 @@ def _parts_of(tasks: TaskDistribution, at_all: Any, parts: Sequence[np.ndarray])
         )
         for part in parts
     )
-
-
-def _permutation(num: int, seed: int) -> np.ndarray:
-    """A permutation [num], of a stream that numpy keeps the same in all its versions."""
-    return np.argsort(np.random.PCG64(seed).random_raw(num), kind="stable")
 
 
 def _counts_of(fractions: Any, size: int) -> list[int]:
