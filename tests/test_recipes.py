@@ -114,11 +114,11 @@ def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
 
 
 SLOW_OMNIGLOT = [
-    pytest.param(f"{name}-omniglot", marks=pytest.mark.slow) for name in ("anil", "ridge", "maml++", "imaml")
+    pytest.param(f"{name}-omniglot", marks=pytest.mark.slow) for name in ("anil", "protonet", "ridge", "maml++", "imaml")
 ]
 
 
-@pytest.mark.parametrize("name", ["maml-omniglot", "protonet-omniglot", *SLOW_OMNIGLOT])
+@pytest.mark.parametrize("name", ["maml-omniglot", *SLOW_OMNIGLOT])
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
     statistics, said = ("support", "of the support set") if name in CLOSED_FORM else ("query", "transductive")
@@ -145,7 +145,7 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
     assert (tmp_path / name / "episode.png").exists()
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("glyphs")])
+@pytest.mark.parametrize("name", [pytest.param("maml-glyphs", marks=pytest.mark.slow), "protonet-glyphs"])
 def test_recipes_of_glyphs_train_and_are_judged_on_both_kinds_of_scripts_beside_pixels(
     name, tmp_path, monkeypatch, capsys
 ):
@@ -156,7 +156,8 @@ def test_recipes_of_glyphs_train_and_are_judged_on_both_kinds_of_scripts_beside_
     monkeypatch.setattr(glyphs, "_code_points", every_tenth)
     monkeypatch.setenv("JAXMETA_CACHE", str(tmp_path / "cache"))
     short = ("--num-filters", "4", "--num-outer-steps", "2", "--num-tasks", "2", "--num-eval-tasks", "40")
-    found = result(name, tmp_path / name, *short, "--num-ways", "5")
+    found = result(name, tmp_path / name, *short, "--num-ways", "5", "--statistics", "support")
+    assert "of the support set" in found["batch_norm"]
     (other,) = found["other_tests"].values()
     for test in (found, other):
         (pixels,) = test["references"].values()

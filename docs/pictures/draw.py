@@ -193,6 +193,7 @@ def _between(name: str, other: str) -> tuple[tuple[float, float], tuple[float, f
         ("algorithms", "nn"): ((x + half, y), (to_x + 0.45, to_y + HEIGHT / 2), -0.38),
         ("algorithms", "outer"): ((x, y - HEIGHT / 2), (to_x, to_y + HEIGHT / 2), 0.0),
         ("adapt", "devices"): ((x - 0.35, y - HEIGHT / 2), (to_x - half, to_y), 0.38),
+        ("tasks", "devices"): ((x, y - HEIGHT / 2), (to_x - half, to_y - 0.15), 0.3),
         ("training", "devices"): ((x - 0.2, y - HEIGHT / 2), (to_x + half, to_y), -0.25),
     }
     if (name, other) in special:

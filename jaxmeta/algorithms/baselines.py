@@ -185,8 +185,8 @@ def simple_shot(
     >>> learner = simple_shot(lambda key: 1.0, lambda params, x: params * x, transform="L2N", **sizes)
     >>> task = Task((jnp.array([[5.0, 0.0], [0.0, 0.1]]), jnp.array([1, 0])))
     >>> params, head = learner.adapt(jax.random.key(1), learner.init(jax.random.key(0)).meta_params, task)
-    >>> head(params * jnp.array([[2.0, 0.0]])).tolist()
-    [[-2.0, 0.0]]
+    >>> jnp.argmax(head(params * jnp.array([[2.0, 0.1]])), axis=1).tolist()
+    [1]
     """
     check_choice("transform", transform, _TRANSFORMS)
     spec = classifier(init_fn, embed_fn, num_classes=num_classes, num_features=num_features, **options)

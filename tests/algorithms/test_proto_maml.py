@@ -118,7 +118,13 @@ def theta():
     return init_fn(jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("exact", "segments", "forward_mode") else [])
+        for name in STRATEGIES
+    ],
+)
 def test_the_meta_gradient_is_that_of_a_loop_through_the_prototypes(name):
     """First order and truncated: the inner gradients are constants, the prototypes are not."""
     strategy, num_constant = STRATEGIES[name]
