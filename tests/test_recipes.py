@@ -114,7 +114,8 @@ def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
 
 
 SLOW_OMNIGLOT = [
-    pytest.param(f"{name}-omniglot", marks=pytest.mark.slow) for name in ("anil", "protonet", "ridge", "maml++", "imaml")
+    pytest.param(f"{name}-omniglot", marks=pytest.mark.slow)
+    for name in ("anil", "protonet", "ridge", "maml++", "imaml")
 ]
 
 
