@@ -103,7 +103,7 @@ STRATEGIES = {
     ),
     "reptile": (adapt.reptile(), adapt.sgd(0.3)),
 }
-QUICK = ("maml", "maml, the support set's statistics", "fomaml", "protonet", "ridge", "mixed_mode")
+QUICK = ("maml", "maml, the support set's statistics", "protonet", "ridge", "mixed_mode")
 
 
 def each_of(names):

@@ -12,7 +12,6 @@ import pytest
 from jaxmeta.__main__ import main
 from jaxmeta.algorithms import Replay, Visits
 from jaxmeta.algorithms.sac import Experience
-from jaxmeta.recipes import pearl
 from jaxmeta.recipes.pearl import PEARL, told
 from jaxmeta.rl import families
 
@@ -32,21 +31,8 @@ SMALL = {
 }
 
 
-def by_shapes(key, learner, tasks, *, num_tasks, **_):
-    """In place of `fit`: the first state, whose update has its shapes. Compiling it takes seconds for each learner."""
-    state = jax.jit(learner.init)(key)
-    sample = jax.vmap(tasks.sample, (0, None))
-    after, _ = jax.eval_shape(learner.update, key, state, sample(jax.random.split(key, num_tasks), tasks.data))
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    return state, None
-
-
-@pytest.mark.parametrize("trains_references", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_recipe_trains_beside_what_it_is_compared_with(
-    trains_references, tmp_path, schedule_ends_with_the_run, monkeypatch
-):
-    if not trains_references:
-        monkeypatch.setattr(pearl, "fit", by_shapes)
+@pytest.mark.slow
+def test_a_recipe_trains_beside_what_it_is_compared_with(tmp_path, schedule_ends_with_the_run):
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["train", "pearl-navigation", "--out", str(tmp_path / "run"), *options]) == 0
     found = json.loads((tmp_path / "run" / "result.json").read_text())

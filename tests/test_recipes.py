@@ -113,13 +113,8 @@ def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
         replace(RECIPES["maml-linear"].config(), damping=3.0)
 
 
-SLOW_OMNIGLOT = [
-    pytest.param(f"{name}-omniglot", marks=pytest.mark.slow)
-    for name in ("anil", "protonet", "ridge", "maml++", "imaml")
-]
-
-
-@pytest.mark.parametrize("name", ["maml-omniglot", *SLOW_OMNIGLOT])
+@pytest.mark.slow  # of recipes of episodes, those of a folder and of glyphs train in the check
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("omniglot")])
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
     statistics, said = ("support", "of the support set") if name in CLOSED_FORM else ("query", "transductive")

@@ -182,6 +182,7 @@ def test_an_implicit_gradient_is_that_of_the_solution_near_the_start():
     assert_close(jax.tree.map(jnp.subtract, state.meta_params, after.meta_params).params.params, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [
