@@ -5,6 +5,7 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -237,6 +238,11 @@ def check_pure(name: str, fn: Callable, *args: Any) -> tuple[Any, Any]:
     return first
 
 
+def a_key() -> jax.ShapeDtypeStruct:
+    """The shape of a key, for what is looked at before anything compiles."""
+    return jax.eval_shape(jax.random.key, 0)
+
+
 def check_uses_key(name: str, fn: Callable, *args: Any, remedy: str = "") -> None:
     """A pure function whose result depends on the key that is its first argument; args as for `check_pure`.
 
@@ -247,6 +253,12 @@ def check_uses_key(name: str, fn: Callable, *args: Any, remedy: str = "") -> Non
             f"{name} must draw with jax.random and the key that it is given: what it returns does not depend on it and "
             f"would be the same every time{remedy}"
         )
+
+
+def check_sampler(name: str, tasks: TaskDistribution, data: Any, remedy: str) -> None:
+    """A pure `sample` of (key, data), which depends on its key where there is more than one task."""
+    check_sample = check_pure if tasks.size == 1 else partial(check_uses_key, remedy=remedy)
+    check_sample(f"{name}.sample", tasks.sample, a_key(), data)
 
 
 def check_like(name: str, value: Any, expected: Any, remedy: str) -> None:

@@ -17,6 +17,7 @@ from jaxmeta import nn
 from jaxmeta.adapt.select import Where, freeze, unfreeze
 from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, embed
 from jaxmeta.checks import (
+    a_key,
     check_callable,
     check_init_fn,
     check_integer,
@@ -143,7 +144,7 @@ def check_minibatch(spec: Classifier, meta_params: MetaParams, task: Task) -> No
     check_query(task)
     _check_has_no_support(task)
     loss = lambda meta_params, key: _loss(spec, meta_params, task.query, key)[0]
-    jax.eval_shape(loss, meta_params, jax.eval_shape(jax.random.key, 0))
+    jax.eval_shape(loss, meta_params, a_key())
 
 
 def _check_has_no_support(task: Task) -> None:

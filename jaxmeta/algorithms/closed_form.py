@@ -25,6 +25,7 @@ import optax
 from jaxmeta import nn
 from jaxmeta.adapt.select import Where, freeze, unfreeze
 from jaxmeta.checks import (
+    a_key,
     check_callable,
     check_init_fn,
     check_integer,
@@ -455,7 +456,7 @@ def _check(spec: _ClosedForm, meta_params: MetaParams, task: Task, is_test: bool
     jax.eval_shape(
         lambda given, key: _judge(spec, _fit(spec, given, task.support, ways, key), task.query, key),
         meta_params,
-        jax.eval_shape(jax.random.key, 0),
+        a_key(),
     )
 
 

@@ -33,6 +33,7 @@ from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_opt
 from jaxmeta.adapt.select import Where, complement, freeze, select, unfreeze
 from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
+    a_key,
     check_callable,
     check_init_fn,
     check_integer,
@@ -334,7 +335,7 @@ def _check(spec: _Maml, meta_params: MetaParams, task: Task, is_test: bool) -> N
         params = spec.inner_optimizer.params(start, spec.inner_optimizer.start(start).fast)
         return [spec.loss_fn(unfreeze(params, given.constants), task.support, key)[0], _judge(spec, params, given)[0]]
 
-    check_pure("loss_fn", losses, jax.eval_shape(jax.random.key, 0), meta_params)
+    check_pure("loss_fn", losses, a_key(), meta_params)
 
 
 def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_callable, check_pure, check_uses_key
+from jaxmeta.checks import a_key, check_callable, check_pure, check_uses_key
 from jaxmeta.rl.env import (
     Continuous,
     Environment,
@@ -57,7 +57,7 @@ def family(environment: Environment, sample_fn: Callable, test_sample_fn: Callab
     check_callable("test_sample_fn", test_sample_fn, "(key) -> params")
     train = _drawn("sample_fn", environment, sample_fn)
     test = train if test_sample_fn is sample_fn else _drawn("test_sample_fn", environment, test_sample_fn)
-    _check_task_stays(environment, jax.eval_shape(train.sample, _a_key(), ()))
+    _check_task_stays(environment, jax.eval_shape(train.sample, a_key(), ()))
     return Family(environment, train, test)
 
 
@@ -96,7 +96,7 @@ def _drawn(name: str, environment: Environment, sample_fn: Callable) -> TaskDist
         params_key, draw_key = jax.random.split(key)
         return strong(environment.draw(draw_key, sample_fn(params_key)))
 
-    check_uses_key(name, sample, _a_key(), (), remedy=_CONSTANT)
+    check_uses_key(name, sample, a_key(), (), remedy=_CONSTANT)
     return TaskDistribution(sample)
 
 
@@ -122,10 +122,6 @@ def task_at(index: jax.Array | int, tasks: PyTree) -> PyTree:
     return strong(jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks))
 
 
-def _a_key() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(jax.random.key, 0)
-
-
 def _check_task_stays(environment: Environment, task: PyTree) -> None:
     """No field of its state is drawn by `reset` and handed through by `step`; `task` is its shapes."""
     moving = [name for name in _drawn_and_kept(environment, task) if name not in environment.initial]
@@ -140,7 +136,7 @@ def _check_task_stays(environment: Environment, task: PyTree) -> None:
 
 def _drawn_and_kept(environment: Environment, task: PyTree) -> list[str]:
     """The fields of the state that depend on the key of `reset`, and that `step` returns as they were."""
-    key, space = _a_key(), environment.action_space
+    key, space = a_key(), environment.action_space
     from_reset, (observation, state) = check_pure(
         "reset of environment", lambda key, task: call_reset(environment, key, task), key, task
     )

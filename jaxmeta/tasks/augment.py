@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_arguments, check_integer, check_number, check_pure
+from jaxmeta.checks import a_key, check_arguments, check_integer, check_number, check_pure
 from jaxmeta.words import short
 
 Augment: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -131,7 +131,7 @@ def check_augment(augment: Any, shape: tuple[int, ...], dtype: Any) -> None:
     """A pure function (key, image) -> image of the same shape and dtype."""
     check_arguments("augment", augment, ("key", "image"), "a key and one image, as in lambda key, image: ...")
     image = jax.ShapeDtypeStruct(shape, dtype)
-    _, returned = check_pure("augment", augment, jax.eval_shape(jax.random.key, 0), image)
+    _, returned = check_pure("augment", augment, a_key(), image)
     if getattr(returned, "shape", None) != shape or returned.dtype != dtype:
         raise ValueError(
             f"augment must return an image like the one it is given, {short(image)}, got {short(returned)}: "

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_number, check_pure, check_sources, check_uses_key
+from jaxmeta.checks import a_key, check_number, check_sampler, check_sources
 from jaxmeta.tasks.padding import are_alike, common_form, given_ways, has_labels, num_ways_of, padded, with_ways
 from jaxmeta.types import PyTree, Task, TaskDistribution
 from jaxmeta.words import short
@@ -88,9 +88,8 @@ def _into_form(sources: Mapping[str, TaskDistribution], data: dict[str, PyTree])
     """(source's number, its task) -> the task in the form that those of all sources share."""
     shapes = {}
     for name, tasks in sources.items():
-        check_sample = check_pure if tasks.size == 1 else partial(check_uses_key, remedy=_CONSTANT)
-        check_sample(f"sources[{name!r}].sample", tasks.sample, _a_key(), data[name])
-        shapes[f"sources[{name!r}]"] = jax.eval_shape(tasks.sample, _a_key(), data[name])
+        check_sampler(f"sources[{name!r}]", tasks, data[name], _CONSTANT)
+        shapes[f"sources[{name!r}]"] = jax.eval_shape(tasks.sample, a_key(), data[name])
     form = common_form(shapes)
     one, *others = shapes.values()
     counts_classes = form.has_labels if form is not None else _differ_in_classes(sources, data, one)
@@ -109,10 +108,6 @@ def _into_form(sources: Mapping[str, TaskDistribution], data: dict[str, PyTree])
 
 
 _CONSTANT = ". A source of one task is tasks.fixed([task])"
-
-
-def _a_key() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(jax.random.key, 0)
 
 
 def _differ_in_classes(sources: Mapping[str, TaskDistribution], data: dict[str, PyTree], shape: PyTree) -> bool:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import (
+    a_key,
     check_arguments,
     check_distribution,
     check_integer,
@@ -25,7 +26,7 @@ from jaxmeta.checks import (
 )
 from jaxmeta.devices import replicated
 from jaxmeta.training.history import History
-from jaxmeta.training.looks import a_key, look_at_tasks
+from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.training.validation import Validation, Validator, check_validation
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
 from jaxmeta.words import short

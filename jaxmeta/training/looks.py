@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_distribution, check_pure, check_uses_key
+from jaxmeta.checks import a_key, check_distribution, check_pure, check_sampler
 from jaxmeta.devices import replicated
 from jaxmeta.traced import used_inputs
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, Task, TaskDistribution
@@ -33,8 +33,7 @@ def look_at_tasks(
     check_distribution(name, tasks)
     for source, of in (tasks.sources or {}).items():
         look_at_tasks(f"{name}.sources[{source!r}]", of, learner, meta_params, is_test=is_test)
-    check_sample = check_pure if tasks.size == 1 else partial(check_uses_key, remedy=_CONSTANT)
-    check_sample(f"{name}.sample", tasks.sample, a_key(), tasks.data)
+    check_sampler(name, tasks, tasks.data, _CONSTANT)
     if tasks.at is not None:
         jaxpr, _ = check_pure(f"{name}.at", tasks.at, jax.ShapeDtypeStruct((), jnp.int32), tasks.data)
         if tasks.size != 1 and not used_inputs(jaxpr)[0]:
@@ -43,11 +42,6 @@ def look_at_tasks(
     check = getattr(learner, "check", None) if tasks.sources is None else None
     if check is not None and isinstance(shapes, Task) and _holds_integers(shapes):
         check(meta_params, _draw(*replicated((jax.random.key(0), tasks.data)), sample=tasks.sample), is_test)
-
-
-def a_key() -> jax.ShapeDtypeStruct:
-    """The shape of a key."""
-    return jax.eval_shape(jax.random.key, 0)
 
 
 def _holds_integers(task: Task) -> bool:

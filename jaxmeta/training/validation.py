@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_choice, check_distribution, check_integer, check_metrics
+from jaxmeta.checks import a_key, check_choice, check_distribution, check_integer, check_metrics
 from jaxmeta.training.evaluate import judge, num_test_tasks
-from jaxmeta.training.looks import a_key, look_at_tasks
+from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, TaskDistribution
 from jaxmeta.words import short
 
