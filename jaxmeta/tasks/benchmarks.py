@@ -80,10 +80,8 @@ def mini_imagenet(
 
     >>> tasks = mini_imagenet("train", data_dir="data/mini-imagenet", num_shots=5)  # doctest: +SKIP
     """
-    sizes: dict[str, Any] = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
-    check_sizes(**sizes)  # before minutes of decoding
-    images = _read("mini_imagenet", split, data_dir, size, _MINI)
-    return few_shot(images, **sizes, rotations=rotations, augment=augment)
+    sizes = (num_ways, num_shots, num_queries)
+    return _benchmark("mini_imagenet", split, data_dir, size, _MINI, sizes, rotations, augment)
 
 
 def tiered_imagenet(
@@ -107,12 +105,11 @@ def tiered_imagenet(
       data_dir: your folder: `data_dir/train/n01530575/IMAGE`, `data_dir/val/...`, `data_dir/test/...`, a folder for
         each WordNet id, or these folders in one.
       size: of both sides, in pixels.
-      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
-        see `few_shot`, also for `rotations` and `augment`.
-      num_shots: support examples of each class.
-      num_queries: query examples of each class; each class has as many as shots and queries together.
-      rotations: whether rotations by multiples of 90 degrees are classes of their own.
-      augment: (key, image) -> image, of each example that is drawn.
+      num_ways: as in `mini_imagenet`.
+      num_shots: as in `mini_imagenet`.
+      num_queries: as in `mini_imagenet`.
+      rotations: as in `mini_imagenet`.
+      augment: as in `mini_imagenet`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, size, size, 3]. Class i of `info` is
@@ -123,10 +120,8 @@ def tiered_imagenet(
 
     >>> tasks = tiered_imagenet("test", data_dir="data/tiered-imagenet", num_shots=5)  # doctest: +SKIP
     """
-    sizes: dict[str, Any] = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
-    check_sizes(**sizes)  # before minutes of decoding
-    images = _read("tiered_imagenet", split, data_dir, size, _TIERED)
-    return few_shot(images, **sizes, rotations=rotations, augment=augment)
+    sizes = (num_ways, num_shots, num_queries)
+    return _benchmark("tiered_imagenet", split, data_dir, size, _TIERED, sizes, rotations, augment)
 
 
 def cub(
@@ -151,12 +146,11 @@ def cub(
       data_dir: the folder that the official archive was unpacked in, with
         `data_dir/CUB_200_2011/images/001.Black_footed_Albatross/IMAGE`, or `CUB_200_2011`, or `images` in it.
       size: of both sides, in pixels.
-      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
-        see `few_shot`, also for `rotations` and `augment`.
-      num_shots: support examples of each class.
-      num_queries: query examples of each class; each class has as many as shots and queries together.
-      rotations: whether rotations by multiples of 90 degrees are classes of their own.
-      augment: (key, image) -> image, of each example that is drawn.
+      num_ways: as in `mini_imagenet`.
+      num_shots: as in `mini_imagenet`.
+      num_queries: as in `mini_imagenet`.
+      rotations: as in `mini_imagenet`.
+      augment: as in `mini_imagenet`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, size, size, 3]. Class i of `info` is `splits.classes("cub", split)[i]`.
@@ -166,10 +160,23 @@ def cub(
 
     >>> tasks = cub("train", data_dir="data", num_shots=5)  # doctest: +SKIP
     """
-    sizes: dict[str, Any] = {"num_ways": num_ways, "num_shots": num_shots, "num_queries": num_queries}
-    check_sizes(**sizes)  # before minutes of decoding
-    images = _read("cub", split, data_dir, size, _CUB)
-    return few_shot(images, **sizes, rotations=rotations, augment=augment)
+    sizes = (num_ways, num_shots, num_queries)
+    return _benchmark("cub", split, data_dir, size, _CUB, sizes, rotations, augment)
+
+
+def _benchmark(
+    name: str,
+    split: str,
+    data_dir: Any,
+    size: int,
+    remedy: str,
+    sizes: tuple[Size, Size, Size],
+    rotations: bool,
+    augment: Callable | None,
+) -> TaskDistribution:
+    ways, shots, queries = check_sizes(*sizes)  # before minutes of decoding
+    images = _read(name, split, data_dir, size, remedy)
+    return few_shot(images, num_ways=ways, num_shots=shots, num_queries=queries, rotations=rotations, augment=augment)
 
 
 def _read(name: str, split: str, data_dir: Any, size: int, remedy: str) -> Images:

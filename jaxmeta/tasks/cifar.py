@@ -99,13 +99,12 @@ def fc100(
 
     Args:
       split: "train", "validation" or "test".
-      data_dir: where the official archive is; see `load_cifar100`, also for what happens without one.
-      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
-        see `few_shot`.
-      num_shots: support examples of each class.
-      num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
-      rotations: whether rotations by multiples of 90 degrees are classes of their own, which the paper's are not.
-      augment: (key, image) -> image for each image drawn, see `few_shot`.
+      data_dir: as in `cifar_fs`.
+      num_ways: as in `cifar_fs`.
+      num_shots: as in `cifar_fs`.
+      num_queries: as in `cifar_fs`.
+      rotations: as in `cifar_fs`.
+      augment: as in `cifar_fs`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, 32, 32, 3], red, green and blue: divide by 255. Class i of `info` is

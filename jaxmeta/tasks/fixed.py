@@ -16,6 +16,7 @@ from jaxmeta.tasks.padding import (
     given_ways,
     has_labels,
     num_rows,
+    num_ways_of,
     padded,
     with_ways,
 )
@@ -133,17 +134,15 @@ def _padded_at(form: Form) -> Callable:
 
 
 def _ways_of(name: str, task: Task) -> int:
-    """Of how many classes a task of class numbers is: as it says, or its largest label and one."""
+    """Of how many classes a task is, by `num_ways_of`; what cannot be class numbers is refused."""
     labels = np.concatenate([as_examples(batch).y for batch in (task.support, task.query)])
-    if given_ways(task) is not None:
-        return int(given_ways(task))
-    if labels.min() < 0 or labels.max() == 0:
+    if given_ways(task) is None and (labels.min() < 0 or labels.max() == 0):
         raise ValueError(
             f"labels of {name} must be class numbers from 0, of two classes at least, got "
             f"{np.unique(labels).tolist()}: say Examples(x, y, num_ways=2) of a task with more classes than it has "
             "examples of; integers that are no class numbers are targets as floats"
         )
-    return int(labels.max()) + 1
+    return int(num_ways_of(task))
 
 
 def _with_ways_where_they_differ(tasks: Task, names: Sequence[str] | None) -> Task:
