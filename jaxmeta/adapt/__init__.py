@@ -6,6 +6,7 @@ from jaxmeta.adapt.implicit import Solver, conjugate_gradient, implicit, neumann
 from jaxmeta.adapt.meta_gradients import (
     Adapted,
     MetaGradient,
+    TaskGradient,
     exact,
     first_order,
     forward_mode,
@@ -32,6 +33,7 @@ __all__ = [
     "InnerState",
     "MetaGradient",
     "Solver",
+    "TaskGradient",
     "Trace",
     "adapt_only",
     "auto",

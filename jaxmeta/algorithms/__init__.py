@@ -2,6 +2,7 @@
 
 from jaxmeta.algorithms.baselines import fine_tune, simple_shot
 from jaxmeta.algorithms.beliefs import mlp_encoder
+from jaxmeta.algorithms.bilevel import Problems, bilevel
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import (
@@ -23,11 +24,13 @@ from jaxmeta.algorithms.sac import SoftActorCritic, mlp_actor_critic
 
 __all__ = [
     "MetaTest",
+    "Problems",
     "Replay",
     "SoftActorCritic",
     "Surrogate",
     "Visits",
     "anil",
+    "bilevel",
     "boil",
     "cavia",
     "e_maml",

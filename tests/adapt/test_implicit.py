@@ -67,7 +67,7 @@ def test_conjugate_gradient_stops_where_it_has_arrived():
 
 
 def test_a_solver_of_jax_will_do():
-    solve = lambda matrix, b: jax.scipy.sparse.linalg.gmres(matrix, b, tol=1e-12)[0]
+    solve = lambda matrix, b, start: jax.scipy.sparse.linalg.gmres(matrix, b, start, tol=1e-12)[0]
     _, grads = gradient_through(adapt.implicit(solver=solve), SGD, num_steps=200)(MetaParams(jnp.asarray(THETA)))
     assert_close(grads.params, closed_form()[1], rtol=1e-9)
 
