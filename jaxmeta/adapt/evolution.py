@@ -112,7 +112,7 @@ def _evolution(num_truncations: int, num_pairs: int, std: float, is_persistent: 
                 ((plus, minus), _), pair = jax.vmap(run)(both, pair)
                 slopes = (plus - minus) / (2 * std * num_truncations)
                 past = credit if is_new is None else jax.tree.map(lambda c: jnp.where(is_new, 0, c), credit)
-                credits = jax.tree.map(lambda c, e: c + jnp.cumsum(e, axis=0), past, noise)
+                credits = jax.tree.map(lambda c, e: c[None] + jnp.cumsum(e, axis=0), past, noise)
                 grads = jax.tree.map(lambda c: jnp.tensordot(slopes.astype(c.dtype), c, 1), credits)
                 return grads, pair, jax.tree.map(lambda c: c[-1], credits)
 

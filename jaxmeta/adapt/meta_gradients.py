@@ -342,7 +342,8 @@ def _by_reverse_mode(loss: Callable) -> TaskGradient:
 def _constant_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
     """`jax.value_and_grad` whose result is a constant to whoever differentiates it."""
     value_and_grad = jax.value_and_grad(fn, has_aux=has_aux)
-    return lambda *args: value_and_grad(*jax.lax.stop_gradient(args))
+    stop = jax.lax.stop_gradient  # of the arguments, which spares a trace, and of what the function closes over
+    return lambda *args: stop(value_and_grad(*stop(args)))
 
 
 def _mixed_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
