@@ -161,22 +161,24 @@ def compete(name: str, problem: Quadratic, options: Options) -> list[Row]:
         values = [eta @ curvature @ eta / 2 + slope @ eta - least for eta in np.concatenate(etas)]
         gradients = solver.num_gradients(solver.num_inner_steps, dim)
         rows[label] = row | {"gradients_per_step": gradients, "suboptimality": values}
-    if (peer := _peer(problem)) is not None:
-        programs[_PEER] = peer
-        rows[_PEER] = {**rows["exact"], "solver": _PEER}
+        if label == "exact" and (peer := _peer(problem, etas[0][1])) is not None:
+            programs[_PEER], rows[_PEER] = peer, {**rows["exact"], "solver": _PEER}
     for label, samples in interleave(programs, num_rounds=num_rounds, max_seconds=10.0).items():
         rows[label] |= summary(samples)
     return list(rows.values())
 
 
-def _peer(problem: Quadratic) -> Program | None:
+def _peer(problem: Quadratic, after_one_step: np.ndarray) -> Program | None:
     """The same unrolled meta-step by TorchOpt, where it is installed."""
     try:
         from benchmarks import peers
     except ImportError as error:
         print(f"{_PEER} is left out: {error}; pip install -e '.[peers]'")
         return None
-    return peers.torchopt_bilevel(problem, SOLVERS["exact"].num_inner_steps, INNER_RATE, OUTER_RATE)
+    program, theirs = peers.torchopt_bilevel(problem, SOLVERS["exact"].num_inner_steps, INNER_RATE, OUTER_RATE)
+    if not np.allclose(theirs, after_one_step, rtol=1e-10, atol=0):
+        raise RuntimeError(f"{_PEER} takes another step: what is learned differs by {np.ptp(theirs - after_one_step)}")
+    return program
 
 
 def _print_case(rows: Sequence[Row]) -> None:

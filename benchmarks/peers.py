@@ -286,8 +286,9 @@ def build_torchopt(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
     return problem.meta_step(backward)
 
 
-def torchopt_bilevel(problem: Quadratic, num_steps: int, inner_rate: float, outer_rate: float) -> Program:
-    """An outer step of a bilevel problem that goes on, through a window of unrolled inner steps, with `MetaSGD`."""
+def torchopt_bilevel(problem: Quadratic, num_steps: int, inner_rate: float, outer_rate: float) -> MetaStep:
+    """An outer step of a bilevel problem that goes on, through a window of unrolled inner steps, with `MetaSGD`; in
+    the place of a gradient it tells what is learned, after the first step."""
     import torchopt
 
     matrices = Quadratic(*(torch.tensor(array) for array in problem))
@@ -310,7 +311,7 @@ def torchopt_bilevel(problem: Quadratic, num_steps: int, inner_rate: float, oute
         torchopt.stop_gradient(inner)
 
     step()
-    return Program(step, lambda: None)
+    return MetaStep(Program(step, lambda: None), meta_params.detach().numpy().copy())
 
 
 def build_learn2learn(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:

@@ -23,8 +23,9 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "TorchOpt": Style("#8c510a", "^"),
     "learn2learn": Style("#7b3294", "X"),
     # bilevel solvers
+    "implicit": Style("#999999", "<", ":"),
     "implicit, warm": Style("#e69f00", "P", "--"),
-    "SOBA": Style("#d55e00", "s"),
+    "SOBA": Style("#0072b2", "o"),
     "AmIGO": Style("#cc79a7", "*"),
     "StocBiO": Style("#7b3294", "X", ":"),
     # parts of meta-RL's training
