@@ -24,9 +24,9 @@ from jaxmeta.adapt.optimizers import InnerOptimizer, check_inner_optimizer
 from jaxmeta.adapt.select import Where, unfreeze
 from jaxmeta.algorithms.classifier import Classifier, check_minibatch, classifier, init, update
 from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, Prototypes, Shots, closed_form, prototypes
-from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import check_callable, check_choice, check_integer, check_meta_params, check_query, check_task
 from jaxmeta.nn.weights import examples_of
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import Batch, Examples, InitFn, MetaLearner, MetaParams, Metrics, Params, Task
 
 
