@@ -86,6 +86,8 @@ def test_the_mean_of_the_features_is_that_of_the_minibatches_and_after_a_hundred
     skipped, metrics = update(KEY, state, wrong)
     assert not metrics["is_finite"] and skipped.num_skipped == 1
     jax.tree.map(np.testing.assert_array_equal, skipped.meta_params, state.meta_params)
+    began_wrong, _ = update(KEY, learner.init(jax.random.key(0)), wrong)
+    assert_close(update(KEY, began_wrong, MINIBATCHES)[0].meta_params.constants.feature_mean, means[0])
 
 
 def centroid_logits(transform, z, labels, queries, mean):
@@ -174,6 +176,17 @@ def test_an_episode_of_fewer_classes_and_with_padding_is_the_one_without(name):
     expected = jax.jit(narrow.evaluate)(KEY, meta_params, Task(support, query))
     assert_close(found["loss"], expected["loss"], rtol=1e-12)
     np.testing.assert_allclose(found["accuracy"], expected["accuracy"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_what_the_support_set_says_goes_into_the_embedding_of_shots_and_queries(name):
+    conditioned = lambda params, support: params | {"scale": params["scale"] * jnp.mean(support[0])}
+    learner, plain = (LEARNERS[name](init_fn, embed_fn, condition_fn=fn, **SIZES) for fn in (conditioned, None))
+    before = learner.init(jax.random.key(0)).meta_params
+    after = before._replace(params=before.params._replace(params=conditioned(before.params.params, EPISODE.support)))
+    judge = lambda learner, meta_params: learner.evaluate(KEY, meta_params, EPISODE)["loss"]
+    found, expected = jax.jit(lambda: (judge(learner, before), judge(plain, after)))()
+    assert_close(found, expected, rtol=1e-12)
 
 
 def test_one_training_is_judged_both_ways_saved_and_restored(tmp_path):

@@ -237,6 +237,17 @@ def test_splits_are_folders_when_asked_for_and_never_classes(data, tmp_path, nam
         read(root, split="test")
 
 
+def test_a_split_is_one_folder_and_within(data, tmp_path):
+    root = tmp_path / "split"
+    write(root / "val" / "dog" / "1.png")
+    (root / "train").symlink_to(data)
+    with pytest.raises(ValueError, match="got 'train': a link that leads outside"):
+        read(root, split="train")
+    (root / "valid").mkdir()
+    with pytest.raises(ValueError, match="path has two folders of a split, val and valid: rename one"):
+        read(root)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -329,6 +340,7 @@ def test_the_split_of_seed_0_is_recorded():
         ({"fractions": (0.9, 0.05, 0.05)}, "fractions must give validation a class, got 0.05 of 4 classes"),
         ({"names": {"train": ["a", "zebra"]}}, "names must be classes of images, and 'zebra' is none of them"),
         ({"names": {"train": ["a"], "test": ["a"]}}, "names must have a class once, in one split, got 'a' more than"),
+        ({"names": {"train": ["a", "a"]}}, "names must have a class once, in one split, got 'a' more than"),
         ({"names": {"dev": ["a"]}}, "names must be a dict with the keys train, validation, test"),
         ({"seed": -1}, "seed must be an integer >= 0"),
     ],
