@@ -100,6 +100,16 @@ def test_weights_and_ways_that_tasks_have_are_kept():
     assert [int(batch.num_ways) for batch in (*one[:2], *two[:2])] == [5, 5, 2, 2]
 
 
+@pytest.mark.parametrize("form", ["unequal", "stacked"])
+def test_a_class_that_is_in_the_query_set_alone_counts(form):
+    tasks = [episode(2, 2), episode(2, 2, seed=1)]
+    tasks[1].query[1][1] = 4
+    if form == "unequal":
+        tasks.append(episode(3, 1))
+    tasks = fixed(jax.tree.map(lambda *leaves: np.stack(leaves), *tasks) if form == "stacked" else tasks)
+    assert [int(tasks.at(i, tasks.data).support.num_ways) for i in range(2)] == [2, 5]
+
+
 def test_tasks_of_one_size_stay_pairs_and_of_unequal_ways_say_how_many():
     for tasks in (fixed([line(3, seed=i) for i in range(4)]), fixed([episode(3, 2, seed) for seed in range(4)])):
         assert type(tasks.at(0, tasks.data).support) is tuple
