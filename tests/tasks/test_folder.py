@@ -141,22 +141,24 @@ def bomb(width, height):
 def test_broken_images_are_named_and_left_out_again_from_the_cache(data):
     expected = {name: pixels.copy() for name, pixels in read(data).items()}
     whole = (data / "bee" / "1.png").read_bytes()
+    write(data / "other", format="PCX")  # of a format that is not read, whatever its name says
     for name, content in {
         "empty": b"",
         "text": b"<html>",
+        "pcx": (data / "other").read_bytes(),
         "cut": whole[: len(whole) // 2],
         "large": bomb(10_000, 9_000),
         "huge": bomb(60_000, 60_000),
     }.items():
         (data / "ant" / f"{name}.png").write_bytes(content)
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"5 files or folders could not be read: 'ant/cut.png' .*'ant/empty.png'"):
+        with pytest.warns(UserWarning, match=r"6 files or folders could not be read: 'ant/cut.png' .*'ant/empty.png'"):
             found = read(data)
         assert found.keys() == expected.keys()
         assert all((found[name] == expected[name]).all() for name in expected)
         assert "more than PIL.Image.MAX_IMAGE_PIXELS" in found.broken["ant/large.png"]
-        assert found.broken.keys() == {f"ant/{name}.png" for name in ("empty", "text", "cut", "large", "huge")}
-        assert ", 5 broken and left out" in found.summary()
+        assert found.broken.keys() == {f"ant/{name}.png" for name in ("empty", "text", "pcx", "cut", "large", "huge")}
+        assert ", 6 broken and left out" in found.summary()
 
 
 def test_a_class_that_runs_dry_is_an_error_and_one_without_images_is_named(data):
