@@ -301,7 +301,13 @@ def test_the_second_time_nothing_is_decoded_until_a_file_changes(data, cache, mo
                 read(data, **other)
     write(data / "cat" / "1.webp", HALVES[::-1].copy())
     assert (read(data)["cat"] != first["cat"]).any()
-    assert len(list(cache.iterdir())) == 2
+    path = data / "ant" / "2.tiff"
+    later = path.stat().st_mtime_ns + 10**9
+    for content in (path.read_bytes(), path.read_bytes() + b"\0"):  # its time alone changes, then its size alone
+        path.write_bytes(content)
+        os.utime(path, ns=(later, later))
+        read(data)
+    assert len(list(cache.iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-1], lambda b: b[:90] + bytes([b[90] ^ 1]) + b[91:]])
