@@ -52,7 +52,8 @@ def test_each_split_has_its_published_classes_in_order(name, layout, tmp_path):
     if layout == "lists":
         for split, folder in FOLDERS.items():
             lines = [f"{chosen}{i}.png,{chosen}" for i in range(3) for chosen in splits.classes(name, split)[::-1]]
-            (tmp_path / "data" / f"{folder}.csv").write_text("\n".join(["filename,label", *lines]))
+            other = lines[0].replace(",n", ",another n")  # a class that is in no split
+            (tmp_path / "data" / f"{folder}.csv").write_text("\n".join(["filename,label", *lines, other]))
     for number, split in enumerate(FOLDERS):
         tasks = READERS[name](split, data_dir=tmp_path / "data", size=4, num_ways=2, num_queries=2)
         counts, reds = tasks.data.counts.tolist(), np.asarray(tasks.data.examples)[:, 0, 0, 0].tolist()
@@ -73,8 +74,11 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, home, tmp_path):
     with pytest.raises(ValueError, match=f"data_dir must be a folder that is there, got 'nowhere': .*{home}"):
         READERS[name]("test", data_dir="nowhere")
     write(tmp_path / "data" / first / "1.png", 0)
-    with pytest.raises(ValueError, match=f"no images of 1 of the 2 classes of test, {second}: .*{home}"):
-        READERS[name]("test", data_dir=tmp_path / "data")
+    for is_empty in (False, True):
+        if is_empty:
+            (tmp_path / "data" / second).mkdir()
+        with pytest.raises(ValueError, match=f"no images of 1 of the 2 classes of test, {second}: .*{home}"):
+            READERS[name]("test", data_dir=tmp_path / "data")
     with pytest.raises(ValueError, match="split must be one of test, train, validation, got 'val'"):
         READERS[name]("val", data_dir=tmp_path / "data")
     with pytest.raises(ValueError, match="num_ways must be an integer >= 1"):
