@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,6 +19,7 @@ import jaxmeta
 from jaxmeta import plotting, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
+from jaxmeta.recipes.episodes import Episodes
 from jaxmeta.recipes.experiment import from_dict
 from jaxmeta.recipes.images import Glyphs
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
@@ -25,7 +27,7 @@ from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES
 from jaxmeta.rl.on_policy import PPO, TRPO
-from jaxmeta.tasks import polynomial_optimum
+from jaxmeta.tasks import few_shot, polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot", "protonet-glyphs"]
 SINUSOIDS = [name for name in RECIPES if name.endswith("sinusoid")]
@@ -63,6 +65,17 @@ BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714}
 def result(name, directory, *arguments):
     assert main(["train", name, "--out", str(directory), *arguments]) == 0
     return json.loads((directory / "result.json").read_text())
+
+
+def test_a_picture_of_an_episode_of_fewer_classes_predicts_none_of_the_others():
+    tasks = few_shot(np.zeros((6, 3, 4, 4), np.uint8), num_ways=(2, 5), num_shots=1, num_queries=2)
+    fond_of_the_last = lambda params, x: jnp.tile(jnp.arange(5.0), (len(x), 1))
+    learner = SimpleNamespace(adapt=lambda key, meta_params, task: ())
+    config = Episodes(num_outer_steps=1, num_tasks=1, num_shots=1, num_queries=2)
+    experiment = config.experiment(learner, fond_of_the_last, tasks, tasks, "", "")
+    key = jax.random.key(0)
+    titles = {axes.get_title() for axes in experiment.pictures(key, None, "")["episode.png"].axes}
+    assert tasks.sample(key, tasks.data).query.num_ways == 3 and titles == {"", "as 2"}
 
 
 # MAML's trains in test_main.py, and the others are it with other settings
