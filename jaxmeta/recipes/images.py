@@ -272,7 +272,7 @@ def _closed_form() -> ClosedFormOmniglot:
 
 
 _maml_glyphs = GradientGlyphs(
-    num_outer_steps=2000,
+    num_outer_steps=6000,
     num_tasks=4,
     num_shots=1,
     num_queries=5,
