@@ -73,7 +73,7 @@ SHOWN = {
     "data-cleaning": Shown({"accuracy": (50,), "roc": (50,)}, beside=("the right half alone", "all alike")),
     "learned-loss": Shown({"mse": (50,)}, beside=("no auxiliary", "weights of 1")),
     "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "Kalman filter")),
-    "stream-transformer": Shown({"loss": (31,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
+    "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
 }
 
 

@@ -138,6 +138,15 @@ def test_a_chain_goes_on_from_chunk_to_chunk_and_bayes_rule_counts_it():
     np.testing.assert_allclose(counted_chain(task, concentration=0.5, num_tokens=3)["loss"], expected, rtol=1e-5)
 
 
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="fraction_wrong must be between 0 and 1, got 0"):
+        replace(tiny("data-cleaning"), fraction_wrong=0.0)
+    with pytest.raises(ValueError, match="num_informative must be from 1 to num_features=50, got 51"):
+        replace(tiny("hyperparameters"), num_informative=51)
+    with pytest.raises(ValueError, match="lifetime must be a multiple of num_inner_steps=3, got 4"):
+        replace(tiny("stream"), num_inner_steps=3).build()
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """(name, seed) -> result.json of a whole run of a recipe."""

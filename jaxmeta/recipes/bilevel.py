@@ -78,6 +78,13 @@ class Hyperparameters(Bilevel):
     num_eval_queries: int = 200
     """Examples of a test set."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_informative <= self.num_features:
+            raise ValueError(
+                f"num_informative must be from 1 to num_features={self.num_features}, got {self.num_informative}"
+            )
+
     def build(self) -> Experiment:
         learner = self.learner(
             lambda key, meta_params: jnp.zeros(self.num_features),
@@ -93,8 +100,8 @@ class Hyperparameters(Bilevel):
         def references(key: jax.Array) -> dict[str, Reference]:
             of_one = {penalty: MetaParams(jnp.full(self.num_features, _logit(penalty))) for penalty in _GRID}
             judge = partial(evaluate, key, learner, test_tasks, num_tasks=self.num_eval_tasks)
-            loss = {penalty: judge(params).metrics["loss"]["mean"][-1] for penalty, params in of_one.items()}
-            best = min(loss, key=lambda penalty: np.inf if loss[penalty] is None else loss[penalty])
+            loss = {penalty: float(np.mean(judge(of).samples["loss"][:, -1])) for penalty, of in of_one.items()}
+            best = min(loss, key=lambda penalty: loss[penalty])
             of_prior = MetaParams(jnp.where(scale > 0, _logit(1 / self.num_examples), _logit(0.999 * _MOST)))
             return {
                 "one penalty, the best at test": Reference(learner, of_one[best]),
@@ -147,12 +154,10 @@ def _logistic(key: jax.Array, scale: jax.Array, *, num_examples: int, num_querie
 def _penalties(penalty: np.ndarray, num_informative: int, name: str) -> "Figure":
     figure, (axes,) = plotting.figure(width=6.4, height=3.6)
     number = np.arange(1, len(penalty) + 1)
-    for shown, style, label in (
-        (number <= num_informative, plotting.styles(["tell"])["tell"], "tell something"),
-        (number > num_informative, plotting.styles(["a", "b"])["b"], "tell nothing"),
-    ):
+    for label, style in plotting.styles(["informative", "not informative"]).items():
+        shown = (number <= num_informative) == (label == "informative")
         axes.plot(number[shown], penalty[shown], style.marker, color=style.color, label=label)
-    axes.set(yscale="log", xlabel="feature", ylabel="learned penalty", title=f"{name}: features that")
+    axes.set(yscale="log", xlabel="feature", ylabel="learned penalty", title=f"{name}: the penalty of each feature")
     axes.legend(frameon=False)
     return figure
 
@@ -175,11 +180,19 @@ class DataCleaning(Bilevel):
     num_features: int = 20
     """Features."""
     separation: float = 0.8
-    """How far class means are from each other, for noise of 1."""
+    """Standard deviation of the class means, for noise of 1."""
     weight_decay: float = 1e-3
     """An L2 penalty inside."""
     data_seed: int = 0
     """Of the data set."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.fraction_wrong < 1:
+            raise ValueError(
+                f"fraction_wrong must be between 0 and 1, got {self.fraction_wrong:g}: the area under the ROC is of "
+                "right labels and of wrong ones"
+            )
 
     def build(self) -> Experiment:
         data = _mislabelled(jax.random.key(self.data_seed), self)
@@ -197,6 +210,7 @@ class DataCleaning(Bilevel):
             "the right half alone": jnp.where(data.is_right, _SURE, -_SURE),
             "all alike": jnp.full(self.num_examples, _SURE),
         }
+        references = {name: Reference(learner, MetaParams(weights)) for name, weights in known.items()}
 
         def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
             return {"weights.png": _weights(meta_params.params, data.is_right, name)}
@@ -212,7 +226,7 @@ class DataCleaning(Bilevel):
             "accuracy",
             protocol,
             pictures,
-            references=lambda key: {name: Reference(learner, MetaParams(of)) for name, of in known.items()},
+            references=lambda key: references,
         )
 
 
@@ -228,6 +242,7 @@ class _Mislabelled(NamedTuple):
     means: jax.Array
 
 
+@partial(jax.jit, static_argnames="config")
 def _mislabelled(key: jax.Array, config: DataCleaning) -> _Mislabelled:
     mean_key, support_key, query_key, wrong_key, class_key = jax.random.split(key, 5)
     means = config.separation * jax.random.normal(mean_key, (_CLASSES, config.num_features))
@@ -320,13 +335,12 @@ class LearnedLoss(Bilevel):
         )
         sample = partial(_with_auxiliaries, config=self)
         tasks = TaskDistribution(sample)
-        plain = _plain_loss(network, jax.random.key(0))
-        known = {"no auxiliary": jnp.full(2, -_SURE), "weights of 1": jnp.zeros(2)}
 
         def references(key: jax.Array) -> dict[str, Reference]:
+            plain, none = _plain_loss(network, key), jnp.full(2, -_SURE)
             return {
-                name: Reference(learner, MetaParams({**plain, "log_weights": weights}))
-                for name, weights in known.items()
+                "no auxiliary": Reference(learner, MetaParams({**plain, "log_weights": none})),
+                "weights of 1": Reference(learner, MetaParams(plain)),
             }
 
         def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":

@@ -48,6 +48,7 @@ class Streams(Outer):
             "lifetime": self.num_chunks,
             "judged": "met",
             "stream": True,
+            "meta_gradient": adapt.exact(),
             "optimizer": self.outer_optimizer(),
         }
         return bilevel(lambda key, start: start, meta_init_fn, loss_fn, **{**given, **others})
@@ -145,15 +146,15 @@ def _kalman_filter(task: Task, *, config: Drift, mean: jax.Array) -> Metrics:
 class Reading(Streams):
     """Sequences of a Markov chain, each stream's own, rows ~ Dirichlet(concentration); a transformer sees one chunk."""
 
-    num_tokens: int = 8
+    num_tokens: int = 6
     """Tokens there are."""
-    length: int = 16
+    length: int = 8
     """Tokens of a chunk that are predicted."""
-    concentration: float = 0.2
+    concentration: float = 0.1
     """Of the chains' rows: the smaller, the more certain is what follows."""
     num_layers: int = 2
     """Blocks of the transformer, of which the last adapts."""
-    width: int = 32
+    width: int = 16
     """Width of the transformer."""
 
     def network(self) -> nn.Transformer:
@@ -249,7 +250,7 @@ _reading = Reading(
     schedule="cosine",
     inner_learning_rate=0.1,
     num_inner_steps=16,
-    num_chunks=32,
+    num_chunks=16,
     num_eval_tasks=200,
 )
 
