@@ -143,8 +143,8 @@ def test_what_cannot_be_is_refused():
         replace(tiny("data-cleaning"), fraction_wrong=0.0)
     with pytest.raises(ValueError, match="num_informative must be from 1 to num_features=50, got 51"):
         replace(tiny("hyperparameters"), num_informative=51)
-    with pytest.raises(ValueError, match="lifetime must be a multiple of num_inner_steps=3, got 4"):
-        replace(tiny("stream"), num_inner_steps=3).build()
+    with pytest.raises(ValueError, match="num_chunks must be a multiple of num_inner_steps=3, got 4"):
+        replace(tiny("stream"), num_inner_steps=3)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,11 @@ class Streams(Outer):
         super().__post_init__()
         for field in ("num_inner_steps", "num_chunks"):
             check_integer(field, getattr(self, field), minimum=1)
-        check_number("inner_learning_rate", self.inner_learning_rate)
+        check_number("inner_learning_rate", self.inner_learning_rate, minimum=1e-12)
+        if self.num_chunks % self.num_inner_steps:
+            raise ValueError(
+                f"num_chunks must be a multiple of num_inner_steps={self.num_inner_steps}, got {self.num_chunks}"
+            )
 
     def inner_optimizer(self) -> adapt.InnerOptimizer:
         return adapt.from_optax(lambda log_rate: optax.sgd(jnp.exp(log_rate)), float(np.log(self.inner_learning_rate)))
