@@ -70,6 +70,11 @@ SHOWN = {
     "pearl-point-robot": Shown({"return": (0, 2, 10)}, unit="episode"),
     "pearl-pendulum": Shown({"return": (0, 1, 3)}, unit="episode"),
     "pearl-cheetah-vel": Shown({"return": (0, 2)}, unit="episode"),
+    "hyperparameters": Shown({"loss": (200,)}, beside=("one penalty, the best at test", "penalties of the prior")),
+    "data-cleaning": Shown({"accuracy": (50,), "roc": (50,)}, beside=("the right half alone", "all alike")),
+    "learned-loss": Shown({"mse": (50,)}, beside=("no auxiliary", "weights of 1")),
+    "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "Kalman filter")),
+    "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
 }
 
 
