@@ -8,10 +8,11 @@ from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
 from jaxmeta.recipes.folder import FOLDER, Folder
 from jaxmeta.recipes.images import IMAGES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL
+from jaxmeta.recipes.meta_gradient_rl import META_GRADIENT_RL
 from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.regression import REGRESSION
 from jaxmeta.recipes.rl2 import RL2_RECIPES
 
-RECIPES: dict[str, Recipe] = {**REGRESSION, **IMAGES, **FOLDER, **MAML_RL, **RL2_RECIPES, **PEARL}
+RECIPES: dict[str, Recipe] = {**REGRESSION, **IMAGES, **FOLDER, **MAML_RL, **RL2_RECIPES, **PEARL, **META_GRADIENT_RL}
 
 __all__ = ["RECIPES", "Experiment", "Folder", "Omniglot", "Outer", "Recipe", "Reference"]
