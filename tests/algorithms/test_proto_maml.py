@@ -318,6 +318,25 @@ def test_what_adapt_returns_predicts_and_tasks_at_test_may_have_other_numbers_of
         learner.check(meta_params, wide, True)
 
 
+def test_what_else_the_support_set_says_is_of_the_embedding_that_has_adapted():
+    conditioned = lambda params, support: params | {"scale": params["scale"] * jnp.mean(support[0])}
+    learner, plain = (
+        jaxmeta.proto_maml(init_fn, embed_fn, num_ways=WAYS, inner_optimizer=adapt.sgd(RATE), condition_fn=condition_fn)
+        for condition_fn in (conditioned, None)
+    )
+    meta_params, (support, (x, labels), _) = plain.init(jax.random.key(0)).meta_params, one()
+    found, curves, (params, head) = jax.jit(
+        lambda task: (
+            learner.adapt(KEY, meta_params, task),
+            learner.evaluate(KEY, meta_params, task),
+            plain.adapt(KEY, meta_params, task),
+        )
+    )(one())
+    assert_close(tuple(found), (conditioned(params, support), head))
+    log_p = jax.nn.log_softmax(head(embed_fn(conditioned(params, support), x)))
+    assert_close(curves["loss"][-1], -jnp.mean(log_p[jnp.arange(len(labels)), labels]))
+
+
 def test_a_class_that_the_task_does_not_have_is_never_predicted():
     """Its prototype would be 0, and a logit of 0 is more than most."""
     learner = jaxmeta.proto_maml(init_fn, embed_fn, num_ways=WAYS, inner_optimizer=adapt.sgd(RATE))
