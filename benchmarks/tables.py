@@ -70,6 +70,7 @@ SHOWN = {
     "pearl-point-robot": Shown({"return": (0, 2, 10)}, unit="episode"),
     "pearl-pendulum": Shown({"return": (0, 1, 3)}, unit="episode"),
     "pearl-cheetah-vel": Shown({"return": (0, 2)}, unit="episode"),
+    "meta-gradient-rl": Shown({"return": (0, 500)}, beside=("as at first",)),
 }
 
 

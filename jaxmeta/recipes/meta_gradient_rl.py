@@ -59,8 +59,9 @@ class OneAgent(MetaRL):
 
     def family(self) -> Family:
         environment = from_gymnax(self.environment, max_steps=self.max_steps)
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], make_gymnax(self.environment)[1])
-        return finite_family(environment, params, params)
+        params = make_gymnax(self.environment)[1]
+        copies = lambda number: jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], number, axis=0), params)
+        return finite_family(environment, copies(1), copies(self.num_eval_tasks))  # one task, and agents that are new
 
     def num_agent_steps(self) -> int:
         """Of the whole run."""
