@@ -118,7 +118,7 @@ class OneAgent(MetaRL):
 
 META_GRADIENT_RL: dict[str, Recipe] = {
     "meta-gradient-rl": Recipe(
-        lambda: OneAgent(num_outer_steps=100, num_tasks=1, learning_rate=0.05),
+        lambda: OneAgent(num_outer_steps=100, num_tasks=1, learning_rate=0.2),
         "an actor-critic in Catch learns its own γ and λ",
         "Xu et al. 2018, https://arxiv.org/abs/1805.09801",
         "not below the median of 5 × 5 fixed pairs of γ and λ, 3 seeds",
