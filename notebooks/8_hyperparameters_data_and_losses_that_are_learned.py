@@ -3,7 +3,7 @@
 #
 # A penalty for each feature, a weight for each example of which half are labelled wrong, the weights of two auxiliary
 # losses: each is learned by its gradient through the training that it governs, while that training goes on.
-# It takes about a minute and a half on two CPU cores.
+# It takes about a minute on two CPU cores.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.

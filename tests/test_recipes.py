@@ -27,7 +27,7 @@ from jaxmeta.recipes.meta_gradient_rl import META_GRADIENT_RL
 from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES
-from jaxmeta.rl.on_policy import PPO
+from jaxmeta.rl.on_policy import PPO, TRPO
 from jaxmeta.tasks import few_shot, polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot", "protonet-glyphs"]
@@ -79,7 +79,14 @@ def test_a_picture_of_an_episode_of_fewer_classes_predicts_none_of_the_others():
     assert tasks.sample(key, tasks.data).query.num_ways == 3 and titles == {"", "as 2"}
 
 
-@pytest.mark.parametrize("name", SINUSOIDS)
+# MAML's trains in test_main.py, and the others are it with other settings
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("reptile-sinusoid", "cavia-sinusoid") else pytest.mark.slow)
+        for name in SINUSOIDS
+    ],
+)
 def test_recipes_of_sinusoids_train(name, tmp_path):
     found = result(name, tmp_path / name, "--num-outer-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
     config = RECIPES[name].config()
@@ -187,12 +194,13 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
 ):
     drawn, draw = [], plotting.trajectories
     monkeypatch.setattr(plotting, "trajectories", lambda *given: drawn.append(given) or draw(*given))
+    monkeypatch.setattr("jaxmeta.recipes.maml_rl.SCRATCH", SCRATCH[1:])  # a program each
     found = result(name, tmp_path / name, *SMALL_RL, "--schedule", "cosine")
     config = RECIPES[name].config()
     assert len(found["metrics"]["return"]["mean"]) == config.num_eval_steps + 1
     assert np.all(np.isfinite(found["metrics"]["return"]["mean"]))
     told = {"told the task"} if config.oracle() else set()
-    scratch = {f"from scratch, rate x{scale}" for scale in SCRATCH}
+    scratch = {f"from scratch, rate x{scale}" for scale in SCRATCH[1:]}
     assert set(found["references"]) == {"random"} | scratch | told
     best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
     assert best > found["references"]["random"]["return"]["mean"][0]
@@ -212,7 +220,7 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
         if name != "rl2-maze"
     ],
 )
-def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch):
+def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch, schedule_ends_with_the_run):
     monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
     found = result(name, tmp_path / name, *SMALL_RL2)
     config = RECIPES[name].config()
@@ -223,6 +231,7 @@ def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch):
         assert len(reference["return"]["mean"]) == config.num_episodes
     assert (tmp_path / name / "longer.png").exists()
     assert (tmp_path / name / "regret.png").exists() == (name == "rl2-bandit")
+    schedule_ends_with_the_run(tmp_path / name)
 
 
 @pytest.mark.slow
@@ -232,11 +241,12 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     assert np.all(np.isfinite(found["metrics"]["total"]["mean"]))
 
 
+@pytest.mark.slow  # each of them is built in the check, below
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("--core", "min_gru"), marks=pytest.mark.slow),
-        pytest.param(("--core", "causal_transformer"), marks=pytest.mark.slow),
+        ("--core", "min_gru"),
+        ("--core", "causal_transformer"),
         ("--num-layer-units", "4", "--final-entropy-weight", "0"),
         ("--outer", "trpo"),
     ],
@@ -250,11 +260,19 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
     schedule_ends_with_the_run(tmp_path / "run")
 
 
-@pytest.mark.parametrize("core", ["lstm", "min_gru", "causal_transformer"])
-def test_every_core_of_rl2_builds_and_its_update_keeps_its_types(core):
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"core": core} for core in ("lstm", "min_gru", "causal_transformer")),
+        {"num_layer_units": 4, "final_entropy_weight": 0.0},
+        {"outer": "trpo"},
+    ],
+    ids=str,
+)
+def test_a_recipe_of_rl2_builds_with_its_options_and_its_update_keeps_its_types(options):
     """By shapes: the training of the slow ones above takes long to compile."""
     small = {"num_arms": 2, "num_pulls": 3, "num_units": 4, "num_tasks": 2}
-    experiment = replace(RECIPES["rl2-bandit"].config(), core=core, ppo=PPO(), **small).build()
+    experiment = replace(RECIPES["rl2-bandit"].config(), ppo=PPO(), trpo=TRPO(), **small, **options).build()
     state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
     sample = jax.vmap(experiment.train_tasks.sample, (0, None))
     tasks = jax.eval_shape(sample, jax.random.split(jax.random.key(1)), experiment.train_tasks.data)
@@ -264,7 +282,7 @@ def test_every_core_of_rl2_builds_and_its_update_keeps_its_types(core):
     )
     assert "total" in metrics
     names = {name for name, _ in jax.tree_util.tree_flatten_with_path(state.meta_params)[0] for name in map(str, name)}
-    assert any("block0" in name for name in names) == (core == "causal_transformer")
+    assert any("block0" in name for name in names) == ("causal_transformer" in options.values())
 
 
 def test_layers_around_the_network_and_where_the_entropys_weight_ends():
@@ -438,7 +456,10 @@ def test_what_is_given_is_taken_whatever_follows_from_the_ways(said):
     assert ", seed 3," in printed
 
 
-@pytest.mark.parametrize(("name", "degree", "noise"), [("maml-linear", 1, 0.3), ("maml-quadratic", 2, 0.0)])
+@pytest.mark.parametrize(
+    ("name", "degree", "noise"),
+    [("maml-linear", 1, 0.3), pytest.param("maml-quadratic", 2, 0.0, marks=pytest.mark.slow)],
+)
 def test_polynomials_reach_the_optimum_in_closed_form(name, degree, noise, tmp_path):
     found = result(name, tmp_path / name)["metrics"]["mse"]
     assert len(found["mean"]) == RECIPES[name].config().num_eval_steps + 1 and np.all(np.isfinite(found["mean"]))

@@ -89,6 +89,7 @@ def of_learner(inner_optimizer=None, **arguments):
         inner_optimizer=adapt.sgd(RATE) if inner_optimizer is None else inner_optimizer,
         num_inner_steps=K,
         optimizer=optax.sgd(1.0),
+        microbatch=N,  # left alone it is chosen, by a trace more
         **arguments,
     )
     state = learner.init(jax.random.key(0))
