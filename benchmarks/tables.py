@@ -75,6 +75,7 @@ SHOWN = {
     "learned-loss": Shown({"mse": (50,)}, beside=("no auxiliary", "weights of 1")),
     "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "Kalman filter")),
     "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
+    "meta-gradient-rl": Shown({"return": (0, 500)}, beside=("as at first",)),
 }
 
 

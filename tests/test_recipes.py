@@ -24,6 +24,7 @@ from jaxmeta.recipes.episodes import Episodes
 from jaxmeta.recipes.experiment import from_dict
 from jaxmeta.recipes.images import Glyphs
 from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
+from jaxmeta.recipes.meta_gradient_rl import META_GRADIENT_RL
 from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES
@@ -354,7 +355,7 @@ def test_fields_of_an_inner_loop_are_where_there_is_one(name):
     fields = {field.name for field in dataclasses.fields(RECIPES[name].config())}
     of_a_loop = {"meta_gradient", "inner_optimizer", "inner_learning_rate", "num_inner_steps", "num_eval_steps"}
     without = {"meta_gradient"} if name in MAML_RL else {"inner_optimizer"} if name in BILEVEL else set()
-    without |= {"meta_gradient", "inner_optimizer", "num_eval_steps"} if name in STREAMS else set()
+    without |= {"meta_gradient", "inner_optimizer", "num_eval_steps"} if name in STREAMS | META_GRADIENT_RL else set()
     expected = set() if name in CLOSED_FORM or name in RL2_RECIPES or name in PEARL else of_a_loop
     assert fields & of_a_loop == expected - without
 

@@ -9,6 +9,7 @@ from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
 from jaxmeta.recipes.folder import FOLDER, Folder
 from jaxmeta.recipes.images import IMAGES, Omniglot
 from jaxmeta.recipes.maml_rl import MAML_RL
+from jaxmeta.recipes.meta_gradient_rl import META_GRADIENT_RL
 from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.regression import REGRESSION
 from jaxmeta.recipes.rl2 import RL2_RECIPES
@@ -22,6 +23,7 @@ RECIPES: dict[str, Recipe] = {
     **RL2_RECIPES,
     **PEARL,
     **BILEVEL,
+    **META_GRADIENT_RL,
     **STREAMS,
 }
 
