@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, exact, mixed_mode
+from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, exact, mixed_mode, only_the_state
 from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_integer
 from jaxmeta.outer.cost import CACHE_BYTES, default_memory_budget, peak_bytes
@@ -84,7 +84,7 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
                 _say(f"auto: {name} for {counts}: {reason}")
             return windows[name](*args)
 
-        return TaskGradient(window)
+        return TaskGradient(window, only_the_state)
 
     return strategy
 

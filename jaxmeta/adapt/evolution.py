@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, resumed
+from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, only_the_state, resumed
 from jaxmeta.adapt.optimizers import InnerState
 from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_integer, check_number
@@ -112,7 +112,7 @@ def _evolution(num_truncations: int, num_pairs: int, std: float, is_persistent: 
                 ((plus, minus), _), pair = jax.vmap(run)(both, pair)
                 slopes = (plus - minus) / (2 * std * num_truncations)
                 past = credit if is_new is None else jax.tree.map(lambda c: jnp.where(is_new, 0, c), credit)
-                credits = jax.tree.map(lambda c, e: c + jnp.cumsum(e, axis=0), past, noise)
+                credits = jax.tree.map(lambda c, e: c[None] + jnp.cumsum(e, axis=0), past, noise)
                 grads = jax.tree.map(lambda c: jnp.tensordot(slopes.astype(c.dtype), c, 1), credits)
                 return grads, pair, jax.tree.map(lambda c: c[-1], credits)
 
@@ -121,7 +121,7 @@ def _evolution(num_truncations: int, num_pairs: int, std: float, is_persistent: 
             value, grads = jax.tree.map(lambda x: jnp.mean(x, axis=0), ((losses, metrics), estimates))
             return value, grads, Particles(end, pairs, credit) if is_persistent else end
 
-        return TaskGradient(window, particles if is_persistent else TaskGradient.begin)
+        return TaskGradient(window, particles if is_persistent else only_the_state)
 
     return strategy
 

@@ -102,7 +102,7 @@ class TaskGradient:
     """
 
     window: Callable[..., tuple[tuple[jax.Array, PyTree], PyTree, PyTree]]
-    begin: Callable[[MetaParams, InnerState], PyTree] = lambda meta_params, state: state
+    begin: Callable[[MetaParams, InnerState], PyTree]
 
     def __call__(self, key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree) -> tuple:
         value, grads, _ = self.window(key, meta_params, sources, task, None, None)
@@ -211,7 +211,7 @@ def forward_mode(where: Where | None = None) -> MetaGradient:
             grads = merge(unravel(slopes.astype(flat.dtype)), jax.tree.map(jnp.zeros_like, meta_params))
             return (value, metrics), grads, end
 
-        return TaskGradient(window)
+        return TaskGradient(window, only_the_state)
 
     return strategy
 
@@ -288,9 +288,14 @@ def reptile() -> MetaGradient:
             (grads,) = through_start(jax.tree.map(jnp.subtract, theta_0, adapted.params))
             return outer(adapted, task), MetaParams(grads, jax.tree.map(jnp.zeros_like, meta_params.hyper)), end
 
-        return TaskGradient(window)
+        return TaskGradient(window, only_the_state)
 
     return strategy
+
+
+def only_the_state(meta_params: MetaParams, state: InnerState) -> InnerState:
+    """`begin` of a strategy that has nothing of its own to carry."""
+    return state
 
 
 def resumed(
@@ -336,13 +341,14 @@ def _by_reverse_mode(loss: Callable) -> TaskGradient:
         (value, (metrics, end)), grads = jax.value_and_grad(loss, has_aux=True)(*args)
         return (value, metrics), grads, end
 
-    return TaskGradient(window)
+    return TaskGradient(window, only_the_state)
 
 
 def _constant_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
     """`jax.value_and_grad` whose result is a constant to whoever differentiates it."""
     value_and_grad = jax.value_and_grad(fn, has_aux=has_aux)
-    return lambda *args: value_and_grad(*jax.lax.stop_gradient(args))
+    stop = jax.lax.stop_gradient  # of the arguments, which spares a trace, and of what the function closes over
+    return lambda *args: stop(value_and_grad(*stop(args)))
 
 
 def _mixed_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
