@@ -69,6 +69,9 @@ SHOWN = {
     "pearl-point-robot": Shown({"return": (0, 2, 10)}, unit="episode"),
     "pearl-pendulum": Shown({"return": (0, 1, 3)}, unit="episode"),
     "pearl-cheetah-vel": Shown({"return": (0, 2)}, unit="episode"),
+    "learned-optimizer": Shown(
+        {"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine at its best rate")
+    ),
 }
 
 

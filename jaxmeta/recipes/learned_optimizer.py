@@ -110,8 +110,8 @@ class LearnedOptimizer(Outer):
         """Adam, at a constant rate and at one that falls to 0 at the end, whose rate is e to the hyperparameter."""
         falling = lambda log_rate: optax.cosine_decay_schedule(jnp.exp(log_rate), self.num_eval_steps)
         by_name: dict[str, Callable] = {
-            "Adam": lambda log_rate: optax.adam(jnp.exp(log_rate)),
-            "Adam, falling along a cosine": lambda log_rate: optax.adam(falling(log_rate)),
+            "Adam at its best rate": lambda log_rate: optax.adam(jnp.exp(log_rate)),
+            "Adam along a cosine": lambda log_rate: optax.adam(falling(log_rate)),
         }
         return {name: self._learner(num_units, adapt.from_optax(make, 0.0)) for name, make in by_name.items()}
 
@@ -167,13 +167,15 @@ def _best_of(
         at = [MetaParams((), jnp.log(jnp.float32(rate))) for rate in RATES]
         judged = [evaluate(key, learner, tests, rate, num_tasks=num_tasks, batch_size=20) for rate in at]
         i = int(np.argmin([report.metrics["loss"]["mean"][-1] for report in judged]))
-        best[f"{name}, rate {RATES[i]:.2g} (the best of {len(RATES)})"] = Reference(learner, at[i])
+        best[name] = Reference(learner, at[i])
     return best
 
 
+_learned = LearnedOptimizer(num_outer_steps=2000, num_tasks=8, num_eval_tasks=100, learning_rate=3e-3)
+
 LEARNED_OPTIMIZER: dict[str, Recipe] = {
     "learned-optimizer": Recipe(
-        lambda: LearnedOptimizer(num_outer_steps=2000, num_tasks=8, num_eval_tasks=100, learning_rate=3e-3),
+        lambda: _learned,
         "a learned optimizer for networks on 8x8 digits",
         "Metz et al. 2022, https://arxiv.org/abs/2203.11860",
         "loss below that of Adam at its best rate, on held-out digits and on a wider network",
