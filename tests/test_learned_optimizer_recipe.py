@@ -41,7 +41,7 @@ def test_a_task_is_of_its_digits_each_image_once_and_one_label_for_each_digit():
         task = jax.tree.map(np.asarray, tasks.sample(jax.random.key(seed), tasks.data))
         images = np.concatenate([task.support[0], task.query[0]])
         labels = np.concatenate([task.support[1], task.query[1]])
-        assert len({image.tobytes() for image in images}) == len(images) == tasks.data[..., 0].size
+        assert len({image.tobytes() for image in images}) == len(images) == 5 * (120 + 20)
         assert len(task.support[1]) == 5 * 120 and {*np.unique(task.query[1])} == {*np.unique(task.support[1])}
         pairs = {(digit_of[image.tobytes()], label) for image, label in zip(images, labels, strict=True)}
         assert {digit for digit, _ in pairs} == set(TESTED_ON) and len(pairs) == len({label for _, label in pairs}) == 5

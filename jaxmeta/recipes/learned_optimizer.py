@@ -19,7 +19,7 @@ from jaxmeta.words import counted
 
 NUM_CLASSES = 10  # outputs of the network
 TRAINED_ON, TESTED_ON = range(5), range(5, 10)  # digits
-NUM_LEARNED_FROM = 120  # images of each digit; the others are queries
+NUM_LEARNED_FROM, NUM_QUERIES = 120, 20  # images of each digit
 RATES = np.logspace(-3.5, -0.5, 20)  # of Adam, from .0003 to .3
 
 
@@ -155,7 +155,7 @@ def _sample(key: jax.Array, images: jax.Array) -> Task:
     def examples(chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
         return images[:, chosen].reshape(-1, images.shape[-1]), jnp.repeat(labels, len(chosen))
 
-    return Task(examples(order[:NUM_LEARNED_FROM]), examples(order[NUM_LEARNED_FROM:]))
+    return Task(examples(order[:NUM_LEARNED_FROM]), examples(order[NUM_LEARNED_FROM:][:NUM_QUERIES]))
 
 
 def _best_of(
@@ -171,7 +171,7 @@ def _best_of(
     return best
 
 
-_learned = LearnedOptimizer(num_outer_steps=2000, num_tasks=8, num_eval_tasks=100, learning_rate=3e-3)
+_learned = LearnedOptimizer(num_outer_steps=2000, num_tasks=8, num_eval_tasks=50, learning_rate=3e-3)
 
 LEARNED_OPTIMIZER: dict[str, Recipe] = {
     "learned-optimizer": Recipe(
