@@ -44,6 +44,7 @@ SHOWN = {
     "cavia-sinusoid": Shown({"mse": (1, 10)}),
     "anil-omniglot": Shown({"accuracy": (3,)}),
     "maml-omniglot": Shown({"accuracy": (3,)}),
+    "maml-omniglot-5x5": Shown({"accuracy": (3,)}, options="--num-shots 5"),
     "maml-omniglot-20x1": Shown({"accuracy": (5,)}, options="--num-ways 20"),
     "maml++-omniglot": Shown({"accuracy": (3,)}),
     "imaml-omniglot": Shown({"accuracy": (10,)}),

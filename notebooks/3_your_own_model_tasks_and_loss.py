@@ -3,7 +3,8 @@
 #
 # Your own task distribution, and the same network in flax linen, flax nnx, equinox and plain arrays. The problem is a
 # small one, calibrating sensors from a few readings, taken apart: dropout and normalisation; any optax optimizer in the
-# inner loop; what adapts, what is meta-learned and what is frozen; and a loss with a learned weight.
+# inner loop; what adapts, what is meta-learned and what is frozen; a loss with a learned weight; and a list of tasks of
+# unequal size.
 # It takes about a minute and a half on two CPU cores. The sections after the second can be read in any order.
 
 # %%
@@ -521,3 +522,68 @@ assert first_order == 0.5
 #
 # First-order MAML leaves it where it was, at 0.5. It drops the derivative through the inner loop, and there is no other
 # way from the outer loss to w. If something that you meant to learn does not move, look at `meta_gradient` first.
+
+# %% [markdown]
+# ## 8. A list of tasks, of unequal size
+#
+# Often there is no stream of tasks but a list: say thirty sensors of another laboratory, each with its name and as many
+# readings as were taken of it, from 8 to 40. The first half of them is the support set, the rest the query set.
+
+# %%
+rng = np.random.default_rng(1)
+
+
+def readings(num_pairs):
+    """A task of one more sensor."""
+    sensor, x = rng.uniform([-1, 0.5, 0.5, -1], [1, 3, 2, 1]), rng.uniform(-2, 2, size=(num_pairs, 1))
+    y = curve(sensor, x) + 0.05 * rng.normal(size=x.shape)
+    half = num_pairs // 2
+    return jaxmeta.Task(support=(x[:half], y[:half]), query=(x[half:], y[half:]))
+
+
+listed = [readings(num_pairs) for num_pairs in rng.integers(8, 41, 30)]
+laboratory = jaxmeta.tasks.fixed(listed, names=[f"sensor {number}" for number in range(30)])
+padded = laboratory.at(0, laboratory.data)
+print(f"{len(listed[0].support[0])} pairs to adapt to, in {padded.support}")
+
+# %% [markdown]
+# One compiled program serves all: where a task is drawn it is padded to the size of the largest, and a weight says of
+# each row whether it counts. The losses of `jaxmeta.nn` know what to do with such `Examples(x, y, weight)`, so a padded
+# task is learned as the task that it was made of:
+
+# %%
+learner, known = maml_of(plain_init, plain_apply), states["plain arrays"].meta_params
+curves = [learner.evaluate(jax.random.key(0), known, task)["mse"] for task in (listed[0], padded)]
+print("mse after 0 to 3 steps, by itself and padded:", *np.round(curves, 4))
+np.testing.assert_allclose(*curves, rtol=1e-4)
+
+# %% [markdown]
+# `split_tasks` divides the list. Twenty sensors are learned from, four say which outer step was the best, and the last
+# six are the test. `evaluate` judges each of them once, in their order, and knows it by its name.
+
+# %%
+train_list, validation_list, test_list = jaxmeta.tasks.split_tasks(laboratory, counts=(20, 4, 6), seed=0)
+state, _ = jaxmeta.fit(
+    jax.random.key(0),
+    learner,
+    train_list,
+    num_outer_steps=600,
+    num_tasks=16,
+    validate=jaxmeta.training.Validation(tasks=validation_list, metric="mse", best="lowest", every=100),
+    progress=False,
+)
+report = jaxmeta.evaluate(jax.random.key(1), learner, test_list, state.meta_params)
+print("kept: outer step", int(state.step))
+assert report.names == test_list.names and report.num_tasks == 6
+report.rows("mse", best="lowest")
+
+# %%
+of_many = jaxmeta.evaluate(jax.random.key(1), learner, test_list, known)
+errors = {"20 sensors": report.metrics["mse"]["mean"][-1], "300 sensors, section 2": of_many.metrics["mse"]["mean"][-1]}
+for name, error in errors.items():
+    print(f"learned from {name}: mse {error:.3f}")
+assert errors["300 sensors, section 2"] < errors["20 sensors"]
+
+# %% [markdown]
+# The same learner, having learned from 300 sensors, has less than half the error on these six. A list of twenty is little
+# to learn to learn from; its table says which of the new sensors are unlike them.

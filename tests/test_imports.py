@@ -21,15 +21,16 @@ MODULES = {
 ROOMS = {
     "words": set(),
     "traced": set(),
+    "signatures": set(),
     "types": {"words"},
     "checks": {"types", "words", "traced"},
     "devices": {"types", "checks"},
     "outer": {"types", "checks", "devices"},
     "adapt": {"types", "words", "checks", "devices", "outer"},
-    "tasks": {"types", "words", "checks", "devices"},
+    "tasks": {"types", "words", "signatures", "checks", "devices"},
     "nn": {"types", "checks"},
     "rl": {"types", "words", "traced", "checks", "outer", "nn"},
-    "algorithms": {"types", "checks", "outer", "adapt", "nn", "rl"},
+    "algorithms": {"types", "signatures", "checks", "outer", "adapt", "nn", "rl"},
     "training": {"types", "words", "traced", "checks", "devices"},
     "plotting": {"words", "checks", "types", "training"},
     "runs": None,  # None: everything

@@ -297,6 +297,13 @@ def test_what_a_network_returns_for_padding_does_not_matter():
         assert_close(found["wrong", make], found["right", make], rtol=1e-14)
 
 
+def test_what_is_of_no_example_is_handed_on_as_it_is():
+    x = {"rows": X, "table": np.arange(3.0), "scale": np.float64(2)}
+    fn = lambda params, x: x["rows"] * x["table"][None] * x["scale"]
+    found = weights.apply_weighted(fn, None, x, weight=jnp.array([0, 1, 1, 1, 1, 0.0]))
+    np.testing.assert_array_equal(found[1:5], fn(None, x)[1:5])
+
+
 @often
 @given(masks)
 def test_batch_norm_is_by_the_statistics_of_what_counts(weight):

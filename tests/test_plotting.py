@@ -523,6 +523,7 @@ TOGETHER = {
     "estimators": ["first order", *NAMES[NAMES.index("log π · G") :]],
     "MDPs": ["RL²", "told the MDP", "PSRL", "random"],
     "learners": ["MAML", "PEARL", "RL²"],
+    "few-shot": ["MAML", "ProtoNet", "Proto-MAML", "BOIL", "fine-tuning", "SimpleShot"],
 }
 
 

@@ -131,7 +131,7 @@ def _there_and_back(axes: Axes, start: tuple[float, float], end: tuple[float, fl
     arrow(axes, (end[0], end[1] - 0.08), (start[0], start[1] - 0.08), ORANGE, line="--")
 
 
-GROUND = ("types", "checks", "words", "traced")
+GROUND = ("types", "checks", "words", "traced", "signatures")
 TOP = ("recipes", "runs", "__main__", "")
 PLACES = {
     "tasks": (0.95, 2.6, "task distributions"),
@@ -169,7 +169,7 @@ def rooms(may_import: dict[str, set[str] | None]) -> Figure:
     write(axes, 3.7, 4.98, "may import everything below", 8.5)
     box(axes, 3.7, 0.47, 6.9, 0.62, GREY)
     write(axes, 3.7, 0.59, "types, checks", 10.5, weight="bold")
-    write(axes, 3.7, 0.35, "every room may import them; below them are words and traced, which some import too", 8.5)
+    write(axes, 3.7, 0.35, "all may import them; below are words, traced and signatures, which some import too", 8.5)
     for name, (x, y, what) in PLACES.items():
         box(axes, x, y, WIDTH, HEIGHT, BLUE)
         lines = what.count("\n") + 1

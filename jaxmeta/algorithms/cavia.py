@@ -15,7 +15,7 @@ from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.adapt.select import Where
 from jaxmeta.algorithms.maml import Options, maml
-from jaxmeta.algorithms.signatures import names_options_of
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams
 
 

@@ -29,7 +29,6 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
     check_choice,
@@ -62,6 +61,7 @@ from jaxmeta.rl.returns import discounted_returns, fit_linear_baseline, gae, lin
 from jaxmeta.rl.rollout import Agent, Transition, rollout
 from jaxmeta.rl.trials import Inputs, Trial, trial
 from jaxmeta.rl.trust_region import TrustRegionState, kl_of, trust_region
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 # (params, observation) -> distribution over actions, or (distribution, value)

@@ -42,7 +42,6 @@ from jaxmeta.algorithms.sac import (
     sac_losses,
     track,
 )
-from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     check_callable,
     check_fields,
@@ -60,6 +59,7 @@ from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.replay import Buffers, IndexedTask, MemoryPlan, add_rows, empty_buffers, memory_plan, sample_rows
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, rollout
 from jaxmeta.rl.trials import Inputs, trial
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 _log = logging.getLogger("jaxmeta")

@@ -22,9 +22,9 @@ from jaxmeta.adapt.optimizers import InnerOptimizer
 from jaxmeta.adapt.select import Where, freeze, in_part
 from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, embed, embedded, prototypes
 from jaxmeta.algorithms.maml import maml
-from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import check_callable, check_init_fn, check_integer, check_takes_key
 from jaxmeta.nn.weights import examples_of
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, Params, Task
 
 

@@ -26,6 +26,12 @@ METHODS: dict[str, Style] = {
     "MAML": Style("#d55e00", "s", "--"),
     "PEARL": Style("#009e73", "D", "-."),
     "RL²": Style("#0072b2", "o"),
+    # few-shot classifiers, beside MAML
+    "ProtoNet": Style("#0072b2", "o"),
+    "Proto-MAML": Style("#7b3294", "X", _DOUBLE),
+    "BOIL": Style("#e69f00", "v", _LONG),
+    "fine-tuning": Style("#56b4e9", "P", ":"),
+    "SimpleShot": Style("#8c510a", "h", (0, (8, 2, 1, 2))),
     # what a policy is compared with
     "random": Style("#999999", "<", ":"),
     "told the task": Style("#332288", "s", "-."),

@@ -7,18 +7,17 @@ things: some squeeze the whole image into the square, some crop at random while 
 
 import csv
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jaxmeta.checks import check_choice
+from jaxmeta.signatures import names_options_of
 from jaxmeta.tasks import splits
 from jaxmeta.tasks.by_class import listing
 from jaxmeta.tasks.decode import EXTENSIONS
-from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.episodes import Options, episodes
 from jaxmeta.tasks.folder import existing_folder, read_found, splits_of
 from jaxmeta.tasks.images import Images, check_images
-from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.tasks.walk import File, Found, find_files, is_within
 from jaxmeta.types import TaskDistribution
 from jaxmeta.words import counted, short
@@ -42,21 +41,16 @@ _CUB = (
 )
 
 
+@names_options_of(episodes)
 def mini_imagenet(
-    split: str,
-    *,
-    data_dir: str | os.PathLike[str],
-    size: int = 84,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
-    rotations: bool = False,
-    augment: Callable | None = None,
+    split: str, *, data_dir: str | os.PathLike[str], size: int = 84, **options: Unpack[Options]
 ) -> TaskDistribution:
     """Few-shot tasks over Mini-ImageNet: 64, 16 and 20 classes of ImageNet, with 600 photographs of each.
 
     "Matching Networks for One Shot Learning", Vinyals et al. 2016, https://arxiv.org/abs/1606.04080, in the split of
     "Optimization as a Model for Few-Shot Learning", Ravi and Larochelle 2017, https://openreview.net/forum?id=rJY0-Kcll
+
+    Other arguments as in `few_shot`.
 
     Args:
       split: "train", "validation" or "test".
@@ -64,12 +58,6 @@ def mini_imagenet(
         `val` and `test`; or all images in `data_dir/images`, and their classes in `data_dir/train.csv`, `val.csv` and
         `test.csv`, which have lines `filename,label` after a heading.
       size: of both sides, in pixels.
-      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
-        see `few_shot`, also for `rotations` and `augment`.
-      num_shots: support examples of each class.
-      num_queries: query examples of each class; each class has as many as shots and queries together.
-      rotations: whether rotations by multiples of 90 degrees are classes of their own.
-      augment: (key, image) -> image, of each example that is drawn.
 
     Returns:
       `few_shot` tasks with x uint8 [B, size, size, 3]. Class i of `info` is
@@ -80,36 +68,25 @@ def mini_imagenet(
 
     >>> tasks = mini_imagenet("train", data_dir="data/mini-imagenet", num_shots=5)  # doctest: +SKIP
     """
-    sizes = (num_ways, num_shots, num_queries)
-    return _benchmark("mini_imagenet", split, data_dir, size, _MINI, sizes, rotations, augment)
+    return episodes(lambda: _read("mini_imagenet", split, data_dir, size, _MINI), **options)
 
 
+@names_options_of(episodes)
 def tiered_imagenet(
-    split: str,
-    *,
-    data_dir: str | os.PathLike[str],
-    size: int = 84,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
-    rotations: bool = False,
-    augment: Callable | None = None,
+    split: str, *, data_dir: str | os.PathLike[str], size: int = 84, **options: Unpack[Options]
 ) -> TaskDistribution:
     """Few-shot tasks over tiered-ImageNet: 351, 97 and 160 classes, no category of which is in two splits.
 
     "Meta-Learning for Semi-Supervised Few-Shot Classification", Ren et al. 2018, https://arxiv.org/abs/1803.00676.
     All of it are 779,165 photographs: 16.5 GB at 84 x 84, of which each split is read, and kept, by itself.
 
+    Other arguments as in `few_shot`.
+
     Args:
       split: "train", "validation" or "test".
       data_dir: your folder: `data_dir/train/n01530575/IMAGE`, `data_dir/val/...`, `data_dir/test/...`, a folder for
         each WordNet id, or these folders in one.
       size: of both sides, in pixels.
-      num_ways: as in `mini_imagenet`.
-      num_shots: as in `mini_imagenet`.
-      num_queries: as in `mini_imagenet`.
-      rotations: as in `mini_imagenet`.
-      augment: as in `mini_imagenet`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, size, size, 3]. Class i of `info` is
@@ -120,20 +97,12 @@ def tiered_imagenet(
 
     >>> tasks = tiered_imagenet("test", data_dir="data/tiered-imagenet", num_shots=5)  # doctest: +SKIP
     """
-    sizes = (num_ways, num_shots, num_queries)
-    return _benchmark("tiered_imagenet", split, data_dir, size, _TIERED, sizes, rotations, augment)
+    return episodes(lambda: _read("tiered_imagenet", split, data_dir, size, _TIERED), **options)
 
 
+@names_options_of(episodes)
 def cub(
-    split: str,
-    *,
-    data_dir: str | os.PathLike[str],
-    size: int = 84,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
-    rotations: bool = False,
-    augment: Callable | None = None,
+    split: str, *, data_dir: str | os.PathLike[str], size: int = 84, **options: Unpack[Options]
 ) -> TaskDistribution:
     """Few-shot tasks over CUB-200-2011, birds of 200 species with 41 to 60 photographs each: 100, 50 and 50 species.
 
@@ -141,16 +110,13 @@ def cub(
     in the split of "A Closer Look at Few-shot Classification", Chen et al. 2019, https://arxiv.org/abs/1904.04232.
     Whole photographs are cut to their middle square, not the boxes around the birds.
 
+    Other arguments as in `few_shot`.
+
     Args:
       split: "train", "validation" or "test".
       data_dir: the folder that the official archive was unpacked in, with
         `data_dir/CUB_200_2011/images/001.Black_footed_Albatross/IMAGE`, or `CUB_200_2011`, or `images` in it.
       size: of both sides, in pixels.
-      num_ways: as in `mini_imagenet`.
-      num_shots: as in `mini_imagenet`.
-      num_queries: as in `mini_imagenet`.
-      rotations: as in `mini_imagenet`.
-      augment: as in `mini_imagenet`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, size, size, 3]. Class i of `info` is `splits.classes("cub", split)[i]`.
@@ -160,23 +126,7 @@ def cub(
 
     >>> tasks = cub("train", data_dir="data", num_shots=5)  # doctest: +SKIP
     """
-    sizes = (num_ways, num_shots, num_queries)
-    return _benchmark("cub", split, data_dir, size, _CUB, sizes, rotations, augment)
-
-
-def _benchmark(
-    name: str,
-    split: str,
-    data_dir: Any,
-    size: int,
-    remedy: str,
-    sizes: tuple[Size, Size, Size],
-    rotations: bool,
-    augment: Callable | None,
-) -> TaskDistribution:
-    ways, shots, queries = check_sizes(*sizes)  # before minutes of decoding
-    images = _read(name, split, data_dir, size, remedy)
-    return few_shot(images, num_ways=ways, num_shots=shots, num_queries=queries, rotations=rotations, augment=augment)
+    return episodes(lambda: _read("cub", split, data_dir, size, _CUB), **options)
 
 
 def _read(name: str, split: str, data_dir: Any, size: int, remedy: str) -> Images:

@@ -14,17 +14,17 @@ import os
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from jaxmeta.checks import check_choice
+from jaxmeta.signatures import names_options_of
 from jaxmeta.tasks import splits
 from jaxmeta.tasks.archives import download, reading
-from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable
-from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.episodes import Options, episodes
 from jaxmeta.tasks.images import Images
-from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
@@ -41,29 +41,19 @@ _MAX_ENTRIES = 16
 _MAX_LABELS = 16 * 2**10
 
 
+@names_options_of(episodes)
 def cifar_fs(
-    split: str,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
-    rotations: bool = False,
-    augment: Augment | None = None,
+    split: str, *, data_dir: str | os.PathLike[str] | None = None, **options: Unpack[Options]
 ) -> TaskDistribution:
     """Few-shot tasks over CIFAR-FS: 64, 16 and 20 classes of CIFAR-100, drawn at random once and for all.
 
     "Meta-learning with differentiable closed-form solvers", Bertinetto et al. 2019, https://arxiv.org/abs/1805.08136
 
+    Other arguments as in `few_shot`. The paper's classes are not rotated.
+
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archive is; see `load_cifar100`, also for what happens without one.
-      num_ways: classes of a task, at most those of the split; this and the next two may be a pair (lowest, highest),
-        see `few_shot`.
-      num_shots: support examples of each class.
-      num_queries: query examples of each class; `num_shots + num_queries` is at most 600.
-      rotations: whether rotations by multiples of 90 degrees are classes of their own, which the paper's are not.
-      augment: (key, image) -> image for each image drawn, see `few_shot`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, 32, 32, 3], red, green and blue: divide by 255. Class i of `info` is
@@ -78,18 +68,12 @@ def cifar_fs(
     >>> x.shape  # doctest: +SKIP
     (5, 32, 32, 3)
     """
-    return _benchmark("cifar_fs", split, data_dir, (num_ways, num_shots, num_queries), rotations, augment)
+    return _benchmark("cifar_fs", split, data_dir, options)
 
 
+@names_options_of(episodes)
 def fc100(
-    split: str,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
-    rotations: bool = False,
-    augment: Augment | None = None,
+    split: str, *, data_dir: str | os.PathLike[str] | None = None, **options: Unpack[Options]
 ) -> TaskDistribution:
     """Few-shot tasks over FC100: 60, 20 and 20 classes of CIFAR-100, no superclass of which is in two splits.
 
@@ -97,14 +81,11 @@ def fc100(
     "TADAM: Task dependent adaptive metric for improved few-shot learning", Oreshkin et al. 2018,
     https://arxiv.org/abs/1805.10123
 
+    Other arguments as in `few_shot`.
+
     Args:
       split: "train", "validation" or "test".
       data_dir: as in `cifar_fs`.
-      num_ways: as in `cifar_fs`.
-      num_shots: as in `cifar_fs`.
-      num_queries: as in `cifar_fs`.
-      rotations: as in `cifar_fs`.
-      augment: as in `cifar_fs`.
 
     Returns:
       `few_shot` tasks with x uint8 [B, 32, 32, 3], red, green and blue: divide by 255. Class i of `info` is
@@ -119,7 +100,7 @@ def fc100(
     >>> x.shape  # doctest: +SKIP
     (25, 32, 32, 3)
     """
-    return _benchmark("fc100", split, data_dir, (num_ways, num_shots, num_queries), rotations, augment)
+    return _benchmark("fc100", split, data_dir, options)
 
 
 def load_cifar100(
@@ -150,25 +131,14 @@ def load_cifar100(
         return _decode(_read_folder(source) if archive is None else _unpack(archive))
 
 
-def _benchmark(
-    name: str,
-    split: str,
-    data_dir: str | os.PathLike[str] | None,
-    sizes: tuple[Size, Size, Size],
-    rotations: bool,
-    augment: Augment | None,
-) -> TaskDistribution:
+def _benchmark(name: str, split: str, data_dir: str | os.PathLike[str] | None, options: Options) -> TaskDistribution:
     check_choice("split", split, ("train", "validation", "test"))
-    num_ways, num_shots, num_queries = check_sizes(*sizes)  # before seconds of decoding
-    images = load_cifar100(data_dir)
-    return few_shot(
-        {chosen: images[chosen] for chosen in splits.classes(name, split)},
-        num_ways=num_ways,
-        num_shots=num_shots,
-        num_queries=num_queries,
-        rotations=rotations,
-        augment=augment,
-    )
+
+    def read() -> dict[str, np.ndarray]:
+        images = load_cifar100(data_dir)
+        return {chosen: images[chosen] for chosen in splits.classes(name, split)}
+
+    return episodes(read, **options)
 
 
 # Where the archive is

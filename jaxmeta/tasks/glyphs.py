@@ -24,16 +24,15 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
-from jaxmeta.tasks.augment import Augment
+from jaxmeta.signatures import names_options_of
 from jaxmeta.tasks.cache import cache_folder, read_cached, write_cached
-from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.episodes import Options, episodes
 from jaxmeta.tasks.images import Images
-from jaxmeta.tasks.sizes import Size, check_sizes
 from jaxmeta.types import TaskDistribution
 from jaxmeta.words import short
 
@@ -66,16 +65,9 @@ _TURN, _SLANT, _STRETCH, _MOVE = 0.26, 0.2, 0.2, 3.0
 _SMALLEST, _LARGEST = 16.0, 22.0  # the longer side of a drawing, pixels
 
 
+@names_options_of(episodes)
 def glyphs(
-    split: str,
-    *,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
-    rotations: bool = False,
-    augment: Augment | None = None,
-    seed: int = 0,
-    scripts: Sequence[str] = _SEEN,
+    split: str, *, seed: int = 0, scripts: Sequence[str] = _SEEN, **options: Unpack[Options]
 ) -> TaskDistribution:
     """Few-shot tasks over the characters of one split of `load_glyphs`, which are rendered and not downloaded.
 
@@ -90,17 +82,12 @@ def glyphs(
     | "test"       | 225     | the same                                             |
     | "held_out"   | 205     | armenian, georgian, lao                              |
 
-    A benchmark of its own, which is not Omniglot. Rotations are classes only where they are asked for, and better so
-    while training alone: printed characters are often rotations of one another, as d is of p and ← of →.
+    A benchmark of its own, which is not Omniglot. Other arguments as in `few_shot`; a class has 20 drawings. Rotations
+    are classes only where they are asked for, and better so while training alone: printed characters are often
+    rotations of one another, as d is of p and ← of →.
 
     Args:
       split: "train", "validation", "test" or "held_out".
-      num_ways: classes of a task, at least 1; as a pair (lowest, highest) each episode's own, see `few_shot`, as the
-        next two may be.
-      num_shots: support examples of each class, at least 1.
-      num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
-      rotations: whether each class turned by 90, 180 and 270 degrees is three more, see `few_shot`.
-      augment: (key, image) -> image for each image drawn, see `few_shot`.
       seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
       scripts: those that are seen: some of "latin", "greek", "cyrillic", "armenian", "georgian", "lao", "arrows",
         "mathematics", "signs" (digits, punctuation, currencies and other symbols). What looks alike in two scripts is
@@ -121,16 +108,12 @@ def glyphs(
     check_choice("split", split, (*_SPLITS, "held_out"))
     check_integer("seed", seed, 0)
     _check_scripts(scripts, split)
-    check_sizes(num_ways, num_shots, num_queries)  # before seconds of rendering
-    images = load_glyphs()
-    return few_shot(
-        {name: images[name] for name in _characters(list(images), split, seed, scripts)},
-        num_ways=num_ways,
-        num_shots=num_shots,
-        num_queries=num_queries,
-        rotations=rotations,
-        augment=augment,
-    )
+
+    def read() -> dict[str, np.ndarray]:
+        images = load_glyphs()
+        return {name: images[name] for name in _characters(list(images), split, seed, scripts)}
+
+    return episodes(read, **options)
 
 
 def load_glyphs(*, cache_dir: str | os.PathLike[str] | None = None) -> Images:

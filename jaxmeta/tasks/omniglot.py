@@ -17,18 +17,17 @@ import re
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.signatures import names_options_of
 from jaxmeta.tasks.alphabets import alphabet_of_each
 from jaxmeta.tasks.archives import download, reading
-from jaxmeta.tasks.augment import Augment
 from jaxmeta.tasks.cache import cache_folder, check_folder, is_writable, read_cached, write_cached
 from jaxmeta.tasks.class_splits import permutation
-from jaxmeta.tasks.few_shot import few_shot
-from jaxmeta.tasks.sizes import Size, check_sizes
+from jaxmeta.tasks.episodes import Upright, episodes
 from jaxmeta.types import TaskDistribution
 from jaxmeta.words import short
 
@@ -54,16 +53,14 @@ _MAX_ARCHIVE = {".zip": 32 * 2**20, ".npz": 256 * 2**20}
 _MAX_DRAWING = 16 * 2**10
 
 
+@names_options_of(episodes)
 def omniglot(
     split: str,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    num_ways: Size = 5,
-    num_shots: Size = 1,
-    num_queries: Size = 15,
     same_alphabet: bool = False,
-    augment: Augment | None = None,
     seed: int = 0,
+    **options: Unpack[Upright],
 ) -> TaskDistribution:
     """Few-shot tasks over the characters of one split and their rotations.
 
@@ -71,16 +68,13 @@ def omniglot(
     and 423 for the test. Each rotation by 0, 90, 180 or 270 degrees is a class of its own: with C characters in the
     split, class `r * C + c` is character c rotated r times by 90 degrees, anticlockwise, when it is drawn.
 
+    Other arguments as in `few_shot`; a class has 20 drawings.
+
     Args:
       split: "train", "validation" or "test".
       data_dir: where the official archives are; see `load_omniglot`, also for what happens without one.
-      num_ways: classes of a task, at least 1; as a pair (lowest, highest) each episode's own, see `few_shot`, as the
-        next two may be.
-      num_shots: support examples of each class, at least 1.
-      num_queries: query examples of each class; `num_shots + num_queries` is at most 20.
       same_alphabet: whether the classes of a task are characters of one of the 50 alphabets, rotated alike, which are
         harder to tell apart. An alphabet with fewer than `num_ways` characters in the split is left out.
-      augment: (key, image) -> image for each image drawn, see `few_shot`.
       seed: an integer ≥ 0, chooses the characters of the splits; results with different seeds do not compare.
 
     Returns:
@@ -97,19 +91,11 @@ def omniglot(
     """
     check_choice("split", split, _SPLITS)
     check_integer("seed", seed, 0)
-    check_sizes(num_ways, num_shots, num_queries)  # before seconds of decoding
     if not isinstance(same_alphabet, bool):
         raise ValueError(f"same_alphabet must be True or False, got {short(same_alphabet)}")
     characters = _characters(split, seed)
-    return few_shot(
-        load_omniglot(data_dir)[characters],
-        num_ways=num_ways,
-        num_shots=num_shots,
-        num_queries=num_queries,
-        rotations=True,
-        augment=augment,
-        groups=alphabet_of_each()[characters] if same_alphabet else None,
-    )
+    groups = alphabet_of_each()[characters] if same_alphabet else None
+    return episodes(lambda: load_omniglot(data_dir)[characters], rotations=True, groups=groups, **options)
 
 
 def load_omniglot(

@@ -26,6 +26,7 @@ def quick(tmp_path, name, *arguments):
     return report["rows"]
 
 
+@pytest.mark.slow  # who competes, and how, is in test_contenders.py
 def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "benchmarks.peers", None)  # as if PyTorch were not installed
     monkeypatch.delattr(benchmarks, "peers", raising=False)
@@ -243,6 +244,7 @@ def test_rl(tmp_path):
     assert np.isclose(training["steps_per_second"], training["updates_per_second"] / 2 * 2 * 2 * 200)
 
 
+@pytest.mark.slow  # RL² learns in its own tests, and the oracles have their published totals in theirs
 def test_rl2_table(tmp_path):
     rows = {row["contender"]: row for row in quick(tmp_path, "rl2_table")}
     assert list(rows) == ["Gittins", "Thompson", "UCB1, tuned", "random", "RL²"]

@@ -3,12 +3,10 @@
 import functools
 import gzip
 import hashlib
-import http.server
 import importlib
 import io
 import re
 import tarfile
-import threading
 import tracemalloc
 
 import jax
@@ -284,21 +282,11 @@ def test_a_folder_without_the_archive_is_refused(little, tmp_path):
 
 
 @pytest.fixture
-def server(little, monkeypatch):
+def server(little, monkeypatch, serve):
     """The folder is served in place of the official one."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
     monkeypatch.setattr(module, "_MD5", hashlib.md5(intact()).hexdigest())
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=little)) as server:
-        monkeypatch.setattr(module, "_URL", f"http://127.0.0.1:{server.server_port}/cifar-100-binary.tar.gz")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield little
-        server.shutdown()
-        thread.join()
+    monkeypatch.setattr(module, "_URL", f"{serve(little)}/cifar-100-binary.tar.gz")
+    return little
 
 
 def test_a_download_is_kept_and_used_again(server, monkeypatch, tmp_path):

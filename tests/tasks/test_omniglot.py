@@ -1,12 +1,10 @@
 import functools
 import hashlib
-import http.server
 import importlib
 import io
 import re
 import shutil
 import struct
-import threading
 import tracemalloc
 import zipfile
 import zlib
@@ -404,25 +402,15 @@ def test_a_failure_to_write_leaves_nothing_in_the_cache(little, monkeypatch):
 
 
 @pytest.fixture
-def server(little, monkeypatch, tmp_path):
+def server(little, monkeypatch, tmp_path, serve):
     """A folder that is served in place of the official one."""
     folder = tmp_path / "served"
     folder.mkdir()
     write_zips(folder)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
     parts = [part._replace(md5=module._md5((folder / f"{part.name}.zip").read_bytes())) for part in LITTLE]
     monkeypatch.setattr(module, "_PARTS", tuple(parts))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder)) as server:
-        monkeypatch.setattr(module, "_URL", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield folder
-        server.shutdown()
-        thread.join()
+    monkeypatch.setattr(module, "_URL", serve(folder))
+    return folder
 
 
 def test_a_download_is_decoded_and_cached(server, little, monkeypatch):
