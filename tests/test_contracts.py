@@ -104,6 +104,8 @@ def learners(dtype=jnp.float32):
     yield "imaml", jaxmeta.imaml(init_fn, loss_fn, num_inner_steps=2, solver=adapt.conjugate_gradient(2))
     yield "maml_plus_plus", jaxmeta.maml_plus_plus(init_fn, loss_fn, num_inner_steps=2, num_annealing_steps=10)
     yield "dropout", jaxmeta.maml(init_fn, dropout_loss, num_inner_steps=2, stochastic=True, microbatch=1)
+    living = lambda params, meta_params, batch: loss_fn(jax.tree.map(jnp.add, params, meta_params), batch)
+    yield "bilevel", jaxmeta.bilevel(lambda key, m: m, init_fn, living, num_inner_steps=2, num_problems=2)
     yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_inner_steps=2)
     of_heads = {"num_ways": 2, "optimizer": optax.adam(1e-3), "microbatch": 1}
     for name in ("protonet", "ridge", "proto_maml"):

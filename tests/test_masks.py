@@ -16,7 +16,7 @@ from reference import assert_close
 import jaxmeta
 from jaxmeta import Examples, Task, adapt
 from jaxmeta.algorithms.closed_form import ridge_weights
-from jaxmeta.algorithms.maml import _minibatch
+from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.nn import layers, losses, norms, weights
 
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
@@ -390,7 +390,7 @@ def test_the_uniform_guess_is_of_the_classes_that_there_are():
 
 def draws(batch, batch_size, num=2_000):
     keys = jax.random.split(jax.random.key(0), num)
-    return jax.jit(jax.vmap(lambda key: _minibatch(key, batch, batch_size)))(keys)
+    return jax.jit(jax.vmap(lambda key: minibatch(key, batch, batch_size)))(keys)
 
 
 def test_a_minibatch_of_a_masked_set_is_that_of_the_set_alone():

@@ -427,9 +427,7 @@ def test_twenty_ways_take_their_settings_and_print_them(said):
     assert same == config and status == 130  # stopped where it would train
     printed, _, status = said("--resume")
     assert (
-        status == 2
-        and "holds a run with other settings: " in printed
-        and "num_eval_steps 3 (the run has 5)" in printed
+        status == 2 and "holds a run with other settings: " in printed and "num_eval_steps 3 (the run has 5)" in printed
     )
 
 

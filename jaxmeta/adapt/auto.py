@@ -15,7 +15,7 @@ from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, exact, mixe
 from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_integer
 from jaxmeta.outer.cost import CACHE_BYTES, default_memory_budget, peak_bytes
-from jaxmeta.outer.tasks import TASKS
+from jaxmeta.outer.tasks import TASKS, say_of_what_runs
 from jaxmeta.types import MetaParams, PyTree
 from jaxmeta.words import counted
 
@@ -65,7 +65,7 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
     def strategy(adapt: Callable, outer: Callable) -> Callable:
         traced_once = lambda schedule: jax.jit(schedule(adapt, outer).window, inline=True)
         windows = {name: traced_once(schedule) for name, schedule in SCHEDULES.items()}
-        bytes_of_task = {}  # asked for twice: where `mean_over_tasks` estimates a task alone, then among other tasks
+        bytes_of_task = {}  # asked for several times, with more or fewer tasks around
 
         def peak_of_task(name: str, args: tuple) -> int:
             leaves, structure = jax.tree.flatten(args)
@@ -79,9 +79,9 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
             args = (key, meta_params, sources, task, carry, is_new)
             num_steps, num_tasks = num_sources(sources), _num_tasks()
             name, reason = _choose(lambda name: (num_tasks or 1) * peak_of_task(name, args), num_steps, budget)
-            if num_tasks:  # else it is traced for an estimate, or for one task alone
+            if num_tasks:  # else it is traced for one task alone
                 counts = f"{counted(num_steps, 'inner step')}, {counted(num_tasks, 'task')} at a time"
-                _say(f"auto: {name} for {counts}: {reason}")
+                say_of_what_runs(lambda: _say(f"auto: {name} for {counts}: {reason}"))
             return windows[name](*args)
 
         return TaskGradient(window, only_the_state)

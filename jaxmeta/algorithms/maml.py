@@ -32,7 +32,6 @@ from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.adapt.select import Where, complement, freeze, select, unfreeze
 from jaxmeta.algorithms.minibatches import minibatch
-from jaxmeta.algorithms.signatures import names_options_of
 from jaxmeta.checks import (
     a_key,
     check_callable,
@@ -48,6 +47,7 @@ from jaxmeta.checks import (
     check_tasks,
 )
 from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import (
     Batch,
     InitFn,
