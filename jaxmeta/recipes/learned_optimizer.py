@@ -166,7 +166,8 @@ def _best_of(
     for name, learner in adam.items():
         at = [MetaParams((), jnp.log(jnp.float32(rate))) for rate in RATES]
         judged = [evaluate(key, learner, tests, rate, num_tasks=num_tasks, batch_size=20) for rate in at]
-        i = int(np.argmin([report.metrics["loss"]["mean"][-1] for report in judged]))
+        losses = np.array([np.mean(report.samples["loss"][:, -1]) for report in judged])
+        i = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
         best[name] = Reference(learner, at[i])
     return best
 
