@@ -172,7 +172,7 @@ def _best_of(
     return best
 
 
-_learned = LearnedOptimizer(num_outer_steps=2000, num_tasks=8, num_eval_tasks=50, learning_rate=3e-3)
+_learned = LearnedOptimizer(num_outer_steps=2000, num_tasks=8, num_eval_tasks=50, schedule="cosine")
 
 LEARNED_OPTIMIZER: dict[str, Recipe] = {
     "learned-optimizer": Recipe(
