@@ -3,6 +3,7 @@
 from jaxmeta.adapt.auto import auto
 from jaxmeta.adapt.evolution import evolution_strategy, persistent_evolution_strategy
 from jaxmeta.adapt.implicit import Solver, conjugate_gradient, implicit, neumann_series
+from jaxmeta.adapt.learned_optimizer import learned_optimizer
 from jaxmeta.adapt.meta_gradients import (
     Adapted,
     MetaGradient,
@@ -44,6 +45,7 @@ __all__ = [
     "forward_mode",
     "from_optax",
     "implicit",
+    "learned_optimizer",
     "lslr",
     "meta_sgd",
     "mixed_mode",

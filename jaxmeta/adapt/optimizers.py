@@ -10,6 +10,7 @@
 | iMAML                    | `proximal(sgd(learning_rate), strength)`, drawn back to θ         |
 | ANIL, by filter          | `adapt_only(sgd(learning_rate), "head")`                          |
 | ANIL, by optax partition | `from_optax(optax.partition({"head": ..., "body": ...}, labels))` |
+| a learned optimizer      | `learned_optimizer(learning_rate)`, a network that makes the step |
 
 Parameters that do not adapt are meta-learned all the same: the outer loss sees them through `params`.
 """

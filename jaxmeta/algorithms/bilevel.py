@@ -79,7 +79,7 @@ def bilevel(
 
     Args:
       init_fn: (key, meta_params) -> θ, the parameters of an inner problem that begins; it may ignore either.
-      meta_init_fn: (key) -> η, what is learned, any pytree of real arrays.
+      meta_init_fn: (key) -> η, what is learned, any pytree of real arrays; `()` where it is hyperparameters alone.
       loss_fn: L, (params, meta_params, batch) -> (scalar loss, {name: scalar}), which θ descends.
       num_inner_steps: K, inner steps for each outer step, at least 1.
       outer_loss_fn: L', in the same form, which η descends; `loss_fn` if None.
@@ -261,10 +261,13 @@ def _begun(spec: _Bilevel, meta_params: MetaParams, key: jax.Array) -> MetaParam
 def _init(spec: _Bilevel, task_gradient: adapt.TaskGradient, key: jax.Array) -> MetaState:
     """η, the inner optimizer's hyperparameters, and N problems that begin."""
     meta_key, problem_key = jax.random.split(key)
-    params = check_params(spec.meta_init_fn(meta_key))
+    params = spec.meta_init_fn(meta_key)
+    params = check_params(params) if jax.tree.leaves(params) else params
     keys = jax.random.split(problem_key, spec.num_problems)
     of_first = _begun(spec, MetaParams(params), _start_key(keys[0])).params
     meta_params = MetaParams(params, spec.inner_optimizer.init(of_first))
+    if not jax.tree.leaves(meta_params):
+        raise ValueError("meta_init_fn must return what is learned, unless inner_optimizer learns, got neither")
     state = initial_state(spec.optimizer, meta_params)
     if spec.lifetime == spec.num_inner_steps:
         return state

@@ -8,6 +8,7 @@ from jaxmeta.recipes.bilevel import BILEVEL
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
 from jaxmeta.recipes.folder import FOLDER, Folder
 from jaxmeta.recipes.images import IMAGES, Omniglot
+from jaxmeta.recipes.learned_optimizer import LEARNED_OPTIMIZER
 from jaxmeta.recipes.maml_rl import MAML_RL
 from jaxmeta.recipes.meta_gradient_rl import META_GRADIENT_RL
 from jaxmeta.recipes.pearl import PEARL
@@ -23,6 +24,7 @@ RECIPES: dict[str, Recipe] = {
     **RL2_RECIPES,
     **PEARL,
     **BILEVEL,
+    **LEARNED_OPTIMIZER,
     **META_GRADIENT_RL,
     **STREAMS,
 }

@@ -548,3 +548,12 @@ def test_persistent_evolution_finds_the_rates_that_truncated_backpropagation_doe
     best = float(jnp.nanmin(of_grid))
     assert loss_of["persistent"] < 1.02 * best
     assert loss_of["truncated"] > 4 * best and loss_of["exact"] > 4 * best
+
+
+def test_what_is_learned_may_be_hyperparameters_alone_but_not_nothing():
+    init_fn, nothing = (lambda key, meta_params: jnp.zeros(2)), lambda key: ()
+    loss_fn = lambda params, meta_params, batch: (jnp.sum((params - batch) ** 2), {})
+    of_rates = bilevel(init_fn, nothing, loss_fn, num_inner_steps=1, inner_optimizer=adapt.meta_sgd(0.1))
+    assert jax.tree.map(jnp.shape, of_rates.init(jax.random.key(0)).meta_params) == MetaParams((), (2,))
+    with pytest.raises(ValueError, match="meta_init_fn must return what is learned, unless inner_optimizer learns"):
+        bilevel(init_fn, nothing, loss_fn, num_inner_steps=1).init(jax.random.key(0))
