@@ -69,7 +69,6 @@ class OneAgent(MetaRL):
 
     def learner(self) -> MetaLearner:
         family = self.family()
-        bootstrap = {"num_target_steps": self.num_target_steps, "matching": "policy"} if self.num_target_steps else {}
         return meta_gradient_rl(
             *mlp_policy_and_value(family, hidden=self.hidden),
             family.environment,
@@ -87,8 +86,9 @@ class OneAgent(MetaRL):
             num_agents=self.num_tasks,
             num_episodes=self.num_episodes,
             num_outer_episodes=self.num_outer_episodes,
+            num_target_steps=self.num_target_steps,
+            matching="policy" if self.num_target_steps else "parameters",
             optimizer=self.outer_optimizer(),
-            **bootstrap,
         )
 
     def fixed(self, discount: float, gae_lambda: float) -> MetaParams:
