@@ -33,7 +33,7 @@ class LearnedOptimizer(Outer):
     """Units of the other network that it is judged on, too."""
     inner_optimizer: Literal["learned_optimizer"] = "learned_optimizer"
     """How to step inside."""
-    inner_learning_rate: float = 0.01
+    inner_learning_rate: float = 0.02
     """That of the Adam which the learned optimizer starts as."""
     inner_batch_size: int = 32
     """Images of an inner step."""
