@@ -297,7 +297,7 @@ def _weights(weights: jax.Array, is_right: jax.Array, name: str) -> "Figure":
     learned, labels = np.asarray(jax.nn.sigmoid(weights)), np.asarray(is_right)
     parts = {"right label": (learned[labels], plotting.RIGHT), "wrong label": (learned[~labels], plotting.WRONG)}
     for label, (shown, color) in parts.items():
-        axes.hist(shown, bins=np.linspace(0, 1, 41), color=color, alpha=0.6, label=label)
+        axes.hist(shown, bins=np.linspace(0, 1, 41).tolist(), color=color, alpha=0.6, label=label)
     roc = area_under_roc(weights, is_right)
     axes.set(xlabel="learned weight", ylabel="examples", title=f"{name}: area under the ROC {roc:.3f}")
     axes.legend(frameon=False)
@@ -382,8 +382,8 @@ def _plain_loss(network: nn.MLP, key: jax.Array) -> PyTree:
 def _of_residual(network: nn.MLP, meta_params: PyTree, residual: jax.Array) -> jax.Array:
     """ρ(r) = r² σ(f(log(1 + r²))), which is r² / 2 where the network f is 0."""
     size = jnp.log1p(residual**2)
-    weight = jax.nn.sigmoid(network.apply({"params": meta_params["network"]}, size[:, None])[:, 0])
-    return weight * residual**2
+    score: Any = network.apply({"params": meta_params["network"]}, size[:, None])
+    return jax.nn.sigmoid(score[:, 0]) * residual**2
 
 
 def _composed_loss(network: nn.MLP, w: jax.Array, meta_params: PyTree, batch: Batch) -> tuple[jax.Array, Metrics]:
