@@ -76,9 +76,7 @@ SHOWN = {
     "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "Kalman filter")),
     "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
     "meta-gradient-rl": Shown({"return": (0, 500)}, beside=("as at first",)),
-    "learned-optimizer": Shown(
-        {"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine")
-    ),
+    "learned-optimizer": Shown({"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine")),
 }
 
 
