@@ -35,7 +35,7 @@ def learners():
             inner_name, inner = inners[(i + j) % 3]
             surrogate = Surrogate(estimator=estimator)
             how = {"outer": outer, "surrogate": surrogate, "inner_optimizer": inner}
-            learner = make(jaxmeta.maml_rl, microbatch=3, **how)  # left alone it is chosen, by a trace more: below
+            learner = make(jaxmeta.maml_rl, microbatch=1, **how)  # left alone it is chosen, by a trace more: below
             yield f"{estimator} {name} {inner_name}", learner
     yield "no baseline", make(jaxmeta.maml_rl, baseline="none", advantages=Advantages(normalize=False))
     yield "first order", make(jaxmeta.maml_rl, meta_gradient=adapt.first_order())
