@@ -13,6 +13,7 @@ BENCHMARKS = (
     "gradient_error",
     "compile_time",
     "estimators",
+    "bilevel",
     "rl",
     "rl2_table",
     "sample_efficiency",

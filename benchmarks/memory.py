@@ -8,6 +8,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,9 +72,9 @@ def _small_mlp(size: int, num_tasks: int, num_steps: int) -> Case:
     return Case(nn.MLP((size,) * 3), nn.mean_squared_error, regression(num_tasks, 20, 20), num_steps, 0.01)
 
 
-def _transformer(size: int, num_tasks: int, num_steps: int) -> Case:
+def _transformer(size: int, num_tasks: int, num_steps: int, remat: bool = False) -> Case:
     tasks = sequences(num_tasks, 4, 4, 128, 64)
-    network = nn.Transformer(num_outputs=64, max_length=128, num_tokens=64, num_layers=size, width=64)
+    network = nn.Transformer(num_outputs=64, max_length=128, num_tokens=64, num_layers=size, width=64, remat=remat)
     return Case(network, nn.cross_entropy, tasks, num_steps, 0.1)
 
 
@@ -103,6 +104,18 @@ MODELS = {
         sweeps={"num_steps": (1, 5, 20), "num_tasks": (1, 4)},
         size_name="layers",
     ),
+    # the columns of MixFlow-MG's paper: `exact` of the first; `exact, remat` and `mixed mode` of the second
+    **{
+        name: Model(
+            partial(_transformer, remat=remat),
+            at={"size": 4, "num_tasks": 1, "num_steps": 2},
+            sweeps={"num_steps": (2, 4, 8)},
+            size_name="layers",
+            inner_optimizer=_ADAM,
+            strategies={label: EXACT[label] for label in ("exact", "exact, remat", "mixed mode")},
+        )
+        for name, remat in (("transformer-adam", False), ("transformer-adam-remat", True))
+    },
     "learned-rates": Model(
         _small_mlp,
         at={"size": 64, "num_tasks": 4, "num_steps": 100},

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from torch import Tensor, nn
 
 import jaxmeta
+from benchmarks.bilevel import Quadratic
 from benchmarks.cases import Case
 from benchmarks.contenders import OUTER_RATE, Contender, MetaStep, Unavailable
 from benchmarks.measure import Program
@@ -283,6 +284,34 @@ def build_torchopt(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
             torchopt.recover_state_dict(inner, start[1])
 
     return problem.meta_step(backward)
+
+
+def torchopt_bilevel(problem: Quadratic, num_steps: int, inner_rate: float, outer_rate: float) -> MetaStep:
+    """An outer step of a bilevel problem that goes on, through a window of unrolled inner steps, with `MetaSGD`; in
+    the place of a gradient it tells what is learned, after the first step."""
+    import torchopt
+
+    matrices = Quadratic(*(torch.tensor(array) for array in problem))
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.params = nn.Parameter(torch.zeros(len(problem.a), dtype=torch.float64))
+
+    module, meta_params = Inner(), nn.Parameter(torch.ones(len(problem.a), dtype=torch.float64))
+    inner, outer = torchopt.MetaSGD(module, lr=inner_rate), torch.optim.SGD([meta_params], lr=outer_rate)
+
+    def step() -> None:
+        for _ in range(num_steps):
+            inner.step(matrices.inner(module.params, meta_params))
+        outer.zero_grad()
+        matrices.outer(module.params, meta_params).backward()
+        outer.step()
+        torchopt.stop_gradient(module)
+        torchopt.stop_gradient(inner)
+
+    step()
+    return MetaStep(Program(step, lambda: None), meta_params.detach().numpy().copy())
 
 
 def build_learn2learn(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:

@@ -22,6 +22,12 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "higher": Style("#e69f00", "D"),
     "TorchOpt": Style("#8c510a", "^"),
     "learn2learn": Style("#7b3294", "X"),
+    # bilevel solvers
+    "implicit": Style("#999999", "<", ":"),
+    "implicit, warm": Style("#e69f00", "P", "--"),
+    "SOBA": Style("#0072b2", "o"),
+    "AmIGO": Style("#cc79a7", "*"),
+    "StocBiO": Style("#7b3294", "X", ":"),
     # parts of meta-RL's training
     "training": Style("#0072b2", "o"),
     "training, 4 seeds together": Style("#56b4e9", "P", "--"),

@@ -44,6 +44,7 @@ SHOWN = {
     "cavia-sinusoid": Shown({"mse": (1, 10)}),
     "anil-omniglot": Shown({"accuracy": (3,)}),
     "maml-omniglot": Shown({"accuracy": (3,)}),
+    "maml-omniglot-5x5": Shown({"accuracy": (3,)}, options="--num-shots 5"),
     "maml-omniglot-20x1": Shown({"accuracy": (5,)}, options="--num-ways 20"),
     "maml++-omniglot": Shown({"accuracy": (3,)}),
     "imaml-omniglot": Shown({"accuracy": (10,)}),
@@ -69,6 +70,15 @@ SHOWN = {
     "pearl-point-robot": Shown({"return": (0, 2, 10)}, unit="episode"),
     "pearl-pendulum": Shown({"return": (0, 1, 3)}, unit="episode"),
     "pearl-cheetah-vel": Shown({"return": (0, 2)}, unit="episode"),
+    "hyperparameters": Shown({"loss": (200,)}, beside=("one penalty, the best at test", "penalties of the prior")),
+    "data-cleaning": Shown({"accuracy": (50,), "roc": (50,)}, beside=("the right half alone", "all alike")),
+    "learned-loss": Shown({"mse": (50,)}, beside=("no auxiliary", "weights of 1")),
+    "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "Kalman filter")),
+    "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
+    "meta-gradient-rl": Shown({"return": (0, 500)}, beside=("as at first",)),
+    "learned-optimizer": Shown(
+        {"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine at its best rate")
+    ),
 }
 
 

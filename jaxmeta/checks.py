@@ -88,14 +88,16 @@ def check_init_fn(init_fn: Any) -> Callable:
     return checked
 
 
-def check_loss_fn(name: str, loss_fn: Any, stochastic: bool = False) -> Callable:
+def check_loss_fn(
+    name: str, loss_fn: Any, stochastic: bool = False, arguments: Sequence[str] = ("params", "batch")
+) -> Callable:
     """`loss_fn` as (params, batch, key) -> (loss, metrics), which says while it is traced if it returns anything but
     a scalar and a dict of scalars. The key is handed on where the loss is `stochastic`."""
-    check_callable(name, loss_fn, "(params, batch) -> (loss, metrics)")
-    check_takes_key(name, loss_fn, ("params", "batch"), stochastic)
+    check_callable(name, loss_fn, f"{_signature(arguments)} -> (loss, metrics)")
+    check_takes_key(name, loss_fn, arguments, stochastic)
 
-    def checked(params: Any, batch: Any, key: Any) -> Any:
-        result = loss_fn(params, batch, key) if stochastic else loss_fn(params, batch)
+    def checked(*args: Any) -> Any:
+        result = loss_fn(*args) if stochastic else loss_fn(*args[:-1])
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
             raise ValueError(f"{name} must return (loss, metrics), metrics a dict, {{}} if none; got {short(result)}")
         for metric, value in (("loss", result[0]), *result[1].items()):

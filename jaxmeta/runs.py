@@ -211,8 +211,9 @@ def _evaluate(
 
 
 def _evaluate_others(experiment: Experiment, config: Outer, key: jax.Array, state: MetaState) -> dict[str, Judged]:
-    others = experiment.other_tests.items()
-    return {name: _evaluate(experiment, config, key, state, tasks) for name, tasks in others}
+    others = {name: experiment._replace(test_tasks=tasks) for name, tasks in experiment.other_tests.items()}
+    others |= experiment.others
+    return {name: _evaluate(other, config, key, state, other.test_tasks) for name, other in others.items()}
 
 
 def _print_tables(

@@ -191,6 +191,8 @@ class MetaLearner(NamedTuple):
         `evaluate` judges if `is_test`, and raises a `ValueError` where they are wrong, such as labels that the network
         has no outputs for; None where there is nothing to look at. `fit` and `evaluate` call it with one task, before
         anything compiles
+      task_keys: (key, state, N) -> keys [N], by which `fit` draws the tasks of the next outer step, for a learner whose
+        tasks last longer than one; None where they are new each time
 
     >>> import jax.numpy as jnp, jaxmeta
     >>> loss_fn = jaxmeta.nn.mean_squared_error(lambda params, x: params["w"] * x)
@@ -211,6 +213,7 @@ class MetaLearner(NamedTuple):
     agent: Callable[..., Any] | None = None
     unit: str = "step"
     check: Callable[[MetaParams, PyTree, bool], None] | None = None
+    task_keys: Callable[[jax.Array, MetaState, int], jax.Array] | None = None
 
     def __repr__(self) -> str:
         return short(self, width=300)

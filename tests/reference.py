@@ -94,7 +94,8 @@ def meta_gradient(loss, update, params, hyper, batches, query, num_constant=0):
 
 def mean_meta_gradient(loss, update, params, hyper, tasks, num_constant=0):
     """The mean of `meta_gradient` over a list of (batches, query)."""
-    results = [meta_gradient(loss, update, params, hyper, *task, num_constant) for task in tasks]
+    of_task = jax.jit(lambda *args: meta_gradient(loss, update, *args, num_constant))  # tasks of a shape share it
+    results = [of_task(params, hyper, *task) for task in tasks]
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *results)
 
 

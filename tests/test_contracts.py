@@ -93,26 +93,19 @@ def learners(dtype=jnp.float32):
         body, head = jax.random.normal(key, (2,), dtype)
         return {"body": body, "head": head}
 
-    both = {"num_inner_steps": 2, "optimizer": optax.adam(1e-3)}
-    yield from (
-        (f"maml {name}", jaxmeta.maml(init_fn, loss_fn, inner_optimizer=inner, **both))
-        for name, inner in INNER_OPTIMIZERS.items()
-    )
-    yield from (
-        (
-            name,
-            jaxmeta.maml(
-                init_fn, loss_fn, inner_optimizer=INNER_OPTIMIZERS["adapt_only adam"], meta_gradient=strategy, **both
-            ),
-        )
-        for name, strategy in STRATEGIES.items()
-        if name not in ("exact", "reptile")
-    )
+    both = {"num_inner_steps": 2, "optimizer": optax.adam(1e-3), "microbatch": 2}  # not chosen by another trace
+    pairs = {f"maml {name}": (inner, STRATEGIES["exact"]) for name, inner in INNER_OPTIMIZERS.items()}
+    pairs |= {name: (INNER_OPTIMIZERS["adapt_only adam"], strategy) for name, strategy in STRATEGIES.items()}
+    for name, (inner, strategy) in pairs.items():
+        if name not in ("exact", "reptile"):
+            yield name, jaxmeta.maml(init_fn, loss_fn, inner_optimizer=inner, meta_gradient=strategy, **both)
     for name in ("maml", "fomaml", "anil", "boil", "meta_sgd", "reptile"):
         yield name, getattr(jaxmeta, name)(init_fn, loss_fn, num_inner_steps=2, batch_size=2, microbatch=1)
     yield "imaml", jaxmeta.imaml(init_fn, loss_fn, num_inner_steps=2, solver=adapt.conjugate_gradient(2))
     yield "maml_plus_plus", jaxmeta.maml_plus_plus(init_fn, loss_fn, num_inner_steps=2, num_annealing_steps=10)
     yield "dropout", jaxmeta.maml(init_fn, dropout_loss, num_inner_steps=2, stochastic=True, microbatch=1)
+    living = lambda params, meta_params, batch: loss_fn(jax.tree.map(jnp.add, params, meta_params), batch)
+    yield "bilevel", jaxmeta.bilevel(lambda key, m: m, init_fn, living, num_inner_steps=2, num_problems=2)
     yield "cavia", jaxmeta.cavia(init_fn, loss_fn, context="head", num_inner_steps=2)
     of_heads = {"num_ways": 2, "optimizer": optax.adam(1e-3), "microbatch": 1}
     for name in ("protonet", "ridge", "proto_maml"):

@@ -26,7 +26,7 @@ ROOMS = {
     "checks": {"types", "words", "traced"},
     "devices": {"types", "checks"},
     "outer": {"types", "checks", "devices"},
-    "adapt": {"types", "words", "checks", "devices", "outer"},
+    "adapt": {"types", "words", "traced", "checks", "devices", "outer"},
     "tasks": {"types", "words", "signatures", "checks", "devices"},
     "nn": {"types", "checks"},
     "rl": {"types", "words", "traced", "checks", "outer", "nn"},

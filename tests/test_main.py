@@ -1,6 +1,7 @@
 """The command, as a stranger uses it: what it writes, what it says of a wrong call, and that a killed run goes on."""
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -32,6 +33,15 @@ def contents(directory):
 def lines(directory):
     kept = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in kept]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once():
+    """Runs of the same settings share an experiment, and what it has compiled."""
+    kind = type(RECIPES["maml-sinusoid"].config())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "build", functools.cache(kind.build))
+        yield
 
 
 @pytest.fixture(scope="module")

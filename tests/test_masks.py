@@ -16,7 +16,7 @@ from reference import assert_close
 import jaxmeta
 from jaxmeta import Examples, Task, adapt
 from jaxmeta.algorithms.closed_form import ridge_weights
-from jaxmeta.algorithms.maml import _minibatch
+from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.nn import layers, losses, norms, weights
 
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
@@ -297,6 +297,13 @@ def test_what_a_network_returns_for_padding_does_not_matter():
         assert_close(found["wrong", make], found["right", make], rtol=1e-14)
 
 
+def test_what_is_of_no_example_is_handed_on_as_it_is():
+    x = {"rows": X, "table": np.arange(3.0), "scale": np.float64(2)}
+    fn = lambda params, x: x["rows"] * x["table"][None] * x["scale"]
+    found = weights.apply_weighted(fn, None, x, weight=jnp.array([0, 1, 1, 1, 1, 0.0]))
+    np.testing.assert_array_equal(found[1:5], fn(None, x)[1:5])
+
+
 @often
 @given(masks)
 def test_batch_norm_is_by_the_statistics_of_what_counts(weight):
@@ -383,7 +390,7 @@ def test_the_uniform_guess_is_of_the_classes_that_there_are():
 
 def draws(batch, batch_size, num=2_000):
     keys = jax.random.split(jax.random.key(0), num)
-    return jax.jit(jax.vmap(lambda key: _minibatch(key, batch, batch_size)))(keys)
+    return jax.jit(jax.vmap(lambda key: minibatch(key, batch, batch_size)))(keys)
 
 
 def test_a_minibatch_of_a_masked_set_is_that_of_the_set_alone():

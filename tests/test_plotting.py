@@ -86,6 +86,15 @@ def test_adaptation_curves_draw_the_mean_and_interval_of_each_report():
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]
 
 
+def test_of_many_steps_the_numbers_have_room_and_the_interval_is_a_band():
+    many = Report({"mse": np.random.default_rng(0).normal(size=(20, 101))})
+    for figure in (plotting.adaptation_curves({"long": many}), plotting.report(many)):
+        (axes,) = figure.axes
+        ticks = axes.get_xticks()
+        assert 3 < len(ticks) < 15 and np.all(ticks == np.round(ticks))
+        assert not axes.containers and len(axes.collections) == 1
+
+
 def test_adaptation_curves_say_of_how_many_tasks_they_are_where_they_differ():
     figure = plotting.adaptation_curves(
         {"MAML": Report({"mse": np.ones((5, 2))}), "mine": Report({"mse": np.ones((3, 2))})}

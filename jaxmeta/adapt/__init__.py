@@ -3,9 +3,11 @@
 from jaxmeta.adapt.auto import auto
 from jaxmeta.adapt.evolution import evolution_strategy, persistent_evolution_strategy
 from jaxmeta.adapt.implicit import Solver, conjugate_gradient, implicit, neumann_series
+from jaxmeta.adapt.learned_optimizer import learned_optimizer
 from jaxmeta.adapt.meta_gradients import (
     Adapted,
     MetaGradient,
+    TaskGradient,
     exact,
     first_order,
     forward_mode,
@@ -32,6 +34,7 @@ __all__ = [
     "InnerState",
     "MetaGradient",
     "Solver",
+    "TaskGradient",
     "Trace",
     "adapt_only",
     "auto",
@@ -42,6 +45,7 @@ __all__ = [
     "forward_mode",
     "from_optax",
     "implicit",
+    "learned_optimizer",
     "lslr",
     "meta_sgd",
     "mixed_mode",

@@ -6,15 +6,16 @@ The rules are in the docstring of `auto`.
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.adapt.meta_gradients import MetaGradient, exact, mixed_mode
+from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, exact, mixed_mode, only_the_state
 from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_integer
 from jaxmeta.outer.cost import CACHE_BYTES, default_memory_budget, peak_bytes
-from jaxmeta.outer.tasks import TASKS
+from jaxmeta.outer.tasks import TASKS, say_of_what_runs
 from jaxmeta.types import MetaParams, PyTree
 from jaxmeta.words import counted
 
@@ -62,28 +63,28 @@ def auto(*, memory_budget: int | None = None) -> MetaGradient:
         check_integer("memory_budget", memory_budget, minimum=1)
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
-        traced_once = lambda schedule: jax.jit(schedule(adapt, outer), inline=True)
-        gradients = {name: traced_once(schedule) for name, schedule in SCHEDULES.items()}
-        bytes_of_task = {}  # asked for twice: where `mean_over_tasks` estimates a task alone, then among other tasks
+        traced_once = lambda schedule: jax.jit(schedule(adapt, outer).window, inline=True)
+        windows = {name: traced_once(schedule) for name, schedule in SCHEDULES.items()}
+        bytes_of_task = {}  # asked for several times, with more or fewer tasks around
 
         def peak_of_task(name: str, args: tuple) -> int:
             leaves, structure = jax.tree.flatten(args)
             shapes = name, structure, *((jnp.shape(leaf), jax.typeof(leaf).dtype) for leaf in leaves)
             if shapes not in bytes_of_task:
-                bytes_of_task[shapes] = peak_bytes(gradients[name], *args)
+                bytes_of_task[shapes] = peak_bytes(lambda *args: windows[name](*args)[:2], *args)
             return bytes_of_task[shapes]
 
-        def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+        def window(key, meta_params: MetaParams, sources: PyTree, task: PyTree, carry: PyTree, is_new: Any):
             budget = default_memory_budget() if memory_budget is None else memory_budget
-            args = (key, meta_params, sources, task)
+            args = (key, meta_params, sources, task, carry, is_new)
             num_steps, num_tasks = num_sources(sources), _num_tasks()
             name, reason = _choose(lambda name: (num_tasks or 1) * peak_of_task(name, args), num_steps, budget)
-            if num_tasks:  # else it is traced for an estimate, or for one task alone
+            if num_tasks:  # else it is traced for one task alone
                 counts = f"{counted(num_steps, 'inner step')}, {counted(num_tasks, 'task')} at a time"
-                _say(f"auto: {name} for {counts}: {reason}")
-            return gradients[name](*args)
+                say_of_what_runs(lambda: _say(f"auto: {name} for {counts}: {reason}"))
+            return windows[name](*args)
 
-        return task_gradient
+        return TaskGradient(window, only_the_state)
 
     return strategy
 

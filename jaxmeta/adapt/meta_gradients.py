@@ -23,13 +23,15 @@ the inner loop.
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 
+from jaxmeta.adapt.optimizers import InnerState
 from jaxmeta.adapt.select import Where, merge, select
 from jaxmeta.adapt.unroll import num_sources
 from jaxmeta.checks import check_callable, check_integer
@@ -49,8 +51,9 @@ class MetaGradient(Protocol):
         (key, meta_params, sources, task) -> ((loss, metrics), grads)
 
     `sources` has a leading axis K, an entry for each inner step; `task` is whatever the two functions read; the
-    keywords of `adapt` are those of `adapt.unroll`. `loss` is a scalar, `metrics` a dictionary of scalars, and `grads`
-    has the structure and the shapes of `meta_params`.
+    keywords of `adapt` are those of `adapt.unroll`, and without a state it begins anew. `loss` is a scalar, `metrics` a
+    dictionary of scalars, and `grads` has the structure and the shapes of `meta_params`. All strategies of `jaxmeta`
+    return a `TaskGradient`, which serves inner problems that live on as well, those of `bilevel`.
 
     >>> def of_outer_loss_alone() -> MetaGradient:  # as if the inner loop had come from nowhere: FOMAML by hand
     ...     def strategy(adapt, outer):
@@ -69,6 +72,41 @@ class MetaGradient(Protocol):
     """
 
     def __call__(self, adapt: Callable, outer: Callable, /) -> Callable: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TaskGradient:
+    """The gradient of one task's outer loss, over an inner loop that begins anew or over a window of one that lives on.
+
+    Called with (key, meta_params, sources, task) it is the gradient over a loop that begins anew, as `MetaGradient` has
+    it, which is a window without anything carried into it.
+
+    Attributes:
+      window: (key, meta_params, sources, task, carry, is_new) -> ((loss, metrics), grads, carry), over K steps from
+        where the inner problem stands. What was carried into the window is a constant; where the problem `is_new`, a
+        boolean, it begins by `meta_params`, and its beginning is differentiated. Both None: it begins, statically
+      begin: (meta_params, state) -> carry, of a problem whose inner loop is at this `InnerState`
+
+    >>> from jaxmeta.adapt.optimizers import InnerState
+    >>> def inner(meta_params, sources, task, *, state=None, **how):
+    ...     fast = (meta_params.params if state is None else state.fast) - 0.25 * sources.size * meta_params.params
+    ...     return Adapted(fast), InnerState(fast, ())
+    >>> gradient = exact()(inner, lambda adapted, task: (adapted.params * task, {}))
+    >>> meta_params, one_step = MetaParams(jnp.array(2.0)), jnp.arange(1)
+    >>> gradient(None, meta_params, one_step, 1.0)[1].params.item()  # of θ − θ/4
+    0.75
+    >>> carry = gradient.begin(meta_params, InnerState(jnp.array(5.0), ()))
+    >>> _, grads, carry = gradient.window(None, meta_params, one_step, 1.0, carry, False)
+    >>> grads.params.item(), carry.fast.item()  # of 5 − θ/4
+    (-0.25, 4.5)
+    """
+
+    window: Callable[..., tuple[tuple[jax.Array, PyTree], PyTree, PyTree]]
+    begin: Callable[[MetaParams, InnerState], PyTree]
+
+    def __call__(self, key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree) -> tuple:
+        value, grads, _ = self.window(key, meta_params, sources, task, None, None)
+        return value, grads
 
 
 class Adapted(NamedTuple):
@@ -156,22 +194,24 @@ def forward_mode(where: Where | None = None) -> MetaGradient:
     chosen = (lambda path: path.startswith("hyper/")) if where is None else where
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
-        def task_gradient(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+        def window(key, meta_params: MetaParams, sources: PyTree, task: PyTree, carry: PyTree, is_new: Any):
             flat, unravel = ravel_pytree(select(meta_params, chosen))
 
             def loss(flat: jax.Array):
                 merged = merge(unravel(flat), meta_params)
-                return outer(adapt(merged, sources, task)[0], task)
+                start = resumed(adapt, merged, sources, task, carry, is_new)
+                return _judged(outer, task, *adapt(merged, sources, task, state=start))
 
             def derivative(direction: jax.Array):
-                value, slope, metrics = jax.jvp(loss, (flat,), (direction,), has_aux=True)
-                return (value, metrics), slope
+                value, slope, aux = jax.jvp(loss, (flat,), (direction,), has_aux=True)
+                return (value, aux), slope
 
             directions = jnp.eye(flat.size, dtype=flat.dtype)
-            value, slopes = jax.vmap(derivative, out_axes=(None, 0))(directions)
-            return value, merge(unravel(slopes.astype(flat.dtype)), jax.tree.map(jnp.zeros_like, meta_params))
+            (value, (metrics, end)), slopes = jax.vmap(derivative, out_axes=(None, 0))(directions)
+            grads = merge(unravel(slopes.astype(flat.dtype)), jax.tree.map(jnp.zeros_like, meta_params))
+            return (value, metrics), grads, end
 
-        return task_gradient
+        return TaskGradient(window, only_the_state)
 
     return strategy
 
@@ -207,17 +247,17 @@ def truncated(num_exact: int) -> MetaGradient:
     check_integer("num_exact", num_exact, minimum=0)
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
-        def loss(meta_params: MetaParams, sources: PyTree, task: PyTree):
+        def loss(meta_params: MetaParams, sources: PyTree, task: PyTree, carry: PyTree, is_new: jax.Array | None):
             num_steps = num_sources(sources)
             if num_exact > num_steps:
                 raise ValueError(f"num_exact must be at most the {num_steps} inner steps, got {num_exact}")
             early = jax.tree.map(lambda s: s[: num_steps - num_exact], sources)
             late = jax.tree.map(lambda s: s[num_steps - num_exact :], sources)
-            _, state = adapt(meta_params, early, task, value_and_grad=_constant_value_and_grad)
-            adapted, _ = adapt(meta_params, late, task, state=state)
-            return outer(adapted, task)
+            start = resumed(adapt, meta_params, sources, task, carry, is_new)
+            _, state = adapt(meta_params, early, task, state=start, value_and_grad=_constant_value_and_grad)
+            return _judged(outer, task, *adapt(meta_params, late, task, state=state))
 
-        return _without_key(jax.value_and_grad(loss, has_aux=True))
+        return _by_reverse_mode(loss)
 
     return strategy
 
@@ -235,17 +275,37 @@ def reptile() -> MetaGradient:
     """
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
-        def value_and_way_back(key: jax.Array, meta_params: MetaParams, sources: PyTree, task: PyTree):
+        def window(key, meta_params: MetaParams, sources: PyTree, task: PyTree, carry: PyTree, is_new: Any):
             none = jax.tree.map(lambda s: s[:0], sources)
-            start = lambda params: adapt(meta_params._replace(params=params), none, task)[0].params
-            adapted, _ = adapt(meta_params, sources, task)
-            theta_0, through_start = jax.vjp(start, meta_params.params)
-            (grads,) = through_start(jax.tree.map(jnp.subtract, theta_0, adapted.params))
-            return outer(adapted, task), MetaParams(grads, jax.tree.map(jnp.zeros_like, meta_params.hyper))
 
-        return value_and_way_back
+            def start(params: Params) -> tuple[Params, InnerState | None]:
+                at = meta_params._replace(params=params)
+                state = resumed(adapt, at, sources, task, carry, is_new)
+                return adapt(at, none, task, state=state)[0].params, state
+
+            theta_0, through_start, state = jax.vjp(start, meta_params.params, has_aux=True)
+            adapted, end = adapt(meta_params, sources, task, state=state)
+            (grads,) = through_start(jax.tree.map(jnp.subtract, theta_0, adapted.params))
+            return outer(adapted, task), MetaParams(grads, jax.tree.map(jnp.zeros_like, meta_params.hyper)), end
+
+        return TaskGradient(window, only_the_state)
 
     return strategy
+
+
+def only_the_state(meta_params: MetaParams, state: InnerState) -> InnerState:
+    """`begin` of a strategy that has nothing of its own to carry."""
+    return state
+
+
+def resumed(
+    adapt: Callable, meta_params: MetaParams, sources: PyTree, task: PyTree, carried: InnerState | None, is_new: Any
+) -> InnerState | None:
+    """Where a window begins, as a function of `meta_params`; None, for `adapt` to begin, if nothing is carried."""
+    if carried is None:
+        return None
+    _, begun = adapt(meta_params, jax.tree.map(lambda s: s[:0], sources), task)
+    return jax.tree.map(lambda begun, carried: jnp.where(is_new, begun, carried), begun, carried)
 
 
 def _check_num_segments(value: int | str) -> None:
@@ -257,25 +317,38 @@ def _through(value_and_grad: Callable, num_segments: int | str = 1, remat: Calla
     """Differentiates the outer loss in reverse through an inner loop that uses `value_and_grad`."""
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
-        def loss(meta_params: MetaParams, sources: PyTree, task: PyTree):
+        def loss(meta_params: MetaParams, sources: PyTree, task: PyTree, carry: PyTree, is_new: jax.Array | None):
             segments = round(math.sqrt(num_sources(sources))) if num_segments == "sqrt" else num_segments
             how = {"value_and_grad": value_and_grad, "num_segments": segments, "remat": remat}
-            return outer(adapt(meta_params, sources, task, **how)[0], task)
+            start = resumed(adapt, meta_params, sources, task, carry, is_new)
+            return _judged(outer, task, *adapt(meta_params, sources, task, state=start, **how))
 
-        return _without_key(jax.value_and_grad(loss, has_aux=True))
+        return _by_reverse_mode(loss)
 
     return strategy
 
 
-def _without_key(gradient: Callable) -> Callable:
-    """A gradient that draws nothing, with the arguments that all have."""
-    return lambda key, *args: gradient(*args)
+def _judged(outer: Callable, task: PyTree, adapted: Adapted, end: InnerState) -> tuple[jax.Array, tuple]:
+    """The outer loss, and what is not differentiated: its metrics, and the state that the inner loop ended in."""
+    loss, metrics = outer(adapted, task)
+    return loss, (metrics, end)
+
+
+def _by_reverse_mode(loss: Callable) -> TaskGradient:
+    """The gradient in its first argument of a loss that is `_judged`."""
+
+    def window(key: jax.Array, *args: Any):
+        (value, (metrics, end)), grads = jax.value_and_grad(loss, has_aux=True)(*args)
+        return (value, metrics), grads, end
+
+    return TaskGradient(window, only_the_state)
 
 
 def _constant_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:
     """`jax.value_and_grad` whose result is a constant to whoever differentiates it."""
     value_and_grad = jax.value_and_grad(fn, has_aux=has_aux)
-    return lambda *args: value_and_grad(*jax.lax.stop_gradient(args))
+    stop = jax.lax.stop_gradient  # of the arguments, which spares a trace, and of what the function closes over
+    return lambda *args: stop(value_and_grad(*stop(args)))
 
 
 def _mixed_value_and_grad(fn: Callable, has_aux: bool = True) -> Callable:

@@ -10,6 +10,7 @@
 | iMAML                    | `proximal(sgd(learning_rate), strength)`, drawn back to θ         |
 | ANIL, by filter          | `adapt_only(sgd(learning_rate), "head")`                          |
 | ANIL, by optax partition | `from_optax(optax.partition({"head": ..., "body": ...}, labels))` |
+| a learned optimizer      | `learned_optimizer(learning_rate)`, a network that makes the step |
 
 Parameters that do not adapt are meta-learned all the same: the outer loss sees them through `params`.
 """
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.adapt.select import Where, merge, select, split
-from jaxmeta.checks import check_fields, check_integer, check_number
+from jaxmeta.checks import check_callable, check_fields, check_integer, check_number
 from jaxmeta.types import MetaParams, Params, PyTree
 
 
@@ -73,30 +74,46 @@ def check_inner_optimizer(name: str, value: Any) -> None:
     check_fields(name, value, InnerOptimizer._fields, "for example sgd(0.01), or from_optax(...) around an optax one")
 
 
-def from_optax(transform: optax.GradientTransformation) -> InnerOptimizer:
+def from_optax(
+    transform: optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation], hyper: PyTree = None
+) -> InnerOptimizer:
     """Any optax transformation, its state carried inside the inner loop and differentiated through.
 
     An Adam needs `eps_root > 0`: without it the second derivative at a zero gradient is infinite, and the outer steps
     that meet one are skipped as not finite.
 
     Args:
-      transform: the optax transformation. Its `update` is given gradients, state and fast weights.
+      transform: the optax transformation. Its `update` is given gradients, state and fast weights. With `hyper` a
+        function, (hyper) -> transformation, of what is learned about it: rates, momenta, decays, of which it takes what
+        is positive as an `exp`.
+      hyper: where the learned hyperparameters start, a pytree of real numbers or arrays; nothing is learned if None.
 
     Raises:
-      ValueError: `transform` is not an optax transformation.
+      ValueError: `transform` is not an optax transformation, or with `hyper` no function that returns one.
 
     >>> optimizer = from_optax(optax.adam(1e-3, eps_root=1e-8))
+    >>> learned = from_optax(lambda hyper: optax.sgd(jnp.exp(hyper["log_rate"])), {"log_rate": -2.3})
+    >>> learned.init({"w": jnp.zeros(2)})
+    {'log_rate': Array(-2.3, dtype=float32)}
     """
-    check_fields("transform", transform, ("init", "update"), "an optax transformation, such as optax.sgd(0.01)")
+    is_learned = hyper is not None
+    start_of_hyper = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), hyper) if is_learned else ()
+    if is_learned:
+        check_callable("transform", transform, "(hyper) -> an optax transformation, for hyper is given")
+    made: Any = transform(start_of_hyper) if is_learned else transform  # type: ignore[operator]
+    check_fields("transform", made, ("init", "update"), "an optax transformation, such as optax.sgd(0.01)")
+
+    def transform_of(meta_params: MetaParams) -> Any:
+        return transform(meta_params.hyper) if is_learned else transform  # type: ignore[operator]
 
     def start(meta_params: MetaParams) -> InnerState:
-        return InnerState(meta_params.params, transform.init(meta_params.params))
+        return InnerState(meta_params.params, transform_of(meta_params).init(meta_params.params))
 
     def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
-        updates, opt_state = transform.update(grads, state.opt_state, state.fast)
+        updates, opt_state = transform_of(meta_params).update(grads, state.opt_state, state.fast)
         return InnerState(optax.apply_updates(state.fast, updates), opt_state)
 
-    return InnerOptimizer(lambda params: (), start, step, lambda meta_params, fast: fast)
+    return InnerOptimizer(lambda params: start_of_hyper, start, step, lambda meta_params, fast: fast)
 
 
 def sgd(learning_rate: float | jax.Array) -> InnerOptimizer:

@@ -1,7 +1,10 @@
 """One file, one paper."""
 
+from jaxmeta.algorithms.actor_critic import A2C, AgentLosses, actor_critic_losses
 from jaxmeta.algorithms.baselines import fine_tune, simple_shot
 from jaxmeta.algorithms.beliefs import mlp_encoder
+from jaxmeta.algorithms.bilevel import Problems, bilevel
+from jaxmeta.algorithms.bootstrapped import bootstrapped
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
 from jaxmeta.algorithms.maml import (
@@ -16,19 +19,26 @@ from jaxmeta.algorithms.maml import (
     reptile,
 )
 from jaxmeta.algorithms.maml_rl import Surrogate, e_maml, maml_rl, promp
+from jaxmeta.algorithms.meta_gradient_rl import meta_gradient_rl
 from jaxmeta.algorithms.pearl import MetaTest, Replay, Visits, pearl, sac
 from jaxmeta.algorithms.proto_maml import proto_maml
 from jaxmeta.algorithms.rl2 import rl2
 from jaxmeta.algorithms.sac import SoftActorCritic, mlp_actor_critic
 
 __all__ = [
+    "A2C",
+    "AgentLosses",
     "MetaTest",
+    "Problems",
     "Replay",
     "SoftActorCritic",
     "Surrogate",
     "Visits",
+    "actor_critic_losses",
     "anil",
+    "bilevel",
     "boil",
+    "bootstrapped",
     "cavia",
     "e_maml",
     "fine_tune",
@@ -37,6 +47,7 @@ __all__ = [
     "maml",
     "maml_plus_plus",
     "maml_rl",
+    "meta_gradient_rl",
     "meta_sgd",
     "mlp_actor_critic",
     "mlp_encoder",

@@ -158,9 +158,11 @@ def simple_shot(
         u(x) = (f_θ(x) − m) / |f_θ(x) − m|,    c_n = mean of u(x) over the shots of class n,
         p(n | x) = softmax_n(−|u(x) − c_n|²)
 
-    m is the mean of the features of the training images: over the last 100 minibatches of training, each with the θ of
-    its step, where the paper takes another pass at the end. It is `meta_params.constants.feature_mean`, where another
-    may be put. The rest, and the training, is as in `fine_tune`.
+    m is the mean of the features of the training images. The paper takes it by a pass over all of them at the end; a
+    learner sees its minibatches alone, so that here it is a running mean of theirs, with the θ of their step and as
+    they were augmented: at step t, m ← m + (mean of f_θ(x) − m) / min(t, 100), which goes back about 100 steps. It is
+    `meta_params.constants.feature_mean`; put there what a pass has given to have the paper's. The rest, and the
+    training, is as in `fine_tune`.
 
     Wang, Chao, Weinberger, van der Maaten, "SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot
     Learning" (2019), https://arxiv.org/abs/1911.04623

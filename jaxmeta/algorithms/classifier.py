@@ -31,7 +31,7 @@ from jaxmeta.nn.weights import examples_of, weighted_mean
 from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
 from jaxmeta.types import Batch, InitFn, MetaParams, MetaState, Metrics, PyTree, Task, learned
 
-_WINDOW = 100  # minibatches that the mean of the features is of
+_WINDOW = 100  # steps that the running mean of the features goes back, about
 
 
 class Constants(NamedTuple):
@@ -39,7 +39,7 @@ class Constants(NamedTuple):
 
     Attributes:
       frozen: the frozen parameters of the embedding, `()` if none
-      feature_mean: [D], the mean of f_θ(x) over the last minibatches, each as it was when it was learned from
+      feature_mean: [D], a running mean of f_θ(x) of the minibatches, each as it was when it was learned from
     """
 
     frozen: PyTree
@@ -133,8 +133,8 @@ def update(spec: Classifier, key: jax.Array, state: MetaState, tasks: Task) -> t
     per_task = (jax.random.split(key, check_tasks(tasks)), tasks.query)
     (loss, (metrics, mean)), grads = mean_over_tasks(gradient, spec.microbatch, state.meta_params, per_task)
     after, metrics = outer_step(spec.optimizer, state, loss, metrics, grads)
-    constants, step = after.meta_params.constants, state.step.astype(mean.dtype)
-    moved = constants.feature_mean + (mean - constants.feature_mean) / jnp.minimum(step + 1, _WINDOW)
+    constants, num_before = after.meta_params.constants, (state.step - state.num_skipped).astype(mean.dtype)
+    moved = constants.feature_mean + (mean - constants.feature_mean) / jnp.minimum(num_before + 1, _WINDOW)
     moved = jnp.where(metrics["is_finite"], moved, constants.feature_mean).astype(constants.feature_mean.dtype)
     constants = constants._replace(feature_mean=moved)
     return after._replace(meta_params=after.meta_params._replace(constants=constants)), metrics

@@ -31,7 +31,7 @@ import optax
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.adapt.select import Where, complement, freeze, select, unfreeze
-from jaxmeta.algorithms.signatures import names_options_of
+from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.checks import (
     a_key,
     check_callable,
@@ -47,9 +47,9 @@ from jaxmeta.checks import (
     check_tasks,
 )
 from jaxmeta.outer import chosen_optimizer, initial_state, mean_over_tasks, outer_step
+from jaxmeta.signatures import names_options_of
 from jaxmeta.types import (
     Batch,
-    Examples,
     InitFn,
     LossFn,
     MetaLearner,
@@ -248,7 +248,7 @@ def _unroll(
 
     def draw(key: jax.Array, params: Params) -> tuple[Batch, jax.Array | None]:
         batch_key, loss_key = jax.random.split(key) if spec.stochastic else (key, None)
-        return _minibatch(batch_key, given.task.support, spec.batch_size), loss_key
+        return minibatch(batch_key, given.task.support, spec.batch_size), loss_key
 
     def loss(params: Params, drawn: tuple[Batch, jax.Array | None]) -> tuple[jax.Array, Metrics]:
         return spec.loss_fn(unfreeze(params, given.constants), *drawn)
@@ -350,28 +350,6 @@ def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
 def _metrics(loss: jax.Array, metrics: Metrics) -> Metrics:
     """What the outer loss reports; the loss itself where it reports nothing."""
     return metrics or {"loss": loss}
-
-
-def _minibatch(key: jax.Array, batch: Batch, batch_size: int | None) -> Batch:
-    """Examples that count, without replacement; where they are too few, of the others, whose weight is 0.
-
-    The r-th that counts is drawn by a number that depends on r alone, so that padding changes no draw.
-    """
-    if batch_size is None:
-        return batch
-    is_weighted = isinstance(batch, Examples) and batch.weight is not None
-    rows = (batch.x, batch.y, batch.weight) if isinstance(batch, Examples) else batch  # num_ways is of all examples
-    num_examples = len(jax.tree.leaves(rows)[0])
-    if batch_size > num_examples:
-        raise ValueError(f"batch_size must be at most the {num_examples} examples of the support set, got {batch_size}")
-    numbers = jnp.arange(num_examples)
-    lots = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (), jnp.float32))(numbers)
-    if is_weighted:
-        counts = jnp.asarray(batch.weight) > 0
-        lots = jnp.where(counts, lots[jnp.cumsum(counts) - 1], -1)
-    _, chosen = jax.lax.top_k(lots, batch_size)
-    drawn = jax.tree.map(lambda x: jnp.asarray(x)[chosen], rows)
-    return batch._replace(x=drawn[0], y=drawn[1], weight=drawn[2]) if isinstance(batch, Examples) else drawn
 
 
 class OfMaml(TypedDict, total=False):

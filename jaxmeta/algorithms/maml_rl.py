@@ -42,8 +42,8 @@ from jaxmeta.checks import (
 )
 from jaxmeta.outer import chosen_optimizer, counted, initial_state, mean_over_tasks
 from jaxmeta.rl import objectives
-from jaxmeta.rl.distributions import Categorical, each_step
-from jaxmeta.rl.env import Continuous, Discrete, Environment, check_environment, flatten
+from jaxmeta.rl.actors import Actor, PolicyFn, kl_between, log_prob_of
+from jaxmeta.rl.env import Environment, check_environment, flatten
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
     ALIKE_SCALE,
@@ -59,13 +59,10 @@ from jaxmeta.rl.on_policy import (
 )
 from jaxmeta.rl.returns import discounted_returns, fit_linear_baseline, gae, linear_features
 from jaxmeta.rl.rollout import Agent, Transition, rollout
-from jaxmeta.rl.trials import Inputs, Trial, trial
+from jaxmeta.rl.trials import Trial, trial
 from jaxmeta.rl.trust_region import TrustRegionState, kl_of, trust_region
 from jaxmeta.signatures import names_options_of
 from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
-
-# (params, observation) -> distribution over actions, or (distribution, value)
-PolicyFn = Callable[[Params, PyTree], Any]
 
 # Inner losses, term by term: (log π, log π of the policy that acted, advantage) -> [T, E].
 ESTIMATORS: dict[str, Callable] = {
@@ -73,10 +70,6 @@ ESTIMATORS: dict[str, Callable] = {
     "lvc": objectives.importance_weighted,
     "dice": lambda log_prob, old_log_prob, advantage: objectives.loaded_dice(log_prob, advantage),
 }
-
-# Of the distributions at all steps `[T, E]`, each asked for itself: what a policy returns is one step's.
-log_prob_of = each_step(lambda distribution, action: distribution.log_prob(action))
-kl_between = each_step(lambda old, new: old.kl(new))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,38 +119,6 @@ class AdaptedPolicy(NamedTuple):
 
     params: Params
     transitions: Transition
-
-
-class Actor(NamedTuple):
-    """A user's `apply_fn`, which also says the value of an observation or does not."""
-
-    apply_fn: PolicyFn
-    has_value: bool
-    action_space: Discrete | Continuous
-
-    def at(self, params: Params, observation: PyTree) -> tuple[Any, jax.Array]:
-        """The distribution over actions, and the value, at one observation."""
-        output = self.apply_fn(params, observation)
-        is_pair = type(output) is tuple and len(output) == 2
-        if self.has_value != is_pair or not hasattr(output[0] if is_pair else output, "log_prob"):
-            what = "(distribution, value)" if self.has_value else "a distribution, see jaxmeta.rl.distributions"
-            raise ValueError(f"apply_fn must return {what}, got {output!r}")
-        distribution, value = output if is_pair else (output, jnp.zeros(()))
-        if jnp.shape(value) != ():
-            raise ValueError(f"apply_fn must return a value of shape () for one observation, got {jnp.shape(value)}")
-        return distribution, value
-
-    def on(self, params: Params, observation: PyTree) -> tuple[Any, jax.Array]:
-        """The same at every step `[T, E]`."""
-        over = lambda fn: jax.vmap(fn, (None, 0))
-        return over(over(self.at))(params, observation)
-
-    def act(self, key: jax.Array, params: Params, carry: tuple, inputs: Inputs):
-        """As an `rl.Policy` that samples, and keeps distribution and value."""
-        distribution, value = self.at(params, inputs.observation)
-        action = distribution.sample(key)
-        check_distribution("apply_fn", distribution, action, self.action_space)
-        return action, carry, (distribution, value)
 
 
 class Parts(NamedTuple):
@@ -540,21 +501,6 @@ def _optimizer(outer: PolicyStep, optimizer: optax.GradientTransformation | None
             raise ValueError("optimizer must be None with TRPO, whose step has no rate: its length is max_kl's")
         return trust_region(outer)
     return chosen_optimizer(optimizer, optax.adam(1e-3))
-
-
-def check_distribution(name: str, distribution: Any, action: jax.Array, space: Discrete | Continuous) -> None:
-    """What `name` returned for one observation is of one action of the environment's."""
-    shape = () if isinstance(space, Discrete) else jnp.shape(space.low)
-    of_action = jnp.shape(distribution.log_prob(action))
-    if jnp.shape(action) != shape or of_action != ():
-        raise ValueError(
-            f"{name} must return a distribution over actions of shape {shape}, of one observation; got a "
-            f"{type(distribution).__name__} with samples of shape {jnp.shape(action)}, log_prob of shape {of_action}"
-        )
-    if isinstance(space, Discrete) and isinstance(distribution, Categorical):
-        num_logits = distribution.logits.shape[-1]
-        if num_logits != space.num_actions:
-            raise ValueError(f"{name} must return {space.num_actions} logits, one for each action, got {num_logits}")
 
 
 class OfMamlRL(TypedDict, total=False):

@@ -1,12 +1,14 @@
 """A function of one task over N of them: as many at a time as fit, on one device or shared by several."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxmeta.devices import DEVICES, EVERYWHERE, SHARED, num_sharing, on_each
-from jaxmeta.outer.cost import default_memory_budget, peak_bytes
+from jaxmeta.outer.cost import default_memory_budget, num_bytes, peak_bytes
 from jaxmeta.types import PyTree
 
 _NEAR = 2**19  # about half of what one core keeps near: chunks above it were slower than tasks one by one
@@ -72,11 +74,11 @@ def _over_tasks_on_one(
 ) -> tuple[PyTree, PyTree]:
     """`over_tasks` of one device."""
     num_tasks = len(jax.tree.leaves(per_task)[0])
+    traced = jax.jit(lambda *args: fn(*args), inline=True)  # once, for the estimate and for what runs
     if microbatch is None:
-        microbatch = _default_microbatch(fn, num_tasks, meta_params, per_task)
+        microbatch = _default_microbatch(traced, num_tasks, meta_params, per_task)
     if num_tasks % microbatch:
         raise ValueError(f"microbatch must divide the number of tasks, {num_tasks}, got {microbatch}")
-    traced = jax.jit(lambda *args: fn(*args), inline=True)  # once; the estimate's trace knows of no axis of tasks
 
     def of_chunk(chunk: PyTree) -> tuple[PyTree, PyTree]:
         """The sum of what the tasks of a chunk share, and what is each one's own."""
@@ -102,7 +104,39 @@ def _over_tasks_on_one(
     return jax.tree.map(lambda t: t / num_tasks, total), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
 
 
-def _default_microbatch(fn: Callable, num_tasks: int, meta_params: PyTree, per_task: PyTree) -> int:
+def _default_microbatch(traced: Callable, num_tasks: int, meta_params: PyTree, per_task: PyTree) -> int:
     room = _NEAR if jax.default_backend() == "cpu" else default_memory_budget()
-    one = peak_bytes(fn, meta_params, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), per_task))
-    return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n * one <= max(room, one))
+    task = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), per_task)
+    # jax traces anew where there are more or fewer tasks around: as many as there will be, if that can be told
+    likely = 1 if 4 * num_bytes((meta_params, task)) > room else num_tasks
+    alone = jax.vmap(traced, in_axes=None, out_axes=None, axis_size=likely, axis_name=TASKS)
+    with _estimating() as to_be_said:
+        one = peak_bytes(alone, meta_params, task)
+    microbatch = max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n * one <= max(room, one))
+    for say in to_be_said if microbatch == likely else ():
+        say()
+    return microbatch
+
+
+_to_be_said: ContextVar[list[Callable[[], None]] | None] = ContextVar("_to_be_said", default=None)
+
+
+@contextlib.contextmanager
+def _estimating() -> Iterator[list[Callable[[], None]]]:
+    """What is to be said of a trace, which is kept for whoever knows whether it is what runs."""
+    kept: list[Callable[[], None]] = []
+    token = _to_be_said.set(kept)
+    try:
+        yield kept
+    finally:
+        _to_be_said.reset(token)
+
+
+def say_of_what_runs(say: Callable[[], None]) -> None:
+    """Calls `say`, which logs what was chosen while tracing, if what is traced is what will run, and no estimate.
+
+    >>> say_of_what_runs(lambda: print("exact"))
+    exact
+    """
+    kept = _to_be_said.get()
+    say() if kept is None else kept.append(say)

@@ -112,7 +112,7 @@ def adaptation_curves(
             beside = 0.07 * (i - (len(reports) - 1) / 2)
             steps = np.arange(len(mean)) + beside
             _draw_mean(panel, steps, mean, ci95, looks[key], label=label, linewidth=1.8)
-        panel.set_xticks(np.arange(most) if most > 1 else [])
+        _number_steps(panel, most)
         panel.set(ylabel=f"{name} on test tasks", xlabel=adaptation if most > 1 else "")
     if title is not None or len(counts) == 1:
         title_above(figure, counted(counts.pop(), "test task") if title is None else title)
@@ -152,15 +152,26 @@ def _draw_report(axes: "Axes", summary: dict, references: dict[str, dict]) -> No
     for name, found in references.items():
         values = np.asarray(found["mean"], float)
         draw_curve(axes, np.arange(len(values)), values, others[name], label=name)
-    axes.set_xticks(steps if len(steps) > 1 else [])
+    _number_steps(axes, len(steps))
+
+
+_MANY = 20  # points that bars and numbers of their own would cover
+
+
+def _number_steps(axes: "Axes", count: int) -> None:
+    """Each of them, or of many whole numbers that have room."""
+    if count > _MANY:
+        axes.locator_params(axis="x", integer=True)
+    else:
+        axes.set_xticks(np.arange(count) if count > 1 else [])
 
 
 def _draw_mean(
     axes: "Axes", steps: np.ndarray, mean: np.ndarray, ci95: np.ndarray, style: Style, **options: Any
 ) -> None:
-    """With its interval: bars, or of one point a band across."""
+    """With its interval: bars, or of one point, or of many, a band."""
     draw_curve(axes, steps, mean, style, **options)
-    if len(mean) == 1:
+    if len(mean) == 1 or len(mean) > _MANY:
         draw_band(axes, steps, mean - ci95, mean + ci95, style)
     else:
         axes.errorbar(steps, mean, ci95, fmt="none", ecolor=style.color, capsize=3)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import nn, plotting
+from jaxmeta.nn.weights import apply_weighted, examples_of
 from jaxmeta.recipes.experiment import Experiment
 from jaxmeta.recipes.supervised import GradientBased, Supervised
 from jaxmeta.types import Batch, MetaLearner, MetaParams, Params, TaskDistribution
@@ -50,7 +51,9 @@ class Episodes(Supervised):
         def pictures(key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
             task = test_tasks.sample(key, test_tasks.data)
             params = learner.adapt(key, meta_params, task)
-            predictions = np.asarray(jnp.argmax(predict(params, task.query[0]), axis=-1))
+            x, _, weight, num_ways = examples_of("query", task.query)
+            logits = nn.mask_logits(apply_weighted(predict, params, x, weight=weight), num_ways)
+            predictions = np.asarray(jnp.argmax(logits, axis=-1))
             support, query = jax.tree.map(np.asarray, (task.support, task.query))
             return {"episode.png": plotting.episode(support, query, predictions, f"{name}, {title}")}
 

@@ -28,7 +28,8 @@ class Experiment(NamedTuple):
     """What a recipe's dataclass builds. `pictures` takes a key, meta-parameters and the recipe's name, for titles;
     `references` takes a key and gives what is judged beside the learner; `adaptation` is what the learner adapts by, of
     which there are K. `train_metric` is what the learning curve is of, where training cannot know `metric`.
-    `other_tests` are more test tasks by name, on which learner and references are judged too."""
+    `other_tests` are more test tasks by name, on which learner and references are judged too; `others` are more
+    experiments, of which the learner is given the same meta-parameters, such as one with another network."""
 
     learner: MetaLearner
     train_tasks: TaskDistribution
@@ -42,6 +43,7 @@ class Experiment(NamedTuple):
     references: Callable[[jax.Array], dict[str, Reference]] = lambda key: {}
     train_metric: str | None = None
     other_tests: Mapping[str, TaskDistribution] = {}
+    others: Mapping[str, "Experiment"] = {}
 
 
 class Recipe(NamedTuple):

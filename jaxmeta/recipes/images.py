@@ -202,7 +202,8 @@ def _omniglot(num_ways: int = 5, num_shots: int = 1) -> GradientOmniglot:
 
     The paper has settings for 5 and for 20 classes; fewer than 20 take those for 5. Its inner rates are for a loss
     summed over the classes: 0.4 for 5 of them and 0.1 for 20 are both 2.0 for the mean. Its code trains with as many
-    queries of a class as shots.
+    queries of a class as shots. On a CPU one inner step while training: for 20 classes five of them, on a third of the
+    tasks in the same time, ended at .86 in place of .93.
     """
     is_large = num_ways >= 20
     paper = GradientOmniglot(
@@ -219,9 +220,10 @@ def _omniglot(num_ways: int = 5, num_shots: int = 1) -> GradientOmniglot:
         return paper
     return replace(
         paper,
-        num_outer_steps=10_000 if is_large else 6000,
-        num_tasks=2 if is_large else 8,
+        num_outer_steps=8000 if is_large else 6000,
+        num_tasks=8,
         num_queries=5,
+        num_inner_steps=1,
         inner_learning_rate=0.4,
         learning_rate=3e-3,
         schedule="cosine",
@@ -270,7 +272,7 @@ def _closed_form() -> ClosedFormOmniglot:
 
 
 _maml_glyphs = GradientGlyphs(
-    num_outer_steps=2000,
+    num_outer_steps=6000,
     num_tasks=4,
     num_shots=1,
     num_queries=5,

@@ -18,7 +18,7 @@ the same `evaluate`.
 from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns
 from jaxmeta.rl.env import Continuous, Discrete, Environment, Family
 from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
-from jaxmeta.rl.policies import PolicyNetwork, mlp_policy
+from jaxmeta.rl.policies import PolicyNetwork, mlp_policy, mlp_policy_and_value
 from jaxmeta.rl.references import reference_learner
 from jaxmeta.rl.replay import IndexedTask, indexed_tasks
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
@@ -53,6 +53,7 @@ __all__ = [
     "indexed_tasks",
     "make_gymnax",
     "mlp_policy",
+    "mlp_policy_and_value",
     "objectives",
     "on_policy",
     "oracles",

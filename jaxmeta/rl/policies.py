@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen
 import jax
@@ -21,11 +21,11 @@ class PolicyNetwork(NamedTuple):
 
     Attributes:
       init: (key) -> params
-      apply: (params, observation) -> distribution, of one observation
+      apply: (params, observation) -> distribution, or (distribution, value), of one observation
     """
 
     init: InitFn
-    apply: Callable[[Params, PyTree], Categorical | Gaussian]
+    apply: Callable[[Params, PyTree], Any]
 
 
 class ActionHead(NamedTuple):
@@ -115,6 +115,54 @@ def mlp_policy(
     def apply(params: Params, observation: PyTree) -> Categorical | Gaussian:
         output = network.apply({"params": params["params"]}, flatten(observation)[None])[0]
         return head.apply(params, output)
+
+    return PolicyNetwork(init, apply)
+
+
+def mlp_policy_and_value(
+    family: Family,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+    head_scale: float = 0.01,
+    init_std: float = 1.0,
+    min_std: float = 1e-3,
+) -> PolicyNetwork:
+    """`mlp_policy` and, in a network of its own with the same layers, the value of an observation.
+
+    Args:
+      family: as in `mlp_policy`, and so are the others.
+      hidden: widths of the layers of both.
+      activation: of the layers; tanh if None.
+      head_scale: of the policy's last layer.
+      init_std: σ at first.
+      min_std: what σ does not fall below.
+
+    Returns:
+      `PolicyNetwork(init, apply)`, whose `apply` gives (distribution, value), for `meta_gradient_rl` and for `maml_rl`
+      with `baseline="value"`. The parameters are {"policy": ..., "value": ...}.
+
+    Raises:
+      ValueError: as `mlp_policy`.
+
+    >>> from jaxmeta.rl import families
+    >>> network = mlp_policy_and_value(families.navigation(), hidden=(8,))
+    >>> distribution, value = network.apply(network.init(jax.random.key(0)), jnp.zeros(2))
+    >>> distribution.mean.shape, value.shape
+    ((2,), ())
+    """
+    policy = mlp_policy(
+        family, hidden=hidden, activation=activation, head_scale=head_scale, init_std=init_std, min_std=min_std
+    )
+    network = MLP(tuple(hidden), 1, activation=flax.linen.tanh if activation is None else activation)
+
+    def init(key: jax.Array) -> Params:
+        policy_key, value_key = jax.random.split(key)
+        return {"policy": policy.init(policy_key), "value": network.init(value_key, _zero_observation(family))}
+
+    def apply(params: Params, observation: PyTree) -> tuple[Categorical | Gaussian, jax.Array]:
+        value: Any = network.apply(params["value"], flatten(observation)[None])
+        return policy.apply(params["policy"], observation), value[0, 0]
 
     return PolicyNetwork(init, apply)
 

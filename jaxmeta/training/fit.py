@@ -198,9 +198,11 @@ def _run_chunk(
     """`length` outer steps; metrics `[chunk_size, ...]`. `length` is traced, so that the last, shorter chunk of a run
     does not compile again."""
 
+    task_keys = getattr(learner, "task_keys", None) or (lambda key, state, number: jax.random.split(key, number))
+
     def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
         task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
-        tasks = jax.vmap(sample, (0, None))(jax.random.split(task_key, num_tasks), data)
+        tasks = jax.vmap(sample, (0, None))(task_keys(task_key, state, num_tasks), data)
         state, metrics = learner.update(update_key, state, tasks)
         check_metrics("learner.update", metrics, ndim=0)
         return state, metrics

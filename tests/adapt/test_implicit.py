@@ -61,13 +61,15 @@ def test_conjugate_gradient_stops_where_it_has_arrived():
     """In float32 the residual of a matrix near a multiple of the identity, iMAML's with a large λ, soon underflows."""
     diagonal = jnp.linspace(0.2, 0.21, 64, dtype=jnp.float32)
     for num_steps in (5, 15, 60):
-        x = adapt.conjugate_gradient(num_steps)(lambda x: diagonal * x, jnp.ones(64, jnp.float32))
+        x = adapt.conjugate_gradient(num_steps)(
+            lambda x: diagonal * x, jnp.ones(64, jnp.float32), jnp.zeros(64, jnp.float32)
+        )
         assert_close(x, 1 / diagonal, rtol=1e-6)
-    assert jnp.all(adapt.conjugate_gradient(5)(lambda x: x, jnp.zeros(4)) == 0)
+    assert jnp.all(adapt.conjugate_gradient(5)(lambda x: x, jnp.zeros(4), jnp.ones(4)) == 0)
 
 
 def test_a_solver_of_jax_will_do():
-    solve = lambda matrix, b: jax.scipy.sparse.linalg.gmres(matrix, b, tol=1e-12)[0]
+    solve = lambda matrix, b, start: jax.scipy.sparse.linalg.gmres(matrix, b, start, tol=1e-12)[0]
     _, grads = gradient_through(adapt.implicit(solver=solve), SGD, num_steps=200)(MetaParams(jnp.asarray(THETA)))
     assert_close(grads.params, closed_form()[1], rtol=1e-9)
 

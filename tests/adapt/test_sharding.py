@@ -87,6 +87,22 @@ with jaxmeta.over_devices():
         raise AssertionError("6 tasks are not for 4 devices")
     print(jax.tree.leaves(over_four[0].meta_params)[0].sharding.num_devices)
 assert jax.sharding.get_abstract_mesh().empty
+
+def drawn(key, data):
+    centre = jax.random.normal(key)
+    return jaxmeta.Task(centre, centre)
+living = jaxmeta.bilevel(  # whose problems are each device's own
+    lambda key, m: jnp.zeros(()), lambda key: jnp.array(0.5), lambda params, m, batch: ((params - m * batch) ** 2, {}),
+    num_inner_steps=2, lifetime=6, num_problems=8, meta_gradient=adapt.persistent_evolution_strategy(
+        num_truncations=1, num_pairs=2))
+def live():
+    return jaxmeta.fit(
+        jax.random.key(0), living, jaxmeta.TaskDistribution(drawn), num_outer_steps=7, num_tasks=8, progress=False)[0]
+alone = live()
+with jaxmeta.over_devices():
+    assert_equal(alone, live())
+assert sorted(set(np.asarray(alone.carry.age).tolist())) == [0, 2, 4]
+
 jaxmeta.over_devices(2)  # without `with`: from here on
 print(jax.tree.leaves(train(5)[0].meta_params)[0].sharding.num_devices)
 assert_equal(whole, over_four)

@@ -10,6 +10,7 @@ from reference import assert_close
 
 import jaxmeta
 from jaxmeta import Examples, Task, adapt
+from jaxmeta.nn import weighted_mean
 from jaxmeta.training.checkpoint import restore_state, save_state
 
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
@@ -26,6 +27,11 @@ def init_fn(key):
 
 def embed_fn(params, x):
     return jnp.tanh(x @ params["w"]) * params["scale"][None] + 0.5
+
+
+def centred(params, x, weight=None):
+    """By the mean of the batch, as a batch norm."""
+    return embed_fn(params, x - weighted_mean(x, weight, (0,), keepdims=True))
 
 
 def batch(size, num_classes):
@@ -86,6 +92,8 @@ def test_the_mean_of_the_features_is_that_of_the_minibatches_and_after_a_hundred
     skipped, metrics = update(KEY, state, wrong)
     assert not metrics["is_finite"] and skipped.num_skipped == 1
     jax.tree.map(np.testing.assert_array_equal, skipped.meta_params, state.meta_params)
+    began_wrong, _ = update(KEY, learner.init(jax.random.key(0)), wrong)
+    assert_close(update(KEY, began_wrong, MINIBATCHES)[0].meta_params.constants.feature_mean, means[0])
 
 
 def centroid_logits(transform, z, labels, queries, mean):
@@ -155,8 +163,8 @@ def test_the_optimizer_of_the_paper_is_the_one_of_torch_but_for_its_first_step()
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_an_episode_of_fewer_classes_and_with_padding_is_the_one_without(name):
-    learner = LEARNERS[name](init_fn, embed_fn, **SIZES)
-    narrow = LEARNERS[name](init_fn, embed_fn, **SIZES | {"num_ways": 2})
+    learner = LEARNERS[name](init_fn, centred, **SIZES)
+    narrow = LEARNERS[name](init_fn, centred, **SIZES | {"num_ways": 2})
     meta_params = learner.init(jax.random.key(0)).meta_params
     support, query = batch(4, 2), batch(6, 2)
 
@@ -174,6 +182,30 @@ def test_an_episode_of_fewer_classes_and_with_padding_is_the_one_without(name):
     expected = jax.jit(narrow.evaluate)(KEY, meta_params, Task(support, query))
     assert_close(found["loss"], expected["loss"], rtol=1e-12)
     np.testing.assert_allclose(found["accuracy"], expected["accuracy"], rtol=1e-6)
+
+
+def test_a_minibatch_with_padding_is_the_one_without():
+    """The mean of its features too."""
+    learner = jaxmeta.simple_shot(init_fn, centred, optimizer=optax.sgd(0.5), **SIZES)
+    x, labels = MINIBATCHES.query
+    counts = np.array([1, 0, 1, 1, 0, 1], bool)
+    masked = Examples(np.where(counts[:, None], x, 1e30), np.where(counts, labels, 99), np.tile(counts, (2, 1)) * 1.0)
+    state = learner.init(jax.random.key(0))
+    after = jax.jit(lambda *batches: [learner.update(KEY, state, Task((), batch)) for batch in batches])
+    (found, metrics), (expected, of_cut) = after(masked, (x[:, counts], labels[:, counts]))
+    assert_close((found.meta_params, metrics["loss"]), (expected.meta_params, of_cut["loss"]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_what_the_support_set_says_goes_into_the_embedding_of_shots_and_queries(name):
+    conditioned = lambda params, support: params | {"scale": params["scale"] * jnp.mean(support[0])}
+    learner = LEARNERS[name](init_fn, embed_fn, condition_fn=conditioned, frozen="w", **SIZES)
+    plain = LEARNERS[name](init_fn, embed_fn, **SIZES)
+    before, whole = (each.init(jax.random.key(0)).meta_params for each in (learner, plain))
+    after = whole._replace(params=whole.params._replace(params=conditioned(whole.params.params, EPISODE.support)))
+    judge = lambda learner, meta_params: learner.evaluate(KEY, meta_params, EPISODE)["loss"]
+    found, expected = jax.jit(lambda: (judge(learner, before), judge(plain, after)))()
+    assert_close(found, expected, rtol=1e-12)
 
 
 def test_one_training_is_judged_both_ways_saved_and_restored(tmp_path):

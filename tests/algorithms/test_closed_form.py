@@ -241,8 +241,8 @@ def test_a_class_without_shots_is_not_silent():
 def test_conv4_without_classes_is_the_body_of_conv4():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 16, 16)), jnp.uint8)
     whole = jaxmeta.nn.Conv4(num_classes=5, num_filters=4)
-    params = whole.init(jax.random.key(0), images)["params"]
+    params = jax.jit(whole.init)(jax.random.key(0), images)["params"]
     head = params.pop("head")
-    features = jaxmeta.nn.Conv4(num_classes=None, num_filters=4).apply({"params": params}, images)
-    expected = whole.apply({"params": params | {"head": head}}, images)
+    features = jax.jit(jaxmeta.nn.Conv4(num_classes=None, num_filters=4).apply)({"params": params}, images)
+    expected = jax.jit(whole.apply)({"params": params | {"head": head}}, images)
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"][None], expected, rtol=1e-6)

@@ -496,7 +496,8 @@ def test_an_agent_acts_as_evaluation_does_and_under_the_prior_before_anything_is
     """Its return is that of evaluation's first episode, with the key of that; by the mode it is another."""
     family = paid_for_actions()
     learner = small(family) if has_context else sac(family, mlp_actor_critic(family), num_train_tasks=3, replay=SMALL)
-    meta_params, key, task = learner.init(jax.random.key(1)).meta_params, jax.random.key(2), jnp.float32(0.5)
+    meta_params = jax.jit(learner.init)(jax.random.key(1)).meta_params
+    key, task, choices = jax.random.key(2), jnp.float32(0.5), (None, True, False)
     assert learner.unit == "episode"
 
     def of(is_greedy):
@@ -504,7 +505,7 @@ def test_an_agent_acts_as_evaluation_does_and_under_the_prior_before_anything_is
         first = jax.random.split(key, 4)[0]
         return rl.rollout(first, rl.trial(family.environment), *agent, task)[1].reward.sum()
 
-    returns = {is_greedy: float(of(is_greedy)) for is_greedy in (None, True, False)}
+    returns = dict(zip(choices, map(float, jax.jit(lambda: [*map(of, choices)])()), strict=True))
     expected = jax.jit(learner.evaluate)(key, meta_params, task)["return"][0]
     np.testing.assert_allclose(returns[None], expected, rtol=1e-6)
     assert returns[None] == returns[not has_context] != returns[has_context]

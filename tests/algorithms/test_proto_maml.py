@@ -89,6 +89,7 @@ def of_learner(inner_optimizer=None, **arguments):
         inner_optimizer=adapt.sgd(RATE) if inner_optimizer is None else inner_optimizer,
         num_inner_steps=K,
         optimizer=optax.sgd(1.0),
+        microbatch=N,  # left alone it is chosen, by a trace more
         **arguments,
     )
     state = learner.init(jax.random.key(0))
@@ -316,6 +317,25 @@ def test_what_adapt_returns_predicts_and_tasks_at_test_may_have_other_numbers_of
     wide = make_task(0, num_shots=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="class numbers from 0 to 2"):
         learner.check(meta_params, wide, True)
+
+
+def test_what_else_the_support_set_says_is_of_the_embedding_that_has_adapted():
+    conditioned = lambda params, support: params | {"scale": params["scale"] * jnp.mean(support[0])}
+    learner, plain = (
+        jaxmeta.proto_maml(init_fn, embed_fn, num_ways=WAYS, inner_optimizer=adapt.sgd(RATE), condition_fn=condition_fn)
+        for condition_fn in (conditioned, None)
+    )
+    meta_params, (support, (x, labels), _) = plain.init(jax.random.key(0)).meta_params, one()
+    found, curves, (params, head) = jax.jit(
+        lambda task: (
+            learner.adapt(KEY, meta_params, task),
+            learner.evaluate(KEY, meta_params, task),
+            plain.adapt(KEY, meta_params, task),
+        )
+    )(one())
+    assert_close(tuple(found), (conditioned(params, support), head))
+    log_p = jax.nn.log_softmax(head(embed_fn(conditioned(params, support), x)))
+    assert_close(curves["loss"][-1], -jnp.mean(log_p[jnp.arange(len(labels)), labels]))
 
 
 def test_a_class_that_the_task_does_not_have_is_never_predicted():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import compile_time, estimators, gradient_error, memory, report, rl, rl2_table, throughput
+from benchmarks import bilevel, compile_time, estimators, gradient_error, memory, report, rl, rl2_table, throughput
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import UnknownCase, choose
 from benchmarks.pictures import style
@@ -26,6 +26,7 @@ def quick(tmp_path, name, *arguments):
     return report["rows"]
 
 
+@pytest.mark.slow  # who competes, and how, is in test_contenders.py
 def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "benchmarks.peers", None)  # as if PyTorch were not installed
     monkeypatch.delattr(benchmarks, "peers", raising=False)
@@ -64,13 +65,16 @@ DRAWN_TOGETHER = {
     "memory": [*(memory.STRATEGIES | memory.LEARNS_RATES)],
     "estimators": [*estimators.ESTIMATORS],
     "rl": [*rl.CONTENDERS],
+    "bilevel": [*bilevel.SOLVERS, "TorchOpt"],
     "rl2_table": ["RL²", "paper", *rl2_table._STRATEGIES],
 }
 
 
 def names_drawn(path):
     rows = json.loads(path.read_text())["rows"]
-    key = {"sample_efficiency": "case", "memory": "strategy", "estimators": "estimator"}.get(path.stem)
+    key = {"sample_efficiency": "case", "memory": "strategy", "estimators": "estimator", "bilevel": "solver"}.get(
+        path.stem
+    )
     key = key or ("method" if "method" in rows[0] else "contender")
     return [name for name in dict.fromkeys(row[key] for row in rows) if name != "matrix product"]  # a yardstick
 
@@ -99,6 +103,21 @@ def test_the_driver_and_clocks_of_a_gpu_are_recorded_where_nvidia_smi_tells_them
     assert report._nvidia() == told
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert report._nvidia() == {}
+
+
+def test_bilevel_solvers_go_to_the_minimum_that_is_known(tmp_path, monkeypatch):
+    """Of losses that numpy's own gradient descent on the closed form reaches too."""
+    kept = {name: bilevel.SOLVERS[name] for name in ("exact", "SOBA")}
+    monkeypatch.setattr(bilevel, "SOLVERS", kept)
+    monkeypatch.setattr(bilevel, "_peer", lambda *_: None)
+    rows = {row["solver"]: row["suboptimality"] for row in quick(tmp_path, "bilevel")}
+    curvature, slope, least = (problem := bilevel.quadratic(5)).value()
+    eta, expected = np.ones(5), []
+    for _ in range(bilevel.NUM_UNITS):
+        expected.append(eta @ curvature @ eta / 2 + slope @ eta - least)
+        eta = eta - bilevel.OUTER_RATE * (curvature @ eta + slope)
+    np.testing.assert_allclose(rows["exact"], expected, rtol=0.02)  # 50 steps of .9 are not the solution yet
+    assert rows["SOBA"][0] == expected[0] and 0 < rows["SOBA"][-1] < 0.2 * expected[0] and len(problem.a) == 5
 
 
 @pytest.mark.parametrize(
@@ -225,6 +244,7 @@ def test_rl(tmp_path):
     assert np.isclose(training["steps_per_second"], training["updates_per_second"] / 2 * 2 * 2 * 200)
 
 
+@pytest.mark.slow  # RL² learns in its own tests, and the oracles have their published totals in theirs
 def test_rl2_table(tmp_path):
     rows = {row["contender"]: row for row in quick(tmp_path, "rl2_table")}
     assert list(rows) == ["Gittins", "Thompson", "UCB1, tuned", "random", "RL²"]

@@ -118,6 +118,7 @@ def test_remat_runs_each_block_again_and_changes_nothing_else():
     assert num_tanhs(again) == 2 * num_tanhs(network) == 4
 
 
+@pytest.mark.slow  # the derivatives that they take are above
 def test_the_exact_strategies_of_maml_agree_on_next_tokens():
     """Rematerialised blocks in both."""
     network = Transformer(num_tokens=V, **{**SIZES, "num_layers": 1}, remat=True)

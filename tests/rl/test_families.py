@@ -321,7 +321,7 @@ def test_what_gives_the_goal_away_is_not_seen():
     for name in ("reacher", "four_rooms", "meta_maze"):
         family = getattr(families, name)()
         tasks = sample(family, 8)
-        observations, _ = jax.vmap(family.environment.reset, (None, 0))(jax.random.key(0), tasks)
+        observations, _ = jax.jit(jax.vmap(family.environment.reset, (None, 0)))(jax.random.key(0), tasks)
         assert len(np.unique(goals_of(family.train._replace(data=tasks)), axis=0)) > 1
         np.testing.assert_array_equal(observations, np.stack([observations[0]] * 8))
 

@@ -34,7 +34,8 @@ def learners():
         for j, (name, outer) in enumerate(outers.items()):
             inner_name, inner = inners[(i + j) % 3]
             surrogate = Surrogate(estimator=estimator)
-            learner = make(jaxmeta.maml_rl, outer=outer, surrogate=surrogate, inner_optimizer=inner)
+            how = {"outer": outer, "surrogate": surrogate, "inner_optimizer": inner}
+            learner = make(jaxmeta.maml_rl, microbatch=3, **how)  # left alone it is chosen, by a trace more: below
             yield f"{estimator} {name} {inner_name}", learner
     yield "no baseline", make(jaxmeta.maml_rl, baseline="none", advantages=Advantages(normalize=False))
     yield "first order", make(jaxmeta.maml_rl, meta_gradient=adapt.first_order())

@@ -288,6 +288,7 @@ def test_the_optimal_policy_has_its_value_in_a_rollout():
     assert abs(values.mean() - 218.3) < error
 
 
+@pytest.mark.slow  # its counts are held against a loop below
 def test_psrl_has_its_known_value():
     """133.3 in the notes."""
     total = simulate(families.tabular_mdp(), lambda mdp: oracles.psrl(), 200, num_episodes=10).sum(-1)

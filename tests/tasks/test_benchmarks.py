@@ -52,7 +52,8 @@ def test_each_split_has_its_published_classes_in_order(name, layout, tmp_path):
     if layout == "lists":
         for split, folder in FOLDERS.items():
             lines = [f"{chosen}{i}.png,{chosen}" for i in range(3) for chosen in splits.classes(name, split)[::-1]]
-            (tmp_path / "data" / f"{folder}.csv").write_text("\n".join(["filename,label", *lines]))
+            other = lines[0].replace(",n", ",another n")  # a class that is in no split
+            (tmp_path / "data" / f"{folder}.csv").write_text("\n".join(["filename,label", *lines, other]))
     for number, split in enumerate(FOLDERS):
         tasks = READERS[name](split, data_dir=tmp_path / "data", size=4, num_ways=2, num_queries=2)
         counts, reds = tasks.data.counts.tolist(), np.asarray(tasks.data.examples)[:, 0, 0, 0].tolist()
@@ -73,8 +74,11 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, home, tmp_path):
     with pytest.raises(ValueError, match=f"data_dir must be a folder that is there, got 'nowhere': .*{home}"):
         READERS[name]("test", data_dir="nowhere")
     write(tmp_path / "data" / first / "1.png", 0)
-    with pytest.raises(ValueError, match=f"no images of 1 of the 2 classes of test, {second}: .*{home}"):
-        READERS[name]("test", data_dir=tmp_path / "data")
+    for is_empty in (False, True):
+        if is_empty:
+            (tmp_path / "data" / second).mkdir()
+        with pytest.raises(ValueError, match=f"no images of 1 of the 2 classes of test, {second}: .*{home}"):
+            READERS[name]("test", data_dir=tmp_path / "data")
     with pytest.raises(ValueError, match="split must be one of test, train, validation, got 'val'"):
         READERS[name]("val", data_dir=tmp_path / "data")
     with pytest.raises(ValueError, match="num_ways must be an integer >= 1"):
@@ -83,13 +87,12 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, home, tmp_path):
 
 def test_a_list_does_not_lead_outside_and_says_what_is_not_there(tmp_path):
     root, (first, second) = tmp_path / "data", splits.classes("mini_imagenet", "test")
-    for file in ("../secret.png", "data/images/a.png", "data/images/b.png"):
-        write(root / ".." / file, 0)
-    (tmp_path / "secret.png").touch()
+    for file in ("data.png", "data/images/a.png", "data/images/b.png"):  # the first begins as the folder does
+        write(tmp_path / file, 0)
     (root / "test.csv").write_text(
-        f"filename,label\na.png,{first}\n../../secret.png,{first}\ngone.png,{first}\nb.png,{second}\n"
+        f"filename,label\na.png,{first}\n../../data.png,{first}\ngone.png,{first}\nb.png,{second}\n"
     )
-    with pytest.warns(UserWarning, match=r"2 files or folders skipped: '../../secret.png' \(leads outside\), 'gone"):
+    with pytest.warns(UserWarning, match=r"2 files or folders skipped: '../../data.png' \(leads outside\), 'gone"):
         benchmarks._read("mini_imagenet", "test", root, 4, "")
     (root / "test.csv").write_text("a.png\n")
     with pytest.raises(ValueError, match=r"test.csv must have the columns filename, label, got \['a.png'\]"):

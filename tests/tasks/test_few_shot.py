@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as npst
 
 from jaxmeta.tasks import by_class
 from jaxmeta.tasks.few_shot import few_shot
+from jaxmeta.tasks.sizes import Sizes, draw_sizes
 
 
 def numbered(num_classes, num_examples, dtype=np.int32):
@@ -350,6 +351,13 @@ def test_episodes_of_varying_size_are_padded_and_masked():
     for i in range(50):
         drawn = [*support.x[i][real[i]].flat, *query.x[i][query.weight[i] > 0].flat]
         assert len(set(drawn)) == len(drawn) == ways[i] * (shots[i] + 1)
+
+
+def test_sizes_are_drawn_apart_where_their_ranges_are_the_same():
+    keys = jax.random.split(jax.random.key(0), 600)
+    ways, shots, queries = jax.jit(jax.vmap(lambda key: draw_sizes(key, Sizes((1, 3), (1, 3), (1, 3)))))(keys)
+    for one, other in ((ways, shots), (shots, queries), (queries, ways)):
+        assert abs(np.mean(one == other) - 1 / 3) < 0.1  # five standard deviations
 
 
 @pytest.mark.parametrize(("name", "highest"), [("num_ways", 2), ("num_queries", 2)])

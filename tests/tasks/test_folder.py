@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -42,7 +42,7 @@ def read(path, size=8, **options):
 @pytest.fixture
 def data(tmp_path):
     """Three classes of 3, 2 and 1 images."""
-    for name in ("bee/1.png", "bee/deep/er/2.PNG", "bee/3.bmp", "ant/1.jpg", "ant/2.tiff", "cat/1.webp"):
+    for name in ("bee/1.png", "bee/2/deep/2.PNG", "bee/3.bmp", "ant/1.jpg", "ant/2.tiff", "cat/1.webp"):
         write(tmp_path / "data" / name)
     return tmp_path / "data"
 
@@ -58,7 +58,10 @@ def test_classes_are_folders_sorted_and_their_images_views_of_one_array(data):
     (data / "notes.txt").write_text("no image")
     (data / "bee" / "notes.txt").write_text("no image")
     (data / ".hidden").mkdir()
+    write(data / "bee" / "2" / "deep" / "2.PNG", HALVES[::-1])
     found = read(data)
+    is_turned = [image[0, 0, 2] > image[0, 0, 0] for image in found["bee"]]  # 1.png, 2/deep/2.PNG, 3.bmp
+    assert is_turned == [False, True, False]
     assert list(found) == ["ant", "bee", "cat"] and names_of(found) == {"ant": 2, "bee": 3, "cat": 1}
     assert found["bee"].dtype == np.uint8 and found["bee"].shape == (3, 8, 8, 3)
     assert np.shares_memory(found["ant"].base, found["cat"])
@@ -115,12 +118,14 @@ def test_whatever_pixels_are_they_become_colours_and_greys(tmp_path, image, expe
 
 
 def test_a_jpeg_decoded_small_is_as_if_decoded_whole(tmp_path):
-    large = Image.fromarray(HALVES).resize((800, 600))
+    sharp = HALVES.copy()
+    sharp[::2, ::2] = 0
+    large = Image.fromarray(sharp).resize((800, 600), Image.Resampling.NEAREST)
     write(tmp_path / "large.jpg", large, quality=95)
     write(tmp_path / "large.png", large)
-    for color in ("RGB", "L"):
-        difference = decode(tmp_path / "large.jpg", 10, color) - decode(tmp_path / "large.png", 10, color).astype(int)
-        assert np.abs(difference).max() < 8
+    for color, size in (("RGB", 10), ("L", 10), ("RGB", 100)):
+        small, whole = (decode(tmp_path / f"large.{ending}", size, color).astype(int) for ending in ("jpg", "png"))
+        assert np.abs(small - whole).max() < 8
 
 
 # What is left out, and named
@@ -138,22 +143,24 @@ def bomb(width, height):
 def test_broken_images_are_named_and_left_out_again_from_the_cache(data):
     expected = {name: pixels.copy() for name, pixels in read(data).items()}
     whole = (data / "bee" / "1.png").read_bytes()
+    write(data / "other", format="PCX")  # of a format that is not read, whatever its name says
     for name, content in {
         "empty": b"",
         "text": b"<html>",
+        "pcx": (data / "other").read_bytes(),
         "cut": whole[: len(whole) // 2],
         "large": bomb(10_000, 9_000),
         "huge": bomb(60_000, 60_000),
     }.items():
         (data / "ant" / f"{name}.png").write_bytes(content)
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"5 files or folders could not be read: 'ant/cut.png' .*'ant/empty.png'"):
+        with pytest.warns(UserWarning, match=r"6 files or folders could not be read: 'ant/cut.png' .*'ant/empty.png'"):
             found = read(data)
         assert found.keys() == expected.keys()
         assert all((found[name] == expected[name]).all() for name in expected)
         assert "more than PIL.Image.MAX_IMAGE_PIXELS" in found.broken["ant/large.png"]
-        assert found.broken.keys() == {f"ant/{name}.png" for name in ("empty", "text", "cut", "large", "huge")}
-        assert ", 5 broken and left out" in found.summary()
+        assert found.broken.keys() == {f"ant/{name}.png" for name in ("empty", "text", "pcx", "cut", "large", "huge")}
+        assert ", 6 broken and left out" in found.summary()
 
 
 def test_a_class_that_runs_dry_is_an_error_and_one_without_images_is_named(data):
@@ -170,12 +177,13 @@ def test_a_class_that_runs_dry_is_an_error_and_one_without_images_is_named(data)
 
 def test_links_that_lead_outside_or_in_a_circle_are_not_followed(data, tmp_path):
     expected = names_of(read(data))
-    write(tmp_path / "secret" / "a.png")
+    secret = tmp_path / "data of others"  # whose path begins as that of the data
+    write(secret / "a.png")
     links = {
-        "stolen": tmp_path / "secret",
-        "bee/stolen": tmp_path / "secret",
-        "bee/a.png": tmp_path / "secret" / "a.png",
-        "bee/deep/circle": data / "bee",
+        "stolen": secret,
+        "bee/stolen": secret,
+        "bee/a.png": secret / "a.png",
+        "bee/2/circle": data / "bee",
         "alias": data / "bee",
         "root": data,
         "self": data / "self",
@@ -237,6 +245,20 @@ def test_splits_are_folders_when_asked_for_and_never_classes(data, tmp_path, nam
         read(root, split="test")
 
 
+def test_a_split_is_one_folder_and_within(data, tmp_path):
+    root = tmp_path / "split"
+    write(root / "val" / "dog" / "1.png")
+    (root / "train").symlink_to(data)
+    with pytest.raises(ValueError, match="got 'train': a link that leads outside"):
+        read(root, split="train")
+    (root / "val" / "all").symlink_to(root / "val")
+    with pytest.warns(UserWarning, match=r"1 file or folder skipped: 'val/all' \(a link to what is read already\)"):
+        assert list(read(root, split="val")) == ["dog"]
+    (root / "valid").mkdir()
+    with pytest.raises(ValueError, match="path has two folders of a split, val and valid: rename one"):
+        read(root)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -281,7 +303,13 @@ def test_the_second_time_nothing_is_decoded_until_a_file_changes(data, cache, mo
                 read(data, **other)
     write(data / "cat" / "1.webp", HALVES[::-1].copy())
     assert (read(data)["cat"] != first["cat"]).any()
-    assert len(list(cache.iterdir())) == 2
+    path = data / "ant" / "2.tiff"
+    later = path.stat().st_mtime_ns + 10**9
+    for content in (path.read_bytes(), path.read_bytes() + b"\0"):  # its time alone changes, then its size alone
+        path.write_bytes(content)
+        os.utime(path, ns=(later, later))
+        read(data)
+    assert len(list(cache.iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-1], lambda b: b[:90] + bytes([b[90] ^ 1]) + b[91:]])
@@ -304,6 +332,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(data, tmp_path):
 
 
 @given(st.integers(5, 60), st.integers(0, 5), st.randoms())
+@settings(deadline=None)
 def test_splits_by_fractions_have_each_class_once_whatever_the_order(num, seed, random):
     names = [f"c{i}" for i in range(num)]
     shuffled = random.sample(names, num)
@@ -329,6 +358,7 @@ def test_the_split_of_seed_0_is_recorded():
         ({"fractions": (0.9, 0.05, 0.05)}, "fractions must give validation a class, got 0.05 of 4 classes"),
         ({"names": {"train": ["a", "zebra"]}}, "names must be classes of images, and 'zebra' is none of them"),
         ({"names": {"train": ["a"], "test": ["a"]}}, "names must have a class once, in one split, got 'a' more than"),
+        ({"names": {"train": ["a", "a"]}}, "names must have a class once, in one split, got 'a' more than"),
         ({"names": {"dev": ["a"]}}, "names must be a dict with the keys train, validation, test"),
         ({"seed": -1}, "seed must be an integer >= 0"),
     ],

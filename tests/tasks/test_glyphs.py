@@ -167,6 +167,12 @@ def test_a_cached_set_is_the_rendered_one(a_few, monkeypatch):
     assert base is not None and all(np.shares_memory(base, drawings) for drawings in third.values())
 
 
+def test_a_cached_set_is_of_its_fonts_and_of_what_renders_them(faces, monkeypatch):
+    digests = {module._digest(faces), module._digest([*faces[:-1], faces[-1]._replace(content=b"another")])}
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    assert len(digests | {module._digest(faces)}) == 3
+
+
 def test_splits_share_no_character_and_held_out_scripts_none_with_the_seen():
     script = {name: module._script(code) for code, name in NAMES.items() if module._script(code)}
     names, seen = list(script), ("latin", "greek", "cyrillic")

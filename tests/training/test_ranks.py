@@ -54,6 +54,12 @@ def test_ties_go_to_the_best_that_is_left_and_are_no_chain():
     assert mean_ranks(reports, "accuracy", best="lowest").mean_rank == {"c": 1.5, "a": 3, "b": 1.5}
 
 
+def test_sources_are_those_of_a_name_whatever_their_order():
+    here, there = report([0.9, 0.2], [0.1, 0.1], sources="xy"), report([0.3, 0.8], [0.1, 0.1], sources="yx")
+    ranks = mean_ranks({"here": here, "there": there}, "accuracy", best="highest")
+    np.testing.assert_allclose(ranks.mean, [[0.9, 0.8], [0.2, 0.3]])
+
+
 def test_it_is_the_last_unit_that_counts_and_who_diverged_is_last():
     curve = lambda *last: Report({"mse": np.array([[5.0, value] for value in last])}, sources=["x", "x"])
     reports = {"bad": curve(9, 9), "gone": curve(1, np.nan), "good": curve(1, 1), "away": curve(np.inf, 1)}
