@@ -91,7 +91,7 @@ SOLVERS = {
     "AmIGO": Solver(_implicit(solver=_neumann(10)), 10, lambda k, dim: k + 13),
     "StocBiO": Solver(_implicit(solver=_neumann(10), warm_start=False), 10, lambda k, dim: k + 13),
 }
-CASES = {"quadratic-20": 20, "quadratic-100": 100, "quadratic-500": 500}
+CASES = {"quadratic-20": 20, "quadratic-100": 100, "quadratic-250": 250}
 QUICK_CASES = {"quadratic-5": 5}
 _PEER = "TorchOpt"
 _FORWARD_UP_TO = 100  # dimensions: each is a tangent
@@ -206,6 +206,13 @@ def _seconds_to(row: Row, target: float) -> float | None:
     return reached[0] * row["median"] if reached else None
 
 
+def _until_rounding(values: np.ndarray, least: float = 1e-13) -> np.ndarray:
+    """Up to where rounding is all that is left."""
+    is_there = values <= least
+    end = int(np.argmax(is_there)) + 1 if is_there.any() else len(values)
+    return np.maximum(values[:end], least)
+
+
 def draw(rows: Sequence[Row], device: str) -> "Figure":
     """For each case a panel against gradients and one against seconds."""
     names = list(dict.fromkeys(row["case"] for row in rows))
@@ -215,7 +222,7 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
             of_case, (("gradients_per_step", "gradients"), ("median", "seconds")), strict=True
         ):
             for row in (row for row in rows if row["case"] == name):
-                values = np.maximum(row["suboptimality"], 1e-16)
+                values = _until_rounding(np.array(row["suboptimality"]))
                 panel.loglog(row[unit] * np.arange(1, len(values) + 1), values, markevery=0.2, **words(row["solver"]))
             label = "gradients" if unit == "gradients_per_step" else "seconds"
             panel.set(title=name, xlabel=label, ylabel="suboptimality")

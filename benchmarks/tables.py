@@ -77,7 +77,7 @@ SHOWN = {
     "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
     "meta-gradient-rl": Shown({"return": (0, 500)}, beside=("as at first",)),
     "learned-optimizer": Shown(
-        {"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine at its best rate")
+        {"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine")
     ),
 }
 
