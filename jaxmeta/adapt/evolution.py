@@ -100,7 +100,7 @@ def _evolution(num_truncations: int, num_pairs: int, std: float, is_persistent: 
                 counts = f"{num_sources(sources)} inner steps, got {num_truncations}"
                 raise ValueError(f"num_truncations must divide the {counts}")
             sources = jax.tree.map(lambda s: s.reshape(num_truncations, -1, *s.shape[1:]), sources)
-            before = carry if carry and is_persistent else particles(meta_params, carry)
+            before = carry if is_persistent and carry is not None else particles(meta_params, carry)
             run = lambda meta_params, state: _truncations(adapt, outer, meta_params, sources, task, state, is_new)
             centre = _repeat(meta_params, num_truncations)
             (losses, metrics), end = run(centre, before.centre)
@@ -177,4 +177,6 @@ def _has_part(
         begins = (jnp.arange(len(leaf)) == 0) & (True if is_new is None else is_new)
         return jnp.where(begins, if_begun, if_resumed).astype(leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1))
 
-    return jax.tree.unflatten(jax.tree.structure(meta_params), map(by_truncation, leaves, used(None), used(state)))
+    if_begun = used(None)
+    if_resumed = if_begun if is_new is None and len(leaves[0]) == 1 else used(state)  # nothing is resumed there
+    return jax.tree.unflatten(jax.tree.structure(meta_params), map(by_truncation, leaves, if_begun, if_resumed))

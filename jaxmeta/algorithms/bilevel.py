@@ -25,6 +25,7 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
+from jaxmeta.algorithms.maml import reported
 from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.checks import (
     a_key,
@@ -135,14 +136,13 @@ def bilevel(
     check_choice("judged", judged, ("last", "met"))
     _check_lifetime(lifetime, num_inner_steps, stream, batch_size)
     arguments = ("params", "meta_params", "batch")
-    inner_loss_fn = judge_fn = check_loss_fn("loss_fn", loss_fn, stochastic, arguments)
-    if outer_loss_fn is not None:
-        judge_fn = check_loss_fn("outer_loss_fn", outer_loss_fn, stochastic, arguments)
+    checked_loss = lambda name, fn: check_loss_fn(name, fn, stochastic, arguments)
+    inner_loss_fn = checked_loss("loss_fn", loss_fn)
     spec = _Bilevel(
         init_fn=init_fn,
         meta_init_fn=meta_init_fn,
         loss_fn=inner_loss_fn,
-        outer_loss_fn=judge_fn,
+        outer_loss_fn=inner_loss_fn if outer_loss_fn is None else checked_loss("outer_loss_fn", outer_loss_fn),
         inner_optimizer=adapt.sgd(0.01) if inner_optimizer is None else inner_optimizer,
         num_problems=num_problems,
         num_inner_steps=num_inner_steps,
@@ -157,14 +157,7 @@ def bilevel(
         microbatch=microbatch,
     )
     check_inner_optimizer("inner_optimizer", spec.inner_optimizer)
-    strategy = adapt.auto() if meta_gradient is None else meta_gradient
-    check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
-    task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
-    if not isinstance(task_gradient, adapt.TaskGradient):
-        raise ValueError(
-            f"meta_gradient must return an adapt.TaskGradient, for inner problems that live on, got {task_gradient!r}: "
-            "one that has window and begin, as those of jaxmeta.adapt do"
-        )
+    task_gradient = _task_gradient(spec, adapt.auto() if meta_gradient is None else meta_gradient)
     return MetaLearner(
         init=lambda key: _init(spec, task_gradient, key),
         update=lambda key, state, tasks: _update(spec, task_gradient, key, state, tasks),
@@ -250,6 +243,18 @@ def _check_lifetime(lifetime: int | None, num_inner_steps: int, stream: bool, ba
         raise ValueError(f"lifetime must be a multiple of num_inner_steps={num_inner_steps}, got {lifetime}")
     if stream and batch_size is not None:
         raise ValueError(f"batch_size must be None for a stream, whose chunks are its batches, got {batch_size}")
+
+
+def _task_gradient(spec: _Bilevel, strategy: adapt.MetaGradient) -> adapt.TaskGradient:
+    """The strategy's gradient of a window."""
+    check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
+    task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
+    if not isinstance(task_gradient, adapt.TaskGradient):
+        raise ValueError(
+            f"meta_gradient must return an adapt.TaskGradient, for inner problems that live on, got {task_gradient!r}: "
+            "one that has window and begin, as those of jaxmeta.adapt do"
+        )
+    return task_gradient
 
 
 def _begun(spec: _Bilevel, meta_params: MetaParams, key: jax.Array) -> MetaParams:
@@ -402,18 +407,13 @@ def _trained(
 def _evaluate(spec: _Bilevel, key: jax.Array, meta_params: MetaParams, task: Task) -> Metrics:
     """What the outer loss reports after 0 .. K steps of the query set, after 0 .. K − 1 of the batches that are met."""
     check_meta_params(meta_params)
-    judge = lambda params, drawn: _reported(*spec.outer_loss_fn(params, meta_params.params, *drawn))
+    judge = lambda params, drawn: reported(*spec.outer_loss_fn(params, meta_params.params, *drawn))
     if spec.judged == "met":
         return _trained(spec, key, meta_params, task, judge)[1]
     check_query(task)
     of_query = lambda params, drawn=None: judge(params, (task.query, None))
     params, curve = _trained(spec, key, meta_params, task, of_query)
     return jax.tree.map(lambda curve, end: jnp.append(curve, end), curve, of_query(params))
-
-
-def _reported(loss: jax.Array, metrics: Metrics) -> Metrics:
-    """What a loss reports; the loss itself where it reports nothing."""
-    return metrics or {"loss": loss}
 
 
 def _check_tasks(spec: _Bilevel, tasks: Task) -> None:

@@ -319,7 +319,7 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
     check_query(task)
     given = _Given(task, meta_params.constants)
     start = _started(spec, learned(meta_params), given)
-    judge = lambda params, drawn=None: _metrics(*_judge(spec, params, given))
+    judge = lambda params, drawn=None: reported(*_judge(spec, params, given))
     state, trace = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given, observe=judge)
     last = judge(spec.inner_optimizer.params(start, state.fast))
     return jax.tree.map(lambda curve, end: jnp.append(curve, end), trace.observed, last)
@@ -347,8 +347,8 @@ def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
     return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
 
-def _metrics(loss: jax.Array, metrics: Metrics) -> Metrics:
-    """What the outer loss reports; the loss itself where it reports nothing."""
+def reported(loss: jax.Array, metrics: Metrics) -> Metrics:
+    """What a loss reports; the loss itself where it reports nothing."""
     return metrics or {"loss": loss}
 
 

@@ -372,7 +372,6 @@ def test_evaluate_trains_from_the_beginning_and_judges_after_each_step():
 
 def test_learned_hyperparameters_of_the_inner_optimizer_get_their_gradient():
     """One step with rate e^h: d/dh |θ − e^h g − t|²/2 = −e^h g·(θ − e^h g − t)."""
-    learner = of_quadratic()
     with_rate = adapt.from_optax(lambda hyper: optax.sgd(jnp.exp(hyper["log_rate"])), {"log_rate": -1.0})
     learner = bilevel(
         lambda key, meta_params: jnp.asarray(THETA_0),
