@@ -450,6 +450,20 @@ def test_particles_live_on_over_outer_steps():
     assert_close(particles.pairs.fast.mean(axis=2)[0], jnp.repeat(particles.centre.fast, 64, axis=0), 1e-10)
 
 
+def test_credit_is_of_the_perturbations_since_the_problem_began_and_no_longer():
+    """Of one window's ε, θ_+ − θ_− = 2σ ((1 − .75²) ε_pull + .75² ε_start): so where a problem has just begun, the
+    credit is that ε; after its second window it is the sum of two."""
+    learner, is_one_window = begun_by_eta(evolving(True), lifetime=4), []
+    state, batch = learner.init(jax.random.key(0)), Task(*2 * (jnp.ones((1, 2)),))
+    update = jax.jit(learner.update)
+    for key in jax.random.split(jax.random.key(1), 4):
+        state, _ = update(key, state, batch)
+        _, pairs, credit = state.carry.inner
+        expected = 2e-3 * ((1 - 0.75**2) * credit.params["pull"] + 0.75**2 * credit.params["start"])
+        is_one_window.append(np.allclose(pairs.fast[:, :, 0] - pairs.fast[:, :, 1], expected, rtol=1e-9, atol=1e-12))
+    assert is_one_window == [True, False, True, False]
+
+
 ERRORS = {
     "lifetime": ({"lifetime": 7, "num_inner_steps": 2}, "lifetime must be a multiple of num_inner_steps=2, got 7"),
     "stream": ({"stream": True, "lifetime": None}, "lifetime must be given for a stream"),
