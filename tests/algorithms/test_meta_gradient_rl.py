@@ -246,6 +246,14 @@ def types(tree):
     return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
 
 
+def test_an_outer_step_is_of_as_many_steps_of_the_agent_as_is_said():
+    learner, family = small(num_inner_steps=2), bandit()
+    task = family.train.sample(jax.random.key(0), family.train.data)
+    tasks = jax.tree.map(lambda leaf: leaf[None], task)
+    state, _ = jax.jit(learner.update)(jax.random.key(1), learner.init(jax.random.key(2)), tasks)
+    assert state.carry.age.tolist() == [2]
+
+
 @pytest.mark.parametrize(
     "options",
     [
