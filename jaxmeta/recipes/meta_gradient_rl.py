@@ -27,9 +27,9 @@ class OneAgent(MetaRL):
     """gymnax's name of the environment."""
     max_steps: int = 9
     """H, steps after which an episode is cut off; Catch ends after 9."""
-    discount: float = 0.8
+    discount: float = 0.9
     """γ at first, in (0, 1)."""
-    gae_lambda: float = 0.5
+    gae_lambda: float = 0.8
     """λ at first, in (0, 1)."""
     value_weight: float = 0.5
     """Of the squared error of the value."""
@@ -39,6 +39,8 @@ class OneAgent(MetaRL):
     """γ', by which the outcome of the inner steps is judged."""
     num_inner_steps: int = 5
     """K, steps of the agent for each outer one."""
+    num_differentiated_steps: int = 1
+    """Of the K steps the last ones, which are differentiated; what was before them is a constant, as in the paper."""
     num_episodes: int = 16
     """E, of each inner step."""
     num_outer_episodes: int = 16
@@ -54,7 +56,13 @@ class OneAgent(MetaRL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("num_inner_steps", self.num_inner_steps, minimum=1)
+        for field in ("num_inner_steps", "num_differentiated_steps"):
+            check_integer(field, getattr(self, field), minimum=1)
+        if self.num_differentiated_steps > self.num_inner_steps:
+            raise ValueError(
+                f"num_differentiated_steps must be at most num_inner_steps={self.num_inner_steps}, got "
+                f"{self.num_differentiated_steps}"
+            )
         check_number("inner_learning_rate", self.inner_learning_rate)
 
     def family(self) -> Family:
@@ -88,6 +96,7 @@ class OneAgent(MetaRL):
             num_outer_episodes=self.num_outer_episodes,
             num_target_steps=self.num_target_steps,
             matching="policy" if self.num_target_steps else "parameters",
+            meta_gradient=adapt.truncated(self.num_differentiated_steps),
             optimizer=self.outer_optimizer(),
         )
 
@@ -110,7 +119,8 @@ class OneAgent(MetaRL):
         return (
             f"{counted(self.num_tasks, 'agent')} in {self.environment}, {counted(self.num_agent_steps(), 'step')} of "
             f"adam {self.inner_learning_rate:g} on {counted(self.num_episodes, 'episode')}; after every "
-            f"{self.num_inner_steps} an outer one{bootstrap}, {self.rate()}, on "
+            f"{self.num_inner_steps} an outer one{bootstrap}, through the last {self.num_differentiated_steps} of them, "
+            f"{self.rate()}, on "
             f"{counted(self.num_outer_episodes, 'episode')} judged by γ {self.outer_discount:g}; γ and λ start at "
             f"{self.discount:g} and {self.gae_lambda:g}"
         )
@@ -118,7 +128,7 @@ class OneAgent(MetaRL):
 
 META_GRADIENT_RL: dict[str, Recipe] = {
     "meta-gradient-rl": Recipe(
-        lambda: OneAgent(num_outer_steps=100, num_tasks=1, learning_rate=0.2),
+        lambda: OneAgent(num_outer_steps=100, num_tasks=1, learning_rate=0.1),
         "an actor-critic in Catch learns its own γ and λ",
         "Xu et al. 2018, https://arxiv.org/abs/1805.09801",
         "not below the median of 5 × 5 fixed pairs of γ and λ, 3 seeds",
