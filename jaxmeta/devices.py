@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxmeta.checks import check_integer
@@ -17,10 +19,16 @@ EVERYWHERE, SHARED = PartitionSpec(), PartitionSpec(DEVICES)
 def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     """A context in which D devices share the tasks of an outer step, N / D each; without `with`, from there on.
 
-    For every learner that averages a gradient over tasks: `maml`, `maml_rl`, `protonet`, `ridge` and those made of
-    them. Each device runs the program that it would run alone, on its part, and one all-reduce of the meta-gradient is
-    all that they tell each other. A CPU's cores are kept busier by a device for each than by one program with so many
-    threads, most of whose products are small: `jax.config.update("jax_num_cpu_devices", 2)`, before anything runs.
+    For every learner: each device runs the program that it would run alone, on its part of the tasks, and one
+    all-reduce of the meta-gradient for each step of the outer optimizer is all that they tell each other. Where several
+    steps learn from what was played (`maml_rl`, `rl2`, `pearl`), they first tell each other what that was. The numbers
+    are those of one device but for rounding.
+
+    Of S seeds, `fit` with `[S]` keys, each device trains S / D, and nothing is told; where D does not divide S they
+    share the tasks of all.
+
+    A CPU's cores are kept busier by a device for each than by one program with so many threads, most of whose products
+    are small: `jax.config.update("jax_num_cpu_devices", 2)`, before anything runs.
 
     Args:
       num_devices: D, the first so many of `jax.devices()`; all of them if None.
@@ -56,9 +64,37 @@ def num_cores() -> int:
 
 
 def num_sharing() -> int | None:
-    """D within `over_devices`; elsewhere None."""
+    """D within `over_devices`; None elsewhere, and in a device's own share."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.shape[DEVICES] if DEVICES in mesh.axis_names else None
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return mesh.shape[DEVICES] if kinds.get(DEVICES, _OWN) != _OWN else None
+
+
+_OWN = jax.sharding.AxisType.Manual  # of an axis where programs are those of one device
+
+
+def can_share(number: int) -> bool:
+    """Whether this number of seeds, or of test tasks, shares out evenly; not where nothing is shared."""
+    num_devices = num_sharing()
+    return num_devices is not None and number % num_devices == 0
+
+
+def check_shares(number: int, num_parts: int = 1) -> None:
+    """That D devices can share this number of tasks; those of each of several parts, if they are learned from apart.
+
+    Raises:
+      ValueError: D times `num_parts` does not divide it.
+    """
+    num_devices = num_sharing()
+    if num_devices is None or number % (num_devices * num_parts) == 0:
+        return
+    unit = num_devices * num_parts
+    below = number // unit * unit
+    apart = "" if num_parts == 1 else f" times {num_parts} minibatches"
+    near = f"the nearest are {below} and {below + unit}" if below else f"the nearest is {unit}"
+    raise ValueError(
+        f"the number of tasks must be a multiple of the {num_devices} devices{apart}, got {number}: {near}"
+    )
 
 
 def replicated(tree: PyTree) -> PyTree:
@@ -76,9 +112,41 @@ def replicated(tree: PyTree) -> PyTree:
     return tree if num_sharing() is None else jax.device_put(tree, EVERYWHERE)
 
 
-def on_each(fn: Callable, out: PyTree) -> Callable:
+def known_everywhere(tree: PyTree) -> PyTree:
+    """The arrays, in a program: what they are made of each device computes for itself, and no compiler shares it."""
+    return tree if num_sharing() is None else jax.lax.with_sharding_constraint(tree, EVERYWHERE)
+
+
+def along(axis: int) -> PartitionSpec:
+    """Of arrays whose axis of this number is shared."""
+    return PartitionSpec(*[None] * axis, DEVICES)
+
+
+def summed(tree: PyTree) -> PyTree:
+    """The sum over the devices of what each has, in a share: one all-reduce, of one vector for each dtype.
+
+    Of leaves by themselves a compiler makes one if it likes.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        chosen = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        ends = np.cumsum([leaves[i].size for i in chosen])[:-1]
+        total = jax.lax.psum(jnp.concatenate([leaves[i].ravel() for i in chosen]), DEVICES)
+        for i, part in zip(chosen, jnp.split(total, ends), strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """The shares of all devices, one after another along the first axis, in a share."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, DEVICES, tiled=True), tree)
+
+
+def on_each(fn: Callable, out: PyTree, *, axis: int = 0) -> Callable:
     """`fn(everywhere, shares)` on each device with all of the first argument and its share of the second.
 
-    Not checked for what is replicated: that would sum inner gradients of the shared weights over the devices.
+    `axis` is the one that is shared. Not checked for what is replicated: that would sum inner gradients of the shared
+    weights over the devices.
     """
-    return jax.shard_map(fn, in_specs=(EVERYWHERE, SHARED), out_specs=out, check_vma=False)
+    return jax.shard_map(fn, in_specs=(EVERYWHERE, along(axis)), out_specs=out, check_vma=False)

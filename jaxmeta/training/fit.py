@@ -24,7 +24,7 @@ from jaxmeta.checks import (
     check_metrics,
     check_pure,
 )
-from jaxmeta.devices import replicated
+from jaxmeta.devices import SHARED, along, can_share, known_everywhere, on_each, replicated
 from jaxmeta.training.history import History
 from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.training.validation import Validation, Validator, check_validation
@@ -61,6 +61,7 @@ def fit(
 
     Args:
       key: a typed key, or `[S]` of them to train S seeds at once: states and metrics then have a leading axis S.
+        `jaxmeta.over_devices` shares them, where they share out evenly, in the place of the tasks.
       learner: what to train.
       tasks: p(T), where its tasks come from.
       num_outer_steps: outer steps altogether, those that `state` has taken included.
@@ -196,26 +197,34 @@ def _run_chunk(
     chunk_size: int,
 ) -> tuple[MetaState, Metrics]:
     """`length` outer steps; metrics `[chunk_size, ...]`. `length` is traced, so that the last, shorter chunk of a run
-    does not compile again."""
+    does not compile again. Of several seeds each device has its share, where they share out."""
 
     task_keys = getattr(learner, "task_keys", None) or (lambda key, state, number: jax.random.split(key, number))
 
-    def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
-        task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
-        tasks = jax.vmap(sample, (0, None))(task_keys(task_key, state, num_tasks), data)
-        state, metrics = learner.update(update_key, state, tasks)
-        check_metrics("learner.update", metrics, ndim=0)
-        return state, metrics
+    def run(everywhere: tuple[PyTree, int], of_seeds: tuple[jax.Array, MetaState]) -> tuple[MetaState, Metrics]:
+        (data, length), (key, state) = everywhere, of_seeds
 
-    over_seeds = jax.vmap(step) if key.ndim else step
+        def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
+            task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
+            tasks = jax.vmap(sample, (0, None))(task_keys(task_key, state, num_tasks), data)
+            state, metrics = learner.update(update_key, state, tasks)
+            check_metrics("learner.update", metrics, ndim=0)
+            return state, metrics
 
-    def body(i: jax.Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
-        state, metrics = over_seeds(key, carry[0])
-        return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), carry[1], metrics)
+        over_seeds = jax.vmap(step) if key.ndim else step
 
-    _, shapes = jax.eval_shape(over_seeds, key, state)
-    buffers = jax.tree.map(lambda shape: jnp.zeros((chunk_size, *shape.shape), shape.dtype), shapes)
-    return jax.lax.fori_loop(0, length, body, (state, buffers))
+        def body(i: jax.Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
+            state, metrics = over_seeds(key, carry[0])
+            return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), carry[1], metrics)
+
+        _, shapes = jax.eval_shape(over_seeds, key, state)
+        buffers = jax.tree.map(lambda shape: jnp.zeros((chunk_size, *shape.shape), shape.dtype), shapes)
+        return jax.lax.fori_loop(0, length, body, (state, buffers))
+
+    if key.ndim and can_share(len(key)):
+        run = on_each(run, (SHARED, along(1)))
+    state, metrics = run((data, length), (key, state))
+    return state, known_everywhere(metrics)
 
 
 def _check_progress(metrics: dict[str, np.ndarray], step: int) -> None:

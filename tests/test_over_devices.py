@@ -1,0 +1,114 @@
+"""Every learner over several devices: the numbers of one, one all-reduce for a step of the outer optimizer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxmeta
+from jaxmeta.devices import check_shares
+
+
+def run(*command):
+    """What a program prints, line by line, in a process anew, which has devices of its own."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(jaxmeta.__file__).parents[1])}
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def updates(*names, num_devices):
+    program = Path(__file__).with_name("shared_updates.py")
+    return [json.loads(line) for line in run(str(program), str(num_devices), *names)]
+
+
+def check(found):
+    """float64, another order of sums; conjugate gradients make more of it. A trust region reduces for each product."""
+    name = found["name"]
+    assert found["error"] < (1e-6 if "trpo" in name else 1e-9), found
+    assert found["all-reduce"] > 1 if "trpo" in name else found["all-reduce"] == 1, found
+    assert found.keys() <= {"name", "error", "all-reduce", "all-gather"}, found
+    has_played = name in ("rl2", "pearl", "sac") or name.startswith("rl ")
+    assert ("all-gather" in found) == has_played, found
+
+
+def test_what_learns_from_what_it_played_is_that_of_one_device():
+    found = updates("rl2", "pearl", num_devices=4)
+    assert [line["name"] for line in found] == ["rl2", "pearl"]
+    for line in found:
+        check(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_every_learner_is_that_of_one_device(num_devices):
+    found = updates(num_devices=num_devices)
+    assert len(found) > 60
+    for line in found:
+        check(line)
+
+
+SEEDS = """
+import jax, jax.numpy as jnp, numpy as np, jaxmeta
+jax.config.update("jax_num_cpu_devices", 2)
+learner = jaxmeta.maml(lambda key: jax.random.normal(key), lambda w, b: (jnp.mean((w * b[0] - b[1]) ** 2), {}))
+def train(num_seeds, num_outer_steps, state=None, num_tasks=3):
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    counts = {"num_outer_steps": num_outer_steps, "num_tasks": num_tasks, "chunk_size": 2}
+    return jaxmeta.fit(keys, learner, jaxmeta.tasks.linear(), progress=False, state=state, **counts)
+alone = train(4, 5)
+with jaxmeta.over_devices():
+    together = train(4, 5)
+    half, _ = train(4, 2)
+    goes_on, _ = train(4, 5, half)
+    train(3, 1, num_tasks=4)
+    try:
+        train(3, 1)
+    except ValueError as error:
+        print(error)
+print(together[0].step.sharding.spec, together[1]["loss"].shape)
+close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
+jax.tree.map(close, alone, together)
+jax.tree.map(np.testing.assert_array_equal, together[0], goes_on)
+"""
+
+
+def test_seeds_are_shared_where_they_share_out_and_their_tasks_where_not():
+    """With three tasks, which two devices could not share."""
+    assert run("-c", SEEDS) == [
+        "the number of tasks must be a multiple of the 2 devices, got 3: the nearest are 2 and 4",
+        "PartitionSpec('devices',) (4, 5)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "num_parts", "message"),
+    [
+        (5, 1, None),
+        (5, 2, "multiple of the 1 devices times 2 minibatches, got 5: the nearest are 4 and 6"),
+        (1, 2, "got 1: the nearest is 2"),
+    ],
+)
+def test_the_nearest_numbers_are_named(number, num_parts, message):
+    check_shares(number, num_parts)  # nothing is shared
+    with jaxmeta.over_devices(1):
+        if message is None:
+            return check_shares(number, num_parts)
+        with pytest.raises(ValueError, match=message):
+            check_shares(number, num_parts)
+
+
+def test_a_share_is_not_shared_again():
+    """In it `num_sharing` is none, or a learner of a seed would wait for devices that do not come."""
+    from jaxmeta.devices import SHARED, num_sharing, on_each
+
+    seen = []
+    with jaxmeta.over_devices(1):
+        jax.jit(on_each(lambda _, x: seen.append(num_sharing()) or x, SHARED))(0, jnp.zeros(1))
+        seen.append(num_sharing())
+    assert seen == [None, 1]
