@@ -4,10 +4,10 @@ The key of step t is `fold_in(key, t)`, so that a run does not depend on how it 
 saved state exactly as if it had never stopped.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxmeta.checks import (
     a_key,
-    check_arguments,
     check_distribution,
     check_integer,
     check_key,
@@ -25,6 +24,9 @@ from jaxmeta.checks import (
     check_pure,
 )
 from jaxmeta.devices import SHARED, along, can_share, known_everywhere, on_each, replicated
+from jaxmeta.training.callbacks import Callback, Callbacks
+from jaxmeta.training.checkpoint import Checkpointer, Saver, of_key, saving
+from jaxmeta.training.divergence import Watch
 from jaxmeta.training.history import History
 from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.training.validation import Validation, Validator, check_validation
@@ -34,8 +36,6 @@ from jaxmeta.words import short
 with warnings.catch_warnings():  # in a notebook without widgets the bar is one of text, which needs no word
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
-
-Callback = Callable[[MetaState, dict[str, np.ndarray]], bool | None]
 
 
 def fit(
@@ -47,6 +47,7 @@ def fit(
     num_tasks: int,
     state: MetaState | None = None,
     validate: Validation | None = None,
+    checkpointer: Checkpointer | None = None,
     chunk_size: int = 100,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
@@ -67,13 +68,16 @@ def fit(
       num_outer_steps: outer steps altogether, those that `state` has taken included.
       num_tasks: N, tasks of an outer step, at least 1.
       state: where to go on from, with the same key; a new one if None. It is copied, not consumed. See
-        `training.save_state` and `training.restore_state`.
+        `training.save_state` and `training.restore_state`. Where `checkpointer` holds a checkpoint it is that.
       validate: a `training.Validation`: tasks apart that the state is judged on every so many steps. The best state is
         returned, not the last, and the run ends early when its patience does. Of one seed only.
+      checkpointer: a `training.Checkpointer`, which saves the run as it goes; where it holds a checkpoint of this run,
+        the run goes on from there, bit by bit as if it had never stopped, and the history is that of the steps from
+        there on. The learner and the tasks are not saved: give the same.
       chunk_size: outer steps between two looks at the metrics, at least 1. It changes nothing in the result.
       callbacks: each called after a chunk with the state and the chunk's metrics, `[chunk]`, and the scalars
-        `"validation/..."` where it was validated. One that returns true ends the run. The state's buffers are given to
-        the next chunk: copy what is to be kept.
+        `"validation/..."` where it was validated. One that returns true ends the run; one that raises is named in a
+        warning, once, and the run goes on. The state's buffers are given to the next chunk: copy what is to be kept.
       progress: whether to show a bar with the rate, the time left and the loss.
 
     Returns:
@@ -82,8 +86,11 @@ def fit(
       go on from that state is to take the steps after it anew.
 
     Raises:
-      ValueError: an argument is wrong, or something about `tasks`.
-      FloatingPointError: every step of a chunk (of ten steps or more) was not finite, so the run cannot go on.
+      ValueError: an argument is wrong, or something about `tasks`; the checkpoints are all damaged, of another run, or
+        in use by another one.
+      FloatingPointError: ten outer steps in a row were not finite, of many seeds those of all, so that the run cannot
+        go on. Where some seeds live, those that do not are named in a warning.
+      OSError: a checkpoint could not be written, as on a full disk; those before it are kept.
 
     >>> import jaxmeta
     >>> init_fn = lambda key: {"w": jnp.zeros(()), "b": jnp.zeros(())}
@@ -102,33 +109,38 @@ def fit(
     check_integer("num_outer_steps", num_outer_steps, minimum=1)
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("chunk_size", chunk_size, minimum=1)
-    callbacks = _checked_callbacks(callbacks)
-    meta_params = _look_at_state(key, learner, state, num_outer_steps).meta_params
-    look_at_tasks("tasks", tasks, learner, meta_params, is_test=False)
-    if validate is not None:
-        check_validation(validate, learner, meta_params, len(key) if key.ndim else None)
-    validator = None if validate is None else Validator(validate, learner)
+    called = Callbacks(callbacks)
+    with _saving(checkpointer, key, learner, num_tasks, validate) as saver:
+        found = saver.trees if saver else {}
+        state = found.get("state", state)
+        meta_params = _look_at_state(key, learner, state, num_outer_steps, is_found=bool(found)).meta_params
+        look_at_tasks("tasks", tasks, learner, meta_params, is_test=False)
+        if validate is not None:
+            check_validation(validate, learner, meta_params, len(key) if key.ndim else None)
+        validator = None if validate is None else Validator(validate, learner)
+        watch = Watch()
+        if saver and found:
+            watch = Watch(saver.progress["in_a_row"])
+            if validator:
+                validator.resume(saver.progress["validation"], replicated(found.get("best")))
 
-    init_key, run_key = jnp.moveaxis((jax.vmap if key.ndim else lambda fn: fn)(jax.random.split)(key), -1, 0)
-    state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, replicated(state))
-    state, data = replicated((state, tasks.data))
-    step, is_over, history = int(np.max(state.step)), False, []
-    run_chunk = partial(_run_chunk, learner=learner, sample=tasks.sample, num_tasks=num_tasks, chunk_size=chunk_size)
-    with tqdm(total=num_outer_steps, initial=step, unit=" steps", disable=not progress) as bar:
-        if step < num_outer_steps:
-            state, _ = run_chunk(run_key, state, data, 0)  # takes no step: it compiles
-            bar.unpause()  # so that the rate and the time left are those of steps
-        while step < num_outer_steps and not is_over:
-            length = min(chunk_size, num_outer_steps - step, validator.steps_until(step) if validator else chunk_size)
-            state, metrics = run_chunk(run_key, state, data, length)
-            metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}
-            _check_progress(metrics, step)
-            history.append(metrics)
-            step += length
-            if validator and (step == num_outer_steps or validator.is_due(step)):
-                metrics = {**metrics, **validator(state)}
-            _show(bar, metrics, length)
-            is_over = _call(callbacks, state, metrics) or (validator is not None and validator.has_no_patience())
+        init_key, run_key = jnp.moveaxis((jax.vmap if key.ndim else lambda fn: fn)(jax.random.split)(key), -1, 0)
+        state = _init(init_key, learner=learner) if state is None else jax.tree.map(jnp.copy, replicated(state))
+        state, data = replicated((state, tasks.data))
+        run_chunk = partial(
+            _run_chunk,
+            run_key,
+            data=data,
+            learner=learner,
+            sample=tasks.sample,
+            num_tasks=num_tasks,
+            chunk_size=chunk_size,
+        )
+        step = int(np.max(state.step))
+        with tqdm(total=num_outer_steps, initial=step, unit=" steps", disable=not progress) as bar:
+            state, history = _loop(
+                run_chunk, state, step, num_outer_steps, chunk_size, validator, watch, called, saver, bar
+            )
     names = history[0] if history else ()
     whole = {name: np.concatenate([metrics[name] for metrics in history], axis=-1) for name in names}
     if validator is None:
@@ -136,8 +148,60 @@ def fit(
     return validator.chosen(state), History(whole, validator.found())
 
 
-def _look_at_state(key: jax.Array, learner: MetaLearner, state: MetaState | None, num_outer_steps: int) -> MetaState:
-    """Looks at `init` and at a state to go on from; the shapes of a state of one seed."""
+def _loop(
+    run_chunk: Callable,
+    state: MetaState,
+    step: int,
+    num_outer_steps: int,
+    chunk_size: int,
+    validator: Validator | None,
+    watch: Watch,
+    callbacks: Callbacks,
+    saver: Saver | None,
+    bar: tqdm,
+) -> tuple[MetaState, list[dict[str, np.ndarray]]]:
+    """The state after the last chunk, and the metrics of each. Callbacks see a chunk before it is saved, so that what
+    they write of it is there when a run goes on from that checkpoint."""
+    is_over, history = validator is not None and validator.has_no_patience(), []
+    if step < num_outer_steps and not is_over:
+        state, _ = run_chunk(state, length=0)  # takes no step: it compiles
+        bar.unpause()  # so that the rate and the time left are those of steps
+    while step < num_outer_steps and not is_over:
+        length = min(chunk_size, num_outer_steps - step, validator.steps_until(step) if validator else chunk_size)
+        state, metrics = run_chunk(state, length=length)
+        metrics = {name: np.moveaxis(np.asarray(values)[:length], 0, -1) for name, values in metrics.items()}
+        watch(metrics, step)
+        history.append(metrics)
+        before, step = step, step + length
+        if validator and (step == num_outer_steps or validator.is_due(step)):
+            metrics = {**metrics, **validator(state)}
+        _show(bar, metrics, length)
+        is_over = callbacks(state, metrics) or (validator is not None and validator.has_no_patience())
+        if saver and (is_over or step == num_outer_steps or saver.is_due(before, step)):
+            best, found = (validator.best, validator.progress()) if validator else (None, None)
+            saver.save(step, state, best, {"in_a_row": watch.in_a_row.tolist(), "validation": found})
+    return state, history
+
+
+def _saving(
+    checkpointer: Checkpointer | None, key: jax.Array, learner: MetaLearner, num_tasks: int, validate: Validation | None
+) -> contextlib.AbstractContextManager[Saver | None]:
+    """What saves the run, with what it found of it."""
+    if checkpointer is None:
+        return contextlib.nullcontext()
+    if not isinstance(checkpointer, Checkpointer):
+        raise ValueError(f"checkpointer must be a jaxmeta.training.Checkpointer(directory), got {short(checkpointer)}")
+    check_pure("init_fn", learner.init, a_key())
+    like = jax.eval_shape((jax.vmap if key.ndim else lambda fn: fn)(learner.init), key)
+    judged = ("metric", "best", "every", "num_tasks", "seed")
+    validation = {f"validate.{name}": getattr(validate, name) for name in judged} if validate else {}
+    return saving(checkpointer, {"key": of_key(key), "num_tasks": num_tasks, **validation}, like)
+
+
+def _look_at_state(
+    key: jax.Array, learner: MetaLearner, state: MetaState | None, num_outer_steps: int, *, is_found: bool
+) -> MetaState:
+    """Looks at `init` and at a state to go on from, given or found saved; the shapes of a state of one seed."""
     if state is None:
         _, shapes = check_pure("init_fn", learner.init, a_key())
         return shapes
@@ -150,27 +214,9 @@ def _look_at_state(key: jax.Array, learner: MetaLearner, state: MetaState | None
             f"num_outer_steps must be at least the step of state, {step}, got {num_outer_steps}: {counts}; for "
             f"{num_outer_steps} more say num_outer_steps={step + num_outer_steps}"
         )
-    if step == num_outer_steps:
+    if step == num_outer_steps and not is_found:
         warnings.warn(f"nothing to do: the step of state is {step} already, and {counts}", stacklevel=3)
     return jax.eval_shape(learner.init, a_key())
-
-
-def _checked_callbacks(callbacks: Any) -> list[Callback]:
-    if not isinstance(callbacks, Iterable):
-        raise ValueError(f"callbacks must be functions (state, metrics) -> None in a list, got {short(callbacks)}")
-    callbacks = list(callbacks)
-    for callback in callbacks:
-        check_arguments("callbacks", callback, ("state", "metrics"), "one that returns true ends the run")
-    return callbacks
-
-
-def _call(callbacks: Sequence[Callback], state: MetaState, metrics: dict[str, np.ndarray]) -> bool:
-    """Calls all of them; whether one wants the run to end."""
-    answers = [callback(state, metrics) for callback in callbacks]
-    for answer in answers:
-        if answer is not None and not isinstance(answer, bool | np.bool_):
-            raise ValueError(f"callbacks must return None, or true where the run is to end, got {short(answer)}")
-    return any(answers)
 
 
 def _show(bar: tqdm, metrics: dict[str, np.ndarray], length: int) -> None:
@@ -225,19 +271,3 @@ def _run_chunk(
         run = on_each(run, (SHARED, along(1)))
     state, metrics = run((data, length), (key, state))
     return state, known_everywhere(metrics)
-
-
-def _check_progress(metrics: dict[str, np.ndarray], step: int) -> None:
-    """Says when outer steps were skipped; stops a run whose every step is."""
-    is_finite = metrics.get("is_finite", np.array(True))
-    if is_finite.size >= 10 and not is_finite.any():
-        raise FloatingPointError(f"no outer step after step {step} was finite: the run has diverged. {_REMEDY}")
-    if not is_finite.all():
-        warnings.warn(f"outer steps that were not finite are skipped, see state.num_skipped. {_REMEDY}", stacklevel=3)
-
-
-_REMEDY = (
-    "Lower the inner or the outer learning rate, clip the outer gradient (optax.clip_by_global_norm); an Adam inside "
-    "needs eps_root > 0; a label without an output is NaN too; jax.config.update('jax_debug_nans', True) finds the "
-    "operation."
-)

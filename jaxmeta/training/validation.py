@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,15 @@ class Validator:
                 stacklevel=3,
             )
         return state if self.best is None else self.best
+
+    def progress(self) -> dict[str, Any]:
+        """What there is to know beside the best state, of JSON's types."""
+        return {"curve": self.curve, "best_value": self.best_value, "num_since": self.num_since}
+
+    def resume(self, progress: dict[str, Any], best: MetaState | None) -> None:
+        """Goes on from where `progress` and `best` were."""
+        self.curve, self.best_value, self.num_since = (progress[name] for name in ("curve", "best_value", "num_since"))
+        self.best = best
 
     def found(self) -> dict[str, np.ndarray]:
         return {name: np.array(values) for name, values in self.curve.items()}
