@@ -1,4 +1,5 @@
-"""Several devices for one outer step: each takes its share of the tasks, and they average their meta-gradients."""
+"""Several devices for one outer step, of one process or of many: each takes its share of the tasks, and they average
+their meta-gradients."""
 
 import os
 from collections.abc import Callable
@@ -16,6 +17,66 @@ DEVICES = "devices"  # the name of the mesh's axis
 EVERYWHERE, SHARED = PartitionSpec(), PartitionSpec(DEVICES)
 
 
+def join_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of P, on one host or several, whose devices `over_devices` then shares among all.
+
+    All run the same program with the same keys, as if each were alone; `fit` and `evaluate` give all of them the same
+    numbers, those of one process but for rounding, and checkpoints are written by one of them into a folder that all of
+    them see. It is called before anything of JAX runs.
+
+    When a process dies the others end with an error, within 30 seconds or so. Started again, all of them, they go on
+    from the last checkpoint; so they do with another number of processes or devices.
+
+    Args:
+      coordinator: "HOST:PORT" of process 0, at which the others find it. Left out, with the others, where JAX can tell:
+        under Slurm, Open MPI, Kubernetes or on a TPU; see `jax.distributed.initialize`.
+      num_processes: P.
+      process_id: which of them this one is, from 0 on.
+
+    Raises:
+      ValueError: an argument is wrong, or some are given and others not.
+      RuntimeError: the others were not found within two minutes, or something of JAX ran before.
+
+    Source: JAX, "Multi-process and multi-host programming", https://docs.jax.dev/en/latest/multi_process.html
+
+    >>> join_processes("localhost:1234", num_processes=2, process_id=2)
+    Traceback (most recent call last):
+    ValueError: process_id must be less than num_processes=2, got 2
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    if any(value is None for value in given.values()) and any(value is not None for value in given.values()):
+        missing = [name for name, value in given.items() if value is None]
+        raise ValueError(f"{' and '.join(missing)} must be given where one of {', '.join(given)} is, got None")
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("", "", "")
+        if not host or not port.isdigit():
+            raise ValueError(f'coordinator must be the "HOST:PORT" of process 0, got {coordinator!r}')
+        check_integer("num_processes", num_processes, minimum=1)
+        check_integer("process_id", process_id, minimum=0)
+        if process_id >= num_processes:
+            raise ValueError(f"process_id must be less than num_processes={num_processes}, got {process_id}")
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=120, heartbeat_timeout_seconds=_HEARTBEAT
+        )
+    except ValueError as error:  # jax's own words, where it could not tell
+        raise ValueError(f"coordinator, num_processes and process_id must be given here: {error}") from error
+
+
+_HEARTBEAT = 30  # seconds after which a process that is not heard of is taken for dead
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is true in any process: what all have to agree on, for they run the same programs."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
 def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     """A context in which D devices share the tasks of an outer step, N / D each; without `with`, from there on.
 
@@ -31,10 +92,12 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     are small: `jax.config.update("jax_num_cpu_devices", 2)`, before anything runs.
 
     Args:
-      num_devices: D, the first so many of `jax.devices()`; all of them if None.
+      num_devices: D, the first so many of `jax.devices()`; all of them if None, of all processes where there are
+        several, see `join_processes`.
 
     Raises:
-      ValueError: `num_devices` is no positive integer or more than there are; in an outer step, D does not divide N.
+      ValueError: `num_devices` is no positive integer, more than there are, or leaves a process without a device; in an
+        outer step, D does not divide N.
 
     >>> import jax.numpy as jnp, jaxmeta
     >>> loss_fn = lambda params, batch: (jnp.mean((params["w"] - batch[1]) ** 2), {})
@@ -54,6 +117,11 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
                 "CPU are set before anything runs, by jax.config.update('jax_num_cpu_devices', ...)"
             )
     devices = devices[:num_devices]
+    if len({device.process_index for device in devices}) < jax.process_count():
+        raise ValueError(
+            f"num_devices must leave no process without a device, got {num_devices} of {len(jax.devices())} in "
+            f"{jax.process_count()} processes: leave it out, which takes all"
+        )
     mesh = jax.make_mesh((len(devices),), (DEVICES,), (jax.sharding.AxisType.Auto,), devices=devices)
     return jax.set_mesh(mesh)
 

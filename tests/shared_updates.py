@@ -40,20 +40,16 @@ def off_policy(encoder):
     return jaxmeta.sac(FAMILY, networks, **how) if encoder is None else jaxmeta.pearl(FAMILY, networks, encoder, **how)
 
 
-def few():
-    """(learner, its tasks) by name, small enough for the check."""
+def every():
+    """(name, learner, its tasks): those of the contract tests too."""
+    import test_contracts as supervised
+    import test_learner_contracts as reinforced
+
     of = {"actor": nn.min_gru(2), "optimizer": ADAM, "num_episodes": 2}
     yield "rl2", jaxmeta.rl2(FAMILY, outer=jaxmeta.PPO(num_epochs=2, num_minibatches=2), **of), played(8)
     tasks = rl.IndexedTask(jnp.arange(4), played(4), 6)
     yield "pearl", off_policy(jaxmeta.mlp_encoder(FAMILY, latent_size=2, hidden=(2,))), tasks
 
-
-def every():
-    """Those of the contract tests too."""
-    import test_contracts as supervised
-    import test_learner_contracts as reinforced
-
-    yield from few()
     yield "sac", off_policy(None), rl.IndexedTask(jnp.arange(4), played(4), 6)
     for name, learner in supervised.learners(jnp.float64):
         if name != "bilevel":  # of two problems; here it has four
@@ -91,7 +87,7 @@ def difference(tree, other):
 
 
 def main(num_devices, names):
-    for name, learner, tasks in few() if set(names) == {"rl2", "pearl"} else every():
+    for name, learner, tasks in every():
         if names and name not in names:
             continue
         arguments = jax.tree.map(wide, (jax.random.key(2), jax.jit(learner.init)(jax.random.key(1)), tasks))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmeta
+from jaxmeta import nn, rl
 from jaxmeta.devices import check_shares
+from jaxmeta.outer.cost import inner_jaxprs
 
 
 def run(*command):
@@ -37,11 +40,47 @@ def check(found):
     assert ("all-gather" in found) == has_played, found
 
 
-def test_what_learns_from_what_it_played_is_that_of_one_device():
-    found = updates("rl2", "pearl", num_devices=4)
-    assert [line["name"] for line in found] == ["rl2", "pearl"]
-    for line in found:
-        check(line)
+def count(jaxpr, names=("psum", "all_gather")):
+    """How often each primitive is in a program, and in the programs in it."""
+    found = Counter(equation.primitive.name for equation in jaxpr.eqns)
+    for equation in jaxpr.eqns:
+        for inner in inner_jaxprs(equation.params):
+            found += count(inner, names)
+    return Counter({name: found[name] for name in names})
+
+
+def traced():
+    """(learner, its tasks, whether it learns from what it has played) by name: a constructor of each kind."""
+    images = jnp.zeros((2, 4, 1)), jnp.zeros((2, 4), int)
+    embed = lambda w, x: jnp.concatenate([w * x, x], axis=1)
+    init, ways = (lambda key: jnp.ones(())), {"num_classes": 2, "num_features": 2}
+    loss = lambda w, batch: (jnp.mean((w * batch[0] - batch[1]) ** 2), {})
+    episodes = jaxmeta.Task(images, images)
+    yield "maml", jaxmeta.maml(init, loss, microbatch=1), episodes, False
+    yield "protonet", jaxmeta.protonet(init, embed, num_ways=2, microbatch=1), episodes, False
+    yield "fine_tune", jaxmeta.fine_tune(init, embed, num_ways=2, microbatch=1, **ways), jaxmeta.Task((), images), False
+    family = rl.families.navigation()
+    tasks = jax.vmap(family.train.sample, (0, None))(jax.random.split(jax.random.key(0)), family.train.data)
+    policy, core = rl.mlp_policy(family, hidden=(2,)), nn.min_gru(2)
+    yield "maml_rl", jaxmeta.maml_rl(*policy, family.environment, num_episodes=2, microbatch=1), tasks, True
+    yield "rl2", jaxmeta.rl2(family, actor=core, outer=jaxmeta.PPO(num_minibatches=2)), tasks, True
+    networks = jaxmeta.mlp_actor_critic(family, latent_size=1, hidden=(2,))
+    encoder = jaxmeta.mlp_encoder(family, latent_size=1, hidden=(2,))
+    indexed = rl.IndexedTask(jnp.arange(2), tasks, 2)
+    yield "pearl", jaxmeta.pearl(family, networks, encoder, num_train_tasks=2), indexed, True
+
+
+KINDS = {name: (learner, tasks, has_played) for name, learner, tasks, has_played in traced()}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_learned_from_is_one_sum_over_devices(name):
+    """By the program that is traced; below by the one that is compiled, and its numbers."""
+    learner, tasks, has_played = KINDS[name]
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    with jaxmeta.over_devices(1):
+        found = count(jax.make_jaxpr(learner.update)(jax.random.key(1), state, tasks).jaxpr)
+    assert found["psum"] == 1 and (found["all_gather"] > 0) == has_played
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from jaxmeta.checks import (
     check_metrics,
     check_pure,
 )
-from jaxmeta.devices import SHARED, along, can_share, known_everywhere, on_each, replicated
+from jaxmeta.devices import SHARED, along, any_process, can_share, known_everywhere, on_each, replicated
 from jaxmeta.training.callbacks import Callback, Callbacks
 from jaxmeta.training.checkpoint import Checkpointer, Saver, of_key, saving
 from jaxmeta.training.divergence import Watch
@@ -176,7 +176,7 @@ def _loop(
         if validator and (step == num_outer_steps or validator.is_due(step)):
             metrics = {**metrics, **validator(state)}
         _show(bar, metrics, length)
-        is_over = callbacks(state, metrics) or (validator is not None and validator.has_no_patience())
+        is_over = any_process(callbacks(state, metrics)) or (validator is not None and validator.has_no_patience())
         if saver and (is_over or step == num_outer_steps or saver.is_due(before, step)):
             best, found = (validator.best, validator.progress()) if validator else (None, None)
             saver.save(step, state, best, {"in_a_row": watch.in_a_row.tolist(), "validation": found})
