@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import os
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"list": _list, "train": _train, "evaluate": _evaluate}
     if argv[0] not in commands:
         return _fail(f"there is no command {argv[0]!r}\n{USAGE}")
+    shown, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"\njaxmeta: {message}\n"
     try:
         commands[argv[0]](argv[1:])
     except ValueError as error:
@@ -65,9 +68,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, FloatingPointError, ImportError) as error:  # the last where a recipe needs an extra
         return _fail(str(error), status=1)
-    except KeyboardInterrupt:
-        return _fail("stopped; what was saved is kept, go on with --resume and --out DIR", status=130)
+    except (MemoryError, RuntimeError) as error:  # jax's own is the latter
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(_out_of_memory(error), status=1)
+    except KeyboardInterrupt as error:
+        asked = "stopped; what was saved is kept, go on with --resume and --out DIR"
+        return _fail(asked, status=getattr(error, "status", 130))
+    finally:
+        warnings.formatwarning = shown
     return 0
+
+
+def _out_of_memory(error: BaseException) -> str:
+    found = re.search(r"Out of memory[^.]*?allocat\w* [\d,.]+ ?\w*", str(error))
+    what = found.group() if found else str(error).splitlines()[0][:160] if str(error) else "Out of memory"
+    return (
+        f"{what}: fewer of --num-tasks, or, where the recipe has it, a --microbatch of so many tasks at a time, takes "
+        "less; docs/how-to/memory.md says what takes how much"
+    )
 
 
 def _fail(message: str, status: int = 2) -> int:

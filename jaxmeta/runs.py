@@ -4,10 +4,11 @@
 |-----------------|------------------------------------------------------------------------------------------|
 | `config.json`   | the recipe, the seed and every field                                                     |
 | `metrics.jsonl` | a line for each hundredth of the run: step, seconds, the means of the training metrics    |
-| `state/`        | the meta-parameters and the outer optimizer's state, saved at least every half minute     |
+| `state/`        | the last three checkpoints, one every half minute, see `training.Checkpointer`            |
 | `*.png`         | the learning curve, the adaptation curve, the recipe's own pictures                       |
 | `result.json`   | the test tasks' metrics before and after each step of adaptation, and what they are      |
 |                 | compared with, of other tests too; written last, so that a run that has it is finished   |
+| `lock`          | is held while the run runs                                                                |
 """
 
 import contextlib
@@ -15,8 +16,9 @@ import dataclasses
 import json
 import logging
 import platform
+import signal
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,9 +34,10 @@ from jaxmeta import __version__, plotting
 from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
-from jaxmeta.training import Report, evaluate, fit, restore_state, save_state
+from jaxmeta.training import Checkpointer, JsonLines, Report, evaluate, fit, restore_state
+from jaxmeta.training.files import locked, write_whole, writing
 from jaxmeta.types import MetaState, TaskDistribution
-from jaxmeta.words import counted
+from jaxmeta.words import counted, short
 
 Judged: TypeAlias = tuple[Report, dict[str, Report]]
 _SECONDS_BETWEEN_SAVES = 30
@@ -51,17 +54,30 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
 
     Raises:
       ValueError: a field is wrong, or `out` holds another run; nothing is written then.
+      Terminated: SIGTERM came; the end of the chunk is saved.
     """
     experiment = config.build()
-    directory = _claim(name, config, seed, out, resume)
+    out = _new_directory(name, seed, resume) if out is None else out
+    _check_directory(name, config, seed, out, resume)
+    with _terminable() as asked, locked(out, "--out"):
+        _check_directory(name, config, seed, out, resume)  # by now it may be another's
+        if not resume:
+            _write(out / "config.json", _content(name, config, seed))
+        try:
+            return _run(name, config, seed, out, experiment, asked)
+        except OSError as error:
+            raise OSError(f"{error}. Once that is mended, go on with --resume --out {out}") from error
+
+
+def _run(name: str, config: Outer, seed: int, directory: Path, experiment: Experiment, asked: "_Asked") -> Report:
     changed = _differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
     if changed:
         print(f"not as the recipe: {_listed(changed, 'the recipe has')}")
     print(f"under {directory}", flush=True)
 
-    log = _Log(directory)
-    state = _train(experiment, config, seed, log)
+    log = JsonLines(directory / "metrics.jsonl")
+    state = _train(experiment, config, seed, log, directory, asked)
     print(f"evaluating on {counted(config.num_eval_tasks, 'test task')}", flush=True)
     test_key, picture_key = _test_keys()
     report, references = _evaluate(experiment, config, test_key, state, experiment.test_tasks)
@@ -87,27 +103,85 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
     return report
 
 
-def _train(experiment: Experiment, config: Outer, seed: int, log: "_Log") -> MetaState:
+def _train(
+    experiment: Experiment, config: Outer, seed: int, log: JsonLines, directory: Path, asked: "_Asked"
+) -> MetaState:
     """From the last checkpoint on, if there is one."""
     train_key, *_ = jax.random.split(jax.random.key(seed), 3)
-    has_checkpoint = any(log.directory.glob("state/[0-9]*"))
-    state = _restore(log.directory, experiment) if has_checkpoint else None
-    log.drop_after(0 if state is None else int(state.step))
-    if state is not None and int(state.step) == config.num_outer_steps:
-        return state  # killed while it was judged or drawn
-    with _choices_on_stdout():
+    with _choices_on_stdout(), asked.until_a_chunk_ends(), _failing():
         state, _ = fit(
             train_key,
             experiment.learner,
             experiment.train_tasks,
-            state=state,
             num_outer_steps=config.num_outer_steps,
             num_tasks=config.num_tasks,
             chunk_size=max(1, config.num_outer_steps // 100),
-            callbacks=[log],
+            checkpointer=Checkpointer(directory / "state", every_seconds=_SECONDS_BETWEEN_SAVES),
+            callbacks=[partial(_log, log), lambda state, metrics: asked.to_end],
         )
-    log.save(state)
+    if asked.to_end:
+        raise Terminated
     return state
+
+
+def _log(log: JsonLines, state: MetaState, metrics: dict[str, np.ndarray]) -> None:
+    """The metrics are part of what a run is for: it ends where they cannot be written, before their steps are saved."""
+    try:
+        log(state, metrics)
+    except Exception as error:
+        raise _NotLogged(error) from error
+
+
+class _NotLogged(BaseException):
+    """What `fit` does not take for an error of a callback, which it would survive; it has that error."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end, by SIGTERM; `status` is that of the command."""
+
+    status = 128 + signal.SIGTERM
+
+
+class _Asked:
+    """What SIGTERM does: it ends training when the chunk does, and all else at once; a second one kills."""
+
+    def __init__(self) -> None:
+        self.to_end = self._can_wait = False
+
+    def __call__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.to_end = True
+        if not self._can_wait:
+            raise Terminated
+
+    @contextlib.contextmanager
+    def until_a_chunk_ends(self) -> Iterator[None]:
+        self._can_wait = True
+        try:
+            yield
+        finally:
+            self._can_wait = False
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except _NotLogged as stopped:
+        raise stopped.args[0] from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[_Asked]:
+    asked = _Asked()
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, asked)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _result(report: Report, references: dict[str, Report], metric: str) -> dict[str, Any]:
@@ -165,40 +239,6 @@ def _test_keys() -> tuple[jax.Array, jax.Array]:
     return test_key, picture_key
 
 
-class _Log:
-    """Called by `fit` after each chunk: a line of metrics, and now and then a checkpoint."""
-
-    def __init__(self, directory: Path):
-        self.directory, self.path = directory, directory / "metrics.jsonl"
-        self.start = self.last_save = time.monotonic()
-        self.seconds_before = 0.0
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
-
-    def drop_after(self, step: int) -> None:
-        """Forgets what a killed run logged after its last checkpoint."""
-        kept = [line for line in self.lines() if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.seconds_before = kept[-1]["seconds"] if kept else 0.0
-
-    def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.start
-
-    def __call__(self, state: MetaState, metrics: dict[str, np.ndarray]) -> None:
-        means = {name: float(np.mean(values)) for name, values in metrics.items()}
-        line = {"step": int(state.step), "seconds": round(self.seconds(), 2), **means}
-        finite = {name: value if np.isfinite(value) else None for name, value in line.items()}  # JSON has no NaN
-        with self.path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
-        if time.monotonic() - self.last_save > _SECONDS_BETWEEN_SAVES:
-            self.save(state)
-
-    def save(self, state: MetaState) -> None:
-        save_state(self.directory / "state", int(state.step), state)
-        self.last_save = time.monotonic()
-
-
 def _evaluate(
     experiment: Experiment, config: Outer, key: jax.Array, state: MetaState, tasks: TaskDistribution
 ) -> Judged:
@@ -241,7 +281,7 @@ def _draw(
     experiment: Experiment,
     report: Report,
     references: dict[str, Report],
-    log: _Log,
+    log: JsonLines,
     key: jax.Array,
     state: MetaState,
 ) -> None:
@@ -259,29 +299,33 @@ def _draw(
         ),
     }
     for file, figure in figures.items():
-        figure.savefig(directory / file)
+        with writing(directory / file):
+            figure.savefig(directory / file)
 
 
-def _claim(name: str, config: Outer, seed: int, out: Path | None, resume: bool) -> Path:
-    """The run's directory, with `config.json` in it. A directory that holds something else is left as it is."""
-    content = {"recipe": name, "seed": seed, **dataclasses.asdict(config)}
-    if out is None:
-        if resume:
-            raise ValueError("--resume goes on with the run in a directory: name it with --out DIR")
-        names = (Path("runs") / f"{name}-seed{seed}{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 10_000))])
-        out = next(path for path in names if not path.exists())
+def _new_directory(name: str, seed: int, resume: bool) -> Path:
     if resume:
-        if differ := _differences(_read_json(out / "config.json"), json.loads(json.dumps(content))):
+        raise ValueError("--resume goes on with the run in a directory: name it with --out DIR")
+    names = (Path("runs") / f"{name}-seed{seed}{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 10_000))])
+    return next(path for path in names if not path.exists())
+
+
+def _content(name: str, config: Outer, seed: int) -> dict[str, Any]:
+    return {"recipe": name, "seed": seed, **dataclasses.asdict(config)}
+
+
+def _check_directory(name: str, config: Outer, seed: int, out: Path, resume: bool) -> None:
+    """That it is nobody's, or with `resume` this run's. One that holds something else is left as it is."""
+    if resume:
+        here = json.loads(json.dumps(_content(name, config, seed)))
+        if differ := _differences(_read_json(out / "config.json"), here):
             raise ValueError(f"--out {out} holds a run with other settings: {_listed(differ, 'the run has')}")
         if (out / "result.json").exists():
             raise ValueError(f"--out {out} holds a finished run; see it with: jaxmeta evaluate {out}")
-        return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"lock"}):
         remedy = "or add --resume to go on with the run there" if (out / "config.json").exists() else "or empty it"
         raise ValueError(f"--out {out} is not empty: name a new directory with --out DIR, {remedy}")
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "config.json", content)
-    return out
 
 
 def _as_the_recipe(recipe: Recipe, config: Outer) -> dict[str, Any]:
@@ -309,25 +353,33 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _listed(differences: dict[str, tuple[Any, Any]], who: str) -> str:
-    return ", ".join(f"{name} {here} ({who} {there})" for name, (there, here) in differences.items())
+    return ", ".join(f"{name} {here} ({who} {short(there, 60)})" for name, (there, here) in differences.items())
 
 
 def _read_config(directory: Path) -> tuple[str, int, Outer]:
     content = _read_json(directory / "config.json")
     name, seed = content.pop("recipe", None), content.pop("seed", None)
-    if name not in RECIPES:
-        raise ValueError(f"DIR {directory} holds a run of {name!r}, which is no recipe of this version")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise ValueError(f"DIR {directory} holds a run of {short(name)}, which is no recipe of this version")
     try:
+        if type(seed) is not int:
+            raise TypeError(f"seed must be int, got {short(seed)}")
         return name, seed, from_dict(type(RECIPES[name].config()), content)
-    except TypeError as error:
-        raise ValueError(f"DIR {directory} holds a run of another version: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"DIR {directory} holds a run of another version, or {directory / 'config.json'} was edited: {error}"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"DIR {path.parent} holds no run of jaxmeta: {error}") from error
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must hold an object, got {short(content)}")
+        json.dumps(content, allow_nan=False)
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"DIR {path.parent} holds no run of jaxmeta: {path.name}: {error}") from error
 
 
 def _restore(directory: Path, experiment: Experiment) -> MetaState:
@@ -335,10 +387,7 @@ def _restore(directory: Path, experiment: Experiment) -> MetaState:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """All or nothing."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _device() -> str:

@@ -16,7 +16,7 @@ import pytest
 from jaxmeta import __version__, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES
-from jaxmeta.training import Report
+from jaxmeta.training import JsonLines, Report
 from jaxmeta.training.checkpoint import restore_state, save_state
 
 SMALL = ["--num-outer-steps", "8", "--num-tasks", "3", "--num-eval-tasks", "5", "--num-eval-steps", "3"]
@@ -123,24 +123,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_stopped(
     class Killed(BaseException):
         pass
 
-    log = runs._Log.__call__
+    log = JsonLines.__call__
 
     def log_and_die(self, state, metrics):
         log(self, state, metrics)
-        if int(state.step) == 5:
+        if int(state.step) == 6:
             raise Killed
 
     monkeypatch.setattr(runs, "_draw", lambda *_: None)
     monkeypatch.setattr(runs, "_SECONDS_BETWEEN_SAVES", seconds_between_saves)
-    monkeypatch.setattr(runs._Log, "__call__", log_and_die)
+    monkeypatch.setattr(JsonLines, "__call__", log_and_die)
     with pytest.raises(Killed):
         train(tmp_path / "run", "--seed", "3")
     steps = []
-    monkeypatch.setattr(runs._Log, "__call__", lambda self, state, metrics: steps.append(log(self, state, metrics)))
+    monkeypatch.setattr(JsonLines, "__call__", lambda self, state, metrics: steps.append(log(self, state, metrics)))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 6, "seconds": 1.0}) + "\n")  # logged after the last checkpoint
+        file.write('\n{"step": 7, "secon')  # as a kill may leave it
 
-    assert train(tmp_path / "run", "--seed", "3", "--resume") == 0
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: torn in line 8 of 8, which is dropped"):
+        assert train(tmp_path / "run", "--seed", "3", "--resume") == 0
     assert len(steps) == steps_to_go
     assert lines(tmp_path / "run") == lines(finished)
     resumed, whole = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", finished))

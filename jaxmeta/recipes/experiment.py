@@ -1,8 +1,10 @@
 """What a recipe is made of: the choices that all outer loops share, and what training, evaluation and drawing need."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import optax
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.rl import Transition
 from jaxmeta.types import MetaLearner, MetaParams, TaskDistribution
-from jaxmeta.words import counted
+from jaxmeta.words import counted, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +68,7 @@ def from_dict(cls: type, content: dict[str, Any]) -> Any:
     """The dataclass that `dataclasses.asdict` made `content` of, and JSON kept, with the dataclasses in it.
 
     Raises:
-      TypeError: a field is unknown, or one without a default is missing.
+      TypeError: a field is unknown or of another type, or one without a default is missing.
 
     >>> import dataclasses
     >>> from jaxmeta.rl.on_policy import PPO
@@ -74,13 +76,32 @@ def from_dict(cls: type, content: dict[str, Any]) -> Any:
     PPO(clip=0.1, num_epochs=1, num_minibatches=1)
     """
     types = get_type_hints(cls)
+    return cls(**{name: _value_of(name, value, types.get(name, Any)) for name, value in content.items()})
 
-    def value_of(name: str, value: Any) -> Any:
-        if isinstance(value, dict) and is_dataclass(types.get(name)):
-            return from_dict(types[name], value)
-        return tuple(value) if isinstance(value, list) else value  # JSON has no tuples
 
-    return cls(**{name: value_of(name, value) for name, value in content.items()})
+def _value_of(name: str, value: Any, kind: Any) -> Any:
+    """A value of JSON, which has no tuples, as the type of its field wants it."""
+    parts, choices = get_args(kind), get_origin(kind)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return from_dict(kind, value)  # type: ignore[arg-type]
+    if choices in (Union, UnionType):
+        for part in parts:
+            with contextlib.suppress(TypeError):
+                return _value_of(name, value, part)
+    elif choices is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in parts):
+            return value
+    elif choices is tuple:
+        many = parts[-1] is Ellipsis
+        if isinstance(value, list) and (many or len(value) == len(parts)):
+            kinds = parts[:1] * len(value) if many else parts
+            return tuple(_value_of(name, entry, part) for entry, part in zip(value, kinds, strict=True))
+    elif kind is Any or (isinstance(kind, type) and type(value) in _JSON_OF.get(kind, (kind,))):
+        return value
+    raise TypeError(f"{name} must be {getattr(kind, '__name__', kind)}, got {short(value)}")
+
+
+_JSON_OF: dict[type, tuple[type, ...]] = {float: (float, int)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,37 @@ except ImportError:  # Windows: without locks
 def write_whole(path: Path, text: str) -> None:
     """All or nothing: what was there before stays until all of `text` is on disk."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with writing(path), temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file that could not be written, which the system's error does not on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: that of the system where there is one in it, which libraries wrap in pages."""
+    number: BaseException | None = error
+    while number is not None:
+        if isinstance(number, OSError) and number.strerror:
+            return number.strerror
+        number = number.__cause__ or number.__context__
+    text = " ".join(str(error).split())
+    known = re.search(r"No space left on device|File too large|Disk quota exceeded|Read-only file system", text)
+    if known:
+        return known.group()
+    return f"{type(error).__name__}: {text[:160]}{'...' if len(text) > 160 else ''}"
 
 
 @contextlib.contextmanager
@@ -43,31 +71,22 @@ def locked(directory: Path, name: str) -> Iterator[None]:
         yield
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int | None]:
-    """The objects of a file with one in each line, and the number of its last line where that is torn, else None.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of `JsonLines`; none where there is no file.
 
-    Blank lines do not count. A line is torn where a process died, or the disk was full, while it was written.
-
-    Raises:
-      ValueError: a line before the last is none.
+    One that is torn, as where a process died or the disk was full while it was written, is dropped with a warning; a
+    blank one does not count.
     """
-    content, torn = [], None
-    numbered = enumerate(path.read_bytes().split(b"\n") if path.exists() else [], 1)
-    lines = [(number, line) for number, line in numbered if line.strip()]
-    for number, line in lines:
+    content, torn = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], 1):
+        if not line.strip():
+            continue
         try:
-            content.append(_object(line))
-        except ValueError as error:
-            if number != lines[-1][0]:
-                raise ValueError(
-                    f"line {number} of {path} must be a JSON object: {error}; mend it or remove it"
-                ) from None
-            torn = number
-    return content, torn
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    value = json.loads(line)
-    if not isinstance(value, dict):
-        raise ValueError(f"it is {type(value).__name__}")
-    return value
+            value = json.loads(line)
+            content.append({**value, "step": int(value["step"]), "seconds": float(value["seconds"])})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            torn.append(number)
+    if torn:
+        numbers = ", ".join(map(str, torn))
+        warnings.warn(f"{path}: torn in line {numbers} of {number}, which is dropped", stacklevel=3)
+    return content

@@ -6,6 +6,7 @@ In it are flat dictionaries {path: array}, one for each tree, and `about`: the s
 CRC-32, what the run has to say beside, and the CRC-32 of all that.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.training.files import reason
 from jaxmeta.types import PyTree
 from jaxmeta.words import counted
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_SECONDS_TO_COME_BACK = 0.2
 
 
 class DamagedError(Exception):
@@ -45,8 +48,8 @@ class Store:
 
         self.directory, self.max_to_keep = directory.absolute(), max_to_keep
         self.writing: int | None = None
-        self._handlers = logging.root.handlers.copy()
-        _absl().addFilter(_not_of_orbax)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_quiet())
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(self.directory)
@@ -67,10 +70,7 @@ class Store:
 
         self.finish()
         flat = {name: {path: _on_host(leaf) for path, leaf in _flat(tree).items()} for name, tree in trees.items()}
-        arrays = {
-            name: {path: [*_described(array), zlib.crc32(_bytes(array))] for path, array in leaves.items()}
-            for name, leaves in flat.items()
-        }
+        arrays = {name: {path: _entry(array) for path, array in leaves.items()} for name, leaves in flat.items()}
         text = json.dumps({"step": step, "arrays": arrays, **about})
         items: dict[str, Any] = {"about": ocp.args.JsonSave({"text": text, "crc32": zlib.crc32(text.encode())})}
         for name, leaves in flat.items():  # orbax writes no array without numbers, and no dictionary without arrays
@@ -96,19 +96,13 @@ class Store:
                 _remove(self.directory / str(step))
 
     def close(self) -> None:
-        """Waits, and lets go of threads; the loggers are as before: orbax's first line gives a root logger without
-        handlers one, and from there on whatever else is logged comes out of it too."""
-        try:
+        """Waits, and lets go of threads."""
+        with self._quiet, contextlib.closing(self._orbax):
             self.finish()
-        finally:
-            self._orbax.close()
-            _absl().removeFilter(_not_of_orbax)
-            for handler in logging.root.handlers.copy():
-                if handler not in self._handlers:
-                    logging.root.removeHandler(handler)
 
     def _unwritten(self, error: Exception) -> OSError:
         step, self.writing = self.writing, None
+        time.sleep(_SECONDS_TO_COME_BACK)
         if jax.process_index() == 0:
             _remove_unfinished(self.directory)
         whole = steps_in(self.directory)
@@ -173,16 +167,12 @@ def _read(folder: Path, step: int, likes: Mapping[str, PyTree]) -> tuple[dict[st
         raise DamagedError(f"it is that of step {about.get('step')}, and was renamed")
     trees = {}
     for name in about["arrays"].keys() & likes.keys():
-        written = {path: tuple(entry) for path, entry in about["arrays"][name].items()}
+        written = about["arrays"][name]
         shapes = {path: jax.eval_shape(_numbers, leaf) for path, leaf in _flat(likes[name]).items()}
         _check_fits(folder, written, shapes)
         arrays = _read_arrays(folder, name, {path: shape for path, shape in shapes.items() if shape.size})
         for path, array in arrays.items():
-            if (*_described(array), zlib.crc32(_bytes(array))) != (
-                written[path][0],
-                written[path][1],
-                written[path][2],
-            ):
+            if _entry(array) != written[path]:
                 raise DamagedError(f"the array at {path} has other numbers than were written")
         empty = {path: np.zeros(shape.shape, shape.dtype) for path, shape in shapes.items() if not shape.size}
         trees[name] = _unflat(likes[name], arrays | empty)
@@ -221,27 +211,38 @@ def _read_arrays(folder: Path, name: str, shapes: Mapping[str, jax.ShapeDtypeStr
 
 
 def _quietly(folder: Path, args: Any) -> Any:
-    """What orbax restores, without its lines in the log."""
+    """What orbax restores."""
     import orbax.checkpoint as ocp
 
-    handlers, hook = logging.root.handlers.copy(), sys.unraisablehook
-    _absl().addFilter(_not_of_orbax)
+    with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(folder, args=args)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what orbax logs, for what goes wrong is an exception, and said once.
+
+    Its first line gives a root logger without handlers one, out of which comes whatever else is logged from there on.
+    After an error, what it had begun beside comes back to a loop that is closed, which python shows as tracebacks.
+    """
+    handlers, hook, absl = logging.root.handlers.copy(), sys.unraisablehook, logging.getLogger("absl")
+    is_other = lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+    absl.addFilter(is_other)
     sys.unraisablehook = lambda ignored: None if str(ignored.exc_value) == "Event loop is closed" else hook(ignored)
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(folder, args=args)
+        yield
     except Exception:
-        time.sleep(0.2)  # reads that were begun come back to a loop that is closed, which python shows as tracebacks
+        time.sleep(_SECONDS_TO_COME_BACK)
         raise
     finally:
         sys.unraisablehook = hook
-        _absl().removeFilter(_not_of_orbax)
+        absl.removeFilter(is_other)
         for handler in logging.root.handlers.copy():
             if handler not in handlers:
                 logging.root.removeHandler(handler)
 
 
-def _check_fits(folder: Path, written: Mapping[str, tuple], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _check_fits(folder: Path, written: Mapping[str, list], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     text = lambda dtype, shape: f"{dtype}[{', '.join(map(str, shape))}]"
     there = {path: text(dtype, shape) for path, (dtype, shape, _) in written.items()}
     here = {path: text(*_described(shape)) for path, shape in shapes.items()}
@@ -300,22 +301,9 @@ def _described(array: Any) -> tuple[str, list[int]]:
     return str(array.dtype), list(array.shape)
 
 
-def _bytes(array: np.ndarray) -> bytes | memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def reason(error: BaseException) -> str:
-    """An error in one line: that of the system where there is one in it, which libraries wrap in pages."""
-    number: BaseException | None = error
-    while number is not None:
-        if isinstance(number, OSError) and number.strerror:
-            return number.strerror
-        number = number.__cause__ or number.__context__
-    text = " ".join(str(error).split())
-    known = re.search(r"No space left on device|File too large|Disk quota exceeded|Read-only file system", text)
-    if known:
-        return known.group()
-    return f"{type(error).__name__}: {text[:160]}{'...' if len(text) > 160 else ''}"
+def _entry(array: np.ndarray) -> list[Any]:
+    """What is known of an array: its dtype, its shape, and a checksum of its bytes."""
+    return [*_described(array), zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)]
 
 
 def _remove(folder: Path) -> None:
@@ -328,12 +316,3 @@ def _remove(folder: Path) -> None:
 def _remove_unfinished(directory: Path) -> None:
     for path in directory.glob(f"*{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _absl() -> logging.Logger:
-    return logging.getLogger("absl")
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """What goes wrong is an exception, and said once."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
