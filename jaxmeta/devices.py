@@ -2,6 +2,7 @@
 their meta-gradients."""
 
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -59,7 +60,12 @@ def join_processes(
             raise ValueError(f"process_id must be less than num_processes={num_processes}, got {process_id}")
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=120, heartbeat_timeout_seconds=_HEARTBEAT
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=120,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_HEARTBEAT,
         )
     except ValueError as error:  # jax's own words, where it could not tell
         raise ValueError(f"coordinator, num_processes and process_id must be given here: {error}") from error
@@ -171,13 +177,48 @@ def replicated(tree: PyTree) -> PyTree:
     `fit` and `evaluate` do it by themselves.
 
     Args:
-      tree: a pytree of arrays.
+      tree: a pytree of arrays, in every process the same.
+
+    Raises:
+      ValueError: those of another process are others.
 
     >>> with over_devices():
     ...     replicated({"w": jax.numpy.ones(2)})
     {'w': Array([1., 1.], dtype=float32)}
     """
-    return tree if num_sharing() is None else jax.device_put(tree, EVERYWHERE)
+    if num_sharing() is None:
+        return tree
+    return jax.device_put(tree, EVERYWHERE) if jax.process_count() == 1 else _in_all_processes(tree)
+
+
+def _in_all_processes(tree: PyTree) -> PyTree:
+    """What each process has of its own becomes one array of all, once it is known to be the same in all."""
+    is_key = lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    is_own = lambda leaf: not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    numbers = lambda leaf: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else jnp.asarray(leaf))
+    leaves, structure = jax.tree.flatten(tree)
+    own = {i: numbers(leaf) for i, leaf in enumerate(leaves) if is_own(leaf)}
+    checksum = 0
+    for array in own.values():
+        checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)
+    _check_alike(checksum)
+    whole = jax.sharding.NamedSharding(jax.sharding.get_mesh(), EVERYWHERE)
+    for i, array in own.items():
+        leaf = jax.make_array_from_callback(array.shape, whole, lambda index, array=array: array[index])
+        leaves[i] = jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(leaves[i])) if is_key(leaves[i]) else leaf
+    return jax.tree.unflatten(structure, jax.device_put(leaves, EVERYWHERE) if len(own) < len(leaves) else leaves)
+
+
+def _check_alike(checksum: int) -> None:
+    from jax.experimental import multihost_utils
+
+    found = np.asarray(multihost_utils.process_allgather(np.array(checksum, np.uint32))).tolist()
+    if len(set(found)) > 1:
+        others = [i for i, of in enumerate(found) if of != found[0]]
+        raise ValueError(
+            f"the arrays must be the same in all processes, got others in {others} than in process 0: give all of them "
+            "the same key, state, tasks and arguments"
+        )
 
 
 def known_everywhere(tree: PyTree) -> PyTree:
