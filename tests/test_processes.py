@@ -37,7 +37,7 @@ def together(num_processes, num_devices, directory, num_steps):
 
 def numbers(processes):
     """What each prints last, once all have ended well."""
-    ends = [process.communicate(timeout=120) for process in processes]
+    ends = [process.communicate(timeout=300) for process in processes]
     for process, (_, errors) in zip(processes, ends, strict=True):
         assert process.returncode == 0, errors[-2000:]
     return [json.loads(output.splitlines()[-1]) for output, _ in ends]
