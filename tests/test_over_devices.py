@@ -152,3 +152,17 @@ def test_a_share_is_not_shared_again():
         jax.jit(on_each(lambda _, x: seen.append(num_sharing()) or x, SHARED))(0, jnp.zeros(1))
         seen.append(num_sharing())
     assert seen == [None, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", 2, None), "process_id must be given where one of coordinator, num_processes, process_id is"),
+        (("localhost", 2, 0), r'coordinator must be the "HOST:PORT" of process 0, got \'localhost\''),
+        (("localhost:1", 0, 0), "num_processes must be"),
+        (("localhost:1", 2, 2), "process_id must be less than num_processes=2, got 2"),
+    ],
+)
+def test_errors_of_processes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        jaxmeta.join_processes(*arguments)

@@ -1,5 +1,6 @@
 """Several processes, each with several devices, on the loopback: the numbers of one, and what it takes to go on."""
 
+import itertools
 import json
 import os
 import signal
@@ -25,8 +26,8 @@ def address():
         return f"localhost:{found.getsockname()[1]}"
 
 
-def start(*arguments):
-    command = [*PROGRAM, *map(str, arguments)]
+def start(*arguments, program=PROGRAM):
+    command = [*program, *map(str, arguments)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -79,9 +80,33 @@ def test_four_processes_a_death_and_two_that_go_on(tmp_path):
         assert process.returncode not in (0, None) and errors
     assert time.monotonic() - died < 60
 
-    last = json.loads(json.dumps(max(int(p.name) for p in (tmp_path / "killed").iterdir() if p.name.isdigit())))
+    last = max(int(path.name) for path in (tmp_path / "killed").iterdir() if path.name.isdigit())
     assert last >= 18
     found = numbers(together(2, 4, tmp_path / "killed", last + 4))
     assert all(len(of["loss"]) == 4 for of in found) and found[0] == found[1]
     (whole,) = numbers([start(0, tmp_path / "from nothing", last + 4)])
     assert_close(found[0], whole | {"loss": whole["loss"][-4:]})
+
+
+COUNTS = {"--num-outer-steps": 20, "--num-tasks": 24, "--num-eval-tasks": 20, "--num-devices": 2}
+RECIPE = ["train", "maml-linear", *itertools.chain(*COUNTS.items())]
+
+
+@pytest.mark.slow
+def test_a_recipe_in_two_processes_is_that_of_one_and_one_writes(tmp_path):
+    jaxmeta_ = [sys.executable, "-m", "jaxmeta"]
+    shared = ["--distributed", "--coordinator", address(), "--num-processes", 2, "--out", tmp_path / "two"]
+    runs = [start(*RECIPE, *shared, "--process-id", i, program=jaxmeta_) for i in range(2)]
+    runs.append(start(*RECIPE, "--out", tmp_path / "one", program=jaxmeta_))
+    said = []
+    for run in runs:
+        output, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, errors[-2000:]
+        said.append(output)
+    assert "4 devices in 2 processes" in said[0] and "evaluating" not in said[1]
+    two, one = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    np.testing.assert_allclose(two["metrics"]["mse"]["mean"], one["metrics"]["mse"]["mean"], rtol=1e-4)
+    logged = [len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) for name in ("two", "one")]
+    assert logged == [20, 20]
+    content = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert content["num_devices"] == 4

@@ -94,6 +94,13 @@ def shared_out(fn: Callable, *, axis: int = 0) -> Callable:
 
     What comes out stays where it is; gradients go through it.
 
+    Args:
+      fn: (meta_params, data of some tasks) -> a pytree of arrays.
+      axis: of the tasks.
+
+    Raises:
+      ValueError: when it is called, the number of devices does not divide that of tasks.
+
     >>> shared_out(lambda w, x: w * x)(2.0, jnp.arange(3.0)).tolist()
     [0.0, 2.0, 4.0]
     """
