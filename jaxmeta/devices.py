@@ -50,7 +50,7 @@ def join_processes(
     if any(value is None for value in given.values()) and any(value is not None for value in given.values()):
         missing = [name for name, value in given.items() if value is None]
         raise ValueError(f"{' and '.join(missing)} must be given where one of {', '.join(given)} is, got None")
-    if coordinator is not None:
+    if coordinator is not None and num_processes is not None and process_id is not None:
         host, _, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("", "", "")
         if not host or not port.isdigit():
             raise ValueError(f'coordinator must be the "HOST:PORT" of process 0, got {coordinator!r}')

@@ -33,7 +33,8 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
-from jaxmeta.devices import any_process, check_shares, num_cores, over_devices
+from jaxmeta.checks import check_integer
+from jaxmeta.devices import any_process, check_shares, num_cores, num_sharing, over_devices
 from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
 from jaxmeta.training import Checkpointer, JsonLines, Report, evaluate, fit, restore_state
@@ -102,6 +103,8 @@ def _run(
 ) -> Report:
     changed = _differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
+    with sharing():
+        print(_shares(config.num_tasks))
     if changed:
         print(f"not as the recipe: {_listed(changed, 'the recipe has')}")
     print(f"under {directory}", flush=True)
@@ -352,7 +355,9 @@ def _content(name: str, config: Outer, seed: int, num_devices: int | None = 1) -
 
 def num_devices_of(directory: Path) -> int:
     """Of the run in `directory`: on as many it goes on to the same numbers, on others to those but for rounding."""
-    return _read_json(directory / "config.json").get("num_devices", 1)
+    number = _read_json(directory / "config.json").get("num_devices", 1)
+    check_integer(f"num_devices in {directory / 'config.json'}", number, minimum=1)
+    return number
 
 
 def _check_directory(name: str, config: Outer, seed: int, out: Path, resume: bool) -> None:
@@ -432,6 +437,20 @@ def _restore(directory: Path, experiment: Experiment) -> MetaState:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _shares(num_tasks: int) -> str:
+    """How many devices the tasks are shared by, and why not by more."""
+    if num_devices := num_sharing():
+        return f"{counted(num_devices, 'device')} share {counted(num_tasks, 'task')}, {num_tasks // num_devices} each"
+    is_cpu = jax.default_backend() == "cpu"
+    available, what = (num_cores(), "core") if is_cpu else (len(jax.devices()), "device")
+    if available == 1:
+        return f"one {what}: nothing is shared"
+    if num_tasks % available:
+        return f"on one device: {counted(num_tasks, 'task')} do not share out to {available} {what}s"
+    gain = "which gains where networks are large, and loses where they are small: " if is_cpu else ""
+    return f"on one device: --num-devices {available} shares the tasks by all {what}s, {gain}docs/how-to/devices.md"
 
 
 def _device() -> str:

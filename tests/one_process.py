@@ -1,10 +1,11 @@
 """One of several processes that train together, or one alone: run by test_processes.py, which looks at what it prints.
 
-    python tests/one_process.py NUM_DEVICES DIRECTORY NUM_STEPS [HOST:PORT NUM_PROCESSES PROCESS_ID]
+    python tests/one_process.py NUM_DEVICES DIRECTORY,... NUM_STEPS [HOST:PORT NUM_PROCESSES PROCESS_ID]
 
-A callback prints the steps, so that it can be killed between two of them; the last line is JSON.
+A callback prints the steps, so that it can be killed between two of them; the last line is JSON, of each directory.
 """
 
+import contextlib
 import json
 import sys
 
@@ -16,7 +17,7 @@ import optax
 import jaxmeta
 from jaxmeta import adapt, training
 
-num_devices, directory, num_steps = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+num_devices, directories, num_steps = int(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
 if num_devices:  # 0 where nothing is shared
     jax.config.update("jax_num_cpu_devices", num_devices)
 if len(sys.argv) > 4:
@@ -37,7 +38,7 @@ learner = jaxmeta.bilevel(  # each of whose problems lives on, on the device tha
 tasks = jaxmeta.tasks.linear()
 
 
-def main():
+def numbers(directory):
     state, history = jaxmeta.fit(
         jax.random.key(0),
         learner,
@@ -52,12 +53,9 @@ def main():
     report = jaxmeta.evaluate(jax.random.key(1), learner, tasks, state.meta_params, num_tasks=8)
     training.save_state(f"{directory}/own", num_steps, state)
     own = training.restore_state(f"{directory}/own", jax.eval_shape(learner.init, jax.random.key(0)))
-    numbers = {"loss": history["loss"], "judged": report.samples["loss"], "aim": own.meta_params.params["aim"]}
-    print(json.dumps({name: np.asarray(value).tolist() for name, value in numbers.items()}), flush=True)
+    found = {"loss": history["loss"], "judged": report.samples["loss"], "aim": own.meta_params.params["aim"]}
+    return {name: np.asarray(value).tolist() for name, value in found.items()}
 
 
-if num_devices:
-    with jaxmeta.over_devices():
-        main()
-else:
-    main()
+with jaxmeta.over_devices() if num_devices else contextlib.nullcontext():
+    print(json.dumps([numbers(directory) for directory in directories]), flush=True)

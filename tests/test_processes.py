@@ -37,11 +37,11 @@ def together(num_processes, num_devices, directory, num_steps):
 
 
 def numbers(processes):
-    """What each prints last, once all have ended well."""
+    """What each prints last, of its first directory and of the second; once all have ended well."""
     ends = [process.communicate(timeout=300) for process in processes]
     for process, (_, errors) in zip(processes, ends, strict=True):
         assert process.returncode == 0, errors[-2000:]
-    return [json.loads(output.splitlines()[-1]) for output, _ in ends]
+    return [found for output, _ in ends for found in json.loads(output.splitlines()[-1])]
 
 
 def assert_close(found, expected):
@@ -52,12 +52,9 @@ def assert_close(found, expected):
 
 def test_two_processes_have_the_numbers_of_one_and_one_goes_on(tmp_path):
     """Trained and judged over two devices in each of two processes, then by one process without devices to share."""
-    four = together(2, 2, tmp_path / "together", 4)
-    alone = start(0, tmp_path / "alone", 8)
-    first, second = numbers(four)
+    first, second = numbers(together(2, 2, tmp_path / "together", 4))
     assert first == second
-    goes_on = start(0, tmp_path / "together", 8)
-    expected, found = numbers([alone, goes_on])
+    expected, found = numbers([start(0, f"{tmp_path / 'alone'},{tmp_path / 'together'}", 8)])
     np.testing.assert_allclose(first["loss"], expected["loss"][:4], rtol=1e-4)
     assert len(found["loss"]) == 4
     assert_close(found, expected | {"loss": expected["loss"][4:]})
