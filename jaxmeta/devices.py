@@ -137,6 +137,12 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """The memory of a device that this process may use; a CPU's is the machine's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
 def num_sharing() -> int | None:
     """D within `over_devices`; None elsewhere, and in a device's own share."""
     mesh = jax.sharding.get_abstract_mesh()

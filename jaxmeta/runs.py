@@ -145,7 +145,7 @@ def _train(
 ) -> MetaState:
     """From the last checkpoint on, if there is one."""
     train_key, *_ = jax.random.split(jax.random.key(seed), 3)
-    with _choices_on_stdout(), asked.until_a_chunk_ends(), _failing():
+    with _choices_on_stdout(), asked.while_training(), _failing():
         state, _ = fit(
             train_key,
             experiment.learner,
@@ -154,7 +154,7 @@ def _train(
             num_tasks=config.num_tasks,
             chunk_size=max(1, config.num_outer_steps // 100),
             checkpointer=Checkpointer(directory / "state", every_seconds=_SECONDS_BETWEEN_SAVES),
-            callbacks=[partial(_log, log), lambda state, metrics: asked.to_end],
+            callbacks=[partial(_log, log), asked.after_a_chunk],
             progress=jax.process_index() == 0,
         )
     if any_process(asked.to_end):
@@ -181,7 +181,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Asked:
-    """What SIGTERM does: it ends training when the chunk does, and all else at once; a second one kills."""
+    """What SIGTERM does: it ends training when the chunk does, and what saves nothing at once; a second one kills."""
 
     def __init__(self) -> None:
         self.to_end = self._can_wait = False
@@ -192,9 +192,12 @@ class _Asked:
         if not self._can_wait:
             raise Terminated
 
+    def after_a_chunk(self, state: MetaState, metrics: dict[str, np.ndarray]) -> bool:
+        self._can_wait = True  # from here on there is something to save, and nothing long is compiled
+        return self.to_end
+
     @contextlib.contextmanager
-    def until_a_chunk_ends(self) -> Iterator[None]:
-        self._can_wait = True
+    def while_training(self) -> Iterator[None]:
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import pytest
+from kills import Copies
 
 from jaxmeta import runs
 from jaxmeta.__main__ import main
@@ -205,3 +206,64 @@ def test_an_edited_configuration_is_said_in_a_line(edit, command, finished, tmp_
     assert status == 2
     text = said(capsys)
     assert str(tmp_path) in text and len(text) < 700
+
+
+RUNS = {
+    "maml-sinusoid": SMALL,
+    "rl2-bandit": [
+        "--num-outer-steps",
+        "6",
+        "--num-tasks",
+        "8",
+        "--num-eval-tasks",
+        "4",
+        "--epochs.num-minibatches",
+        "1",
+    ],
+    "pearl-navigation": ["--num-outer-steps", "4", "--num-eval-tasks", "4"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RUNS)
+def test_a_run_killed_at_any_moment_finds_what_an_uninterrupted_one_does(recipe, tmp_path, monkeypatch):
+    """Of all moments 20 while it trains, and the last; the compiled programs are those of the first run."""
+    kind = type(RECIPES[recipe].config())
+    monkeypatch.setattr(kind, "build", functools.cache(kind.build))
+    go = lambda out, *more: main(["train", recipe, "--out", str(out), *RUNS[recipe], *more])
+    assert go(tmp_path / "whole") == 0
+    with Copies(tmp_path / "run", tmp_path / "copies") as copies:
+        assert go(tmp_path / "run") == 0
+    moments = [run for run in copies.directories if (run / "config.json").exists()]
+    unfinished = [run for run in moments if not (run / "result.json").exists()]
+    for run in unfinished[:: max(1, len(unfinished) // 20)]:
+        assert go(run, "--resume") == 0
+        assert found(run) == found(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5, 9, 13])
+def test_a_process_that_is_killed_goes_on(seconds, finished, tmp_path):
+    """By the system's SIGKILL, wherever it was; then another one goes on until it ends."""
+    command = [
+        sys.executable,
+        "-m",
+        "jaxmeta",
+        "train",
+        "maml-linear",
+        "--num-outer-steps",
+        "30000",
+        "--num-eval-tasks",
+    ]
+    go = lambda out, *more: subprocess.Popen([*command, "20", "--out", str(out), *more])
+    with go(tmp_path / "whole") as whole, go(tmp_path / "run") as run:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(seconds)
+        run.kill()
+        assert whole.wait() == 0
+    if not (tmp_path / "run" / "config.json").exists():
+        pytest.skip("it had not begun")
+    if not (tmp_path / "run" / "result.json").exists():
+        with go(tmp_path / "run", "--resume") as run:
+            assert run.wait() == 0
+    assert found(tmp_path / "run") == found(tmp_path / "whole")

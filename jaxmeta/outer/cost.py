@@ -1,6 +1,5 @@
 """What a function needs, from shapes alone: for defaults that are chosen while tracing, before anything compiles."""
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
+from jaxmeta.devices import memory_bytes
 from jaxmeta.types import PyTree
 
 CACHE_BYTES = 16 * 2**20  # about what a processor keeps near; above it, traffic to memory costs more than products
@@ -16,8 +16,7 @@ _VIEWS = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", 
 
 def default_memory_budget() -> int:
     """Half of the memory of the device, in bytes; a CPU's is the machine's."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2
+    return memory_bytes() // 2
 
 
 def num_bytes(tree: PyTree) -> int:

@@ -192,7 +192,8 @@ def _default_microbatch(traced: Callable, num_tasks: int, meta_params: PyTree, p
     alone = jax.vmap(traced, in_axes=None, out_axes=None, axis_size=likely, axis_name=TASKS)
     with _estimating() as to_be_said:
         one = peak_bytes(alone, meta_params, task)
-    microbatch = max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n * one <= max(room, one))
+    most = min(num_tasks, max(1, room // max(1, one)))
+    microbatch = next(n for n in range(most, 0, -1) if num_tasks % n == 0)
     for say in to_be_said if microbatch == likely else ():
         say()
     return microbatch

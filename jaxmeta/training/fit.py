@@ -28,7 +28,7 @@ from jaxmeta.training.callbacks import Callback, Callbacks
 from jaxmeta.training.checkpoint import Checkpointer, Saver, of_key, saving
 from jaxmeta.training.divergence import Watch
 from jaxmeta.training.history import History
-from jaxmeta.training.looks import look_at_tasks
+from jaxmeta.training.looks import look_at_size, look_at_tasks
 from jaxmeta.training.validation import Validation, Validator, check_validation
 from jaxmeta.types import MetaLearner, MetaState, Metrics, PyTree, TaskDistribution
 from jaxmeta.words import short
@@ -115,6 +115,7 @@ def fit(
         state = found.get("state", state)
         meta_params = _look_at_state(key, learner, state, num_outer_steps, is_found=bool(found)).meta_params
         look_at_tasks("tasks", tasks, learner, meta_params, is_test=False)
+        look_at_size(num_tasks, tasks, num_seeds=len(key) if key.ndim else 1)
         if validate is not None:
             check_validation(validate, learner, meta_params, len(key) if key.ndim else None)
         validator = None if validate is None else Validator(validate, learner)
@@ -199,7 +200,7 @@ def _saving(
 
 
 def _look_at_state(
-    key: jax.Array, learner: MetaLearner, state: MetaState | None, num_outer_steps: int, *, is_found: bool
+    key: jax.Array, learner: MetaLearner, state: MetaState | None, num_outer_steps: int, *, is_found: bool = False
 ) -> MetaState:
     """Looks at `init` and at a state to go on from, given or found saved; the shapes of a state of one seed."""
     if state is None:

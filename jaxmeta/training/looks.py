@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import a_key, check_distribution, check_pure, check_sampler
-from jaxmeta.devices import replicated
+from jaxmeta.devices import memory_bytes, num_sharing, replicated
 from jaxmeta.traced import used_inputs
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, Task, TaskDistribution
 
@@ -42,6 +42,23 @@ def look_at_tasks(
     check = getattr(learner, "check", None) if tasks.sources is None else None
     if check is not None and isinstance(shapes, Task) and _holds_integers(shapes):
         check(meta_params, _draw(*replicated((jax.random.key(0), tasks.data)), sample=tasks.sample), is_test)
+
+
+def look_at_size(num_tasks: int, tasks: TaskDistribution, num_seeds: int) -> None:
+    """Refuses outer steps whose tasks alone take more than half of the memory: what is computed of them needs as much.
+
+    An estimate from below, of shapes: a key and a task, N times for each seed. What passes may be too much, too.
+    """
+    task = jax.eval_shape(tasks.sample, a_key(), tasks.data)
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task)) + 8
+    room = memory_bytes() * (num_sharing() or 1) // 2
+    if one * num_tasks * num_seeds > room:
+        seeds = f" for each of {num_seeds} seeds" if num_seeds > 1 else ""
+        raise ValueError(
+            "num_tasks must be so many that the tasks of an outer step fit into half of the memory, got "
+            f"{num_tasks:,}: of {one:,} bytes each{seeds} they take {one * num_tasks * num_seeds / 2**30:,.1f} GiB, and "
+            f"that half is {room / 2**30:,.1f} GiB, which {room // (one * num_seeds):,} fit into, with nothing beside them"
+        )
 
 
 def _holds_integers(task: Task) -> bool:

@@ -1,5 +1,6 @@
 """Checkpoints: a run goes on bit by bit, whatever moment it was killed at; nothing that is damaged is ever read."""
 
+import resource
 import shutil
 import warnings
 
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kills import Copies
 
 import jaxmeta
 from jaxmeta import fit
-from jaxmeta.training import Checkpointer, Validation, restore_state, save_state, stored
+from jaxmeta.training import Checkpointer, JsonLines, Validation, restore_state, save_state, stored
 from jaxmeta.training.files import locked
 from jaxmeta.training.stored import Store, steps_in
 
@@ -306,3 +308,44 @@ def test_a_flipped_bit_in_the_numbers_is_seen_by_the_checksum_alone(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"every one is damaged \(1: .*\)"):
         restore_state(tmp_path, state)
+
+
+# Kills
+
+
+@pytest.mark.parametrize("number", [8, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_moment_of_a_checkpoint_goes_on_bit_by_bit(number, whole, tmp_path):
+    """Before each operation on a file, of the first checkpoint, of the second, and while the first is removed."""
+
+    def go(directory, num_steps):
+        log = JsonLines(directory / "metrics.jsonl")
+        checkpointer = Checkpointer(directory / "state", every_steps=2, max_to_keep=1)
+        return run(num_steps, checkpointer=checkpointer, callbacks=[log])[0], log
+
+    (tmp_path / "whole").mkdir(), (tmp_path / "run").mkdir()
+    expected = go(tmp_path / "whole", 20)[1]
+    with Copies(tmp_path / "run", tmp_path / "copies") as copies:
+        go(tmp_path / "run", 6)
+    moments = copies.directories
+    assert len(moments) > 20
+    for directory in moments if number is None else moments[:: len(moments) // number]:
+        state, log = go(directory, 20)
+        assert_same_bits(state, whole[0])
+        assert [line | {"seconds": 0} for line in log.lines()] == [line | {"seconds": 0} for line in expected.lines()]
+
+
+def test_a_full_disk_is_an_error_and_what_was_saved_is_kept(tmp_path):
+    """A real one is in tests/test_faults.py."""
+    state = {"w": jax.random.normal(KEY, (100_000,))}
+    save_state(tmp_path, 1, state)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"the checkpoint of step 2 could not be written to .*; that of step 1 is kept"
+        ):
+            save_state(tmp_path, 2, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_same_bits(restore_state(tmp_path, state), state)
+    assert {path.name for path in tmp_path.iterdir()} == {"1"}

@@ -251,6 +251,8 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_warned_of(key):
 def test_a_run_of_which_no_step_is_finite_stops(key):
     with pytest.raises(FloatingPointError, match=r"no outer step after step 0 was finite.*Lower"):
         run(key, 40, chunk_size=20, tasks=with_nan(1.0))
+    with pytest.warns(UserWarning), pytest.raises(FloatingPointError, match="after step 0 was finite, 10 in a row"):
+        run(key, 40, chunk_size=9, tasks=with_nan(1.0))  # no chunk was long enough to be judged
     with pytest.warns(UserWarning, match="num_skipped"):  # too short to call it diverged
         state, _ = run(key, 9, chunk_size=9, tasks=with_nan(1.0))
     assert int(state.num_skipped) == 9

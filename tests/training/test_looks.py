@@ -7,6 +7,7 @@ import pytest
 
 import jaxmeta
 from jaxmeta import Task, TaskDistribution, adapt, evaluate, fit, nn
+from jaxmeta.training import looks
 from jaxmeta.training.evaluate import _evaluate_tasks
 from jaxmeta.training.fit import _look_at_state, _run_chunk
 from jaxmeta.training.looks import look_at_tasks
@@ -202,3 +203,14 @@ def test_a_loss_does_not_draw_with_numpy():
 
     with pytest.raises(ValueError, match="loss_fn must be a pure function"):
         train(jaxmeta.maml(init_fn, loss_fn), GOOD)
+
+
+@pytest.mark.parametrize(("num_tasks", "num_seeds"), [(10**9, 1), (10**6, 1000)])
+def test_what_cannot_fit_into_memory_is_refused_before_anything_is_allocated(num_tasks, num_seeds, monkeypatch):
+    """A call with a zero too many hung. 8 bytes of a key, 4 of each number: 5 examples of 2, and 2 of the task."""
+    monkeypatch.setattr(looks, "memory_bytes", lambda: 64 * 2**30)
+    tasks = jaxmeta.tasks.sinusoid(num_shots=3, num_queries=2)
+    with pytest.raises(ValueError, match=r"num_tasks must be .*half of the memory, got 1,.*: of 56 .* take 52\.2 GiB"):
+        looks.look_at_size(num_tasks, tasks, num_seeds)
+    monkeypatch.setattr(looks, "memory_bytes", lambda: 105 * 2**30)
+    looks.look_at_size(num_tasks, tasks, num_seeds)
