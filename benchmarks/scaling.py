@@ -112,7 +112,7 @@ def measured(name: str, case: Case, num_devices: int, *, num_rounds: int) -> Row
         "contender": _CONTENDER,
         "num_devices": num_devices,
         "num_tasks": case.num_tasks,
-        **collectives(together.as_text()),
+        **collectives(together.as_text() or ""),
         "seconds": seconds["together"],
         "seconds_apart": seconds["apart"],
         "efficiency_of_communication": seconds["apart"]["median"] / seconds["together"]["median"],
@@ -130,7 +130,11 @@ def _learner(case: Case) -> jaxmeta.MetaLearner:
 
 def _apart(learner: jaxmeta.MetaLearner, key: jax.Array, state: PyTree, tasks: PyTree) -> PyTree:
     """What each device would do alone with its share."""
-    update = lambda everywhere, share: jax.tree.map(lambda x: x[None], learner.update(*everywhere, share))
+
+    def update(everywhere: tuple[jax.Array, jaxmeta.MetaState], share: PyTree) -> PyTree:
+        key, state = everywhere
+        return jax.tree.map(lambda x: x[None], learner.update(key, state, share))
+
     return on_each(update, SHARED)((key, state), tasks)
 
 
