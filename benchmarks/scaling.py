@@ -43,6 +43,7 @@ _NUM_TASKS = 8  # of a device in weak scaling, of all in strong
 _MEASURED = {"sinusoid": 1, "omniglot-mlp": 1}  # inner steps
 _PREDICTED = ("omniglot-mlp-t32-k5", "conv4-t32-k1", "transformer-t4-k1")
 
+_PREDICTED_FOR = (8, 64, 512)
 _CONTENDER = "jaxmeta, over devices"
 
 
@@ -162,7 +163,7 @@ def prediction(name: str, interconnect: Interconnect = ASSUMED) -> Row:
     params = jax.eval_shape(FAMILIES[family][0](timed["num_tasks"], num_steps).init, jax.random.key(0))
     size = num_bytes(params)
     predicted = {}
-    for num_devices in (8, 64, 512):
+    for num_devices in _PREDICTED_FOR:
         seconds = all_reduce_seconds(size, num_devices, interconnect)
         efficiency = timed["median"] / (timed["median"] + seconds)
         predicted[str(num_devices)] = {
@@ -228,8 +229,11 @@ def draw(rows: Sequence[Row], where: str) -> "Figure":
             curve.append((row["num_devices"], row["efficiency_of_communication"]))
     for name, points in curves.items():
         left.plot(*zip(*sorted(points), strict=True), "o-", label=name)
-    for axes, title in ((left, "measured here"), (right, "predicted for accelerators")):
+    titles = {"measured here": (left, _NUM_DEVICES), "predicted for accelerators": (right, _PREDICTED_FOR)}
+    for title, (axes, numbers) in titles.items():
         axes.set(xscale="log", xlabel="devices", ylim=(0, 1.3), title=title)
+        axes.set_xticks(numbers, [str(number) for number in numbers])
+        axes.minorticks_off()
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return figure

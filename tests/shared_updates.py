@@ -56,7 +56,7 @@ def every():
             yield name, learner, supervised.make_tasks(8, name)
     living = lambda params, m, batch: supervised.loss_fn(jax.tree.map(jnp.add, params, m), batch)
     ones = lambda *_: {"body": jnp.ones(()), "head": jnp.ones(())}
-    yield "bilevel", jaxmeta.bilevel(ones, ones, living, num_problems=4), supervised.make_tasks(4)
+    yield "bilevel", jaxmeta.bilevel(ones, ones, living, num_inner_steps=2, num_problems=4), supervised.make_tasks(4)
     of = {"num_agents": 4, "num_episodes": 2}
     agent = rl.mlp_policy_and_value(FAMILY, hidden=(2,))
     yield "meta_gradient_rl", jaxmeta.meta_gradient_rl(*agent, FAMILY.environment, **of), played(4)
@@ -96,7 +96,9 @@ def main(num_devices, names):
             arguments = jaxmeta.replicated(arguments)
             program = jax.jit(learner.update).lower(*arguments).compile()
             error = difference(alone, program(*arguments))
-        print(json.dumps({"name": name, "error": error, **collectives(program.as_text())}), flush=True)
+        reals = [leaf.dtype for leaf in jax.tree.leaves(alone) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        counts = collectives(program.as_text())
+        print(json.dumps({"name": name, "error": error, "dtypes": len(set(reals)), **counts}), flush=True)
 
 
 if __name__ == "__main__":
