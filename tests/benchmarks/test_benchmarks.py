@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import bilevel, compile_time, estimators, gradient_error, memory, report, rl, rl2_table, throughput
+from benchmarks import (
+    bilevel,
+    compile_time,
+    estimators,
+    gradient_error,
+    memory,
+    report,
+    rl,
+    rl2_table,
+    scaling,
+    throughput,
+)
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import UnknownCase, choose
 from benchmarks.pictures import style
