@@ -303,7 +303,7 @@ def test_help_explains_every_field(capsys):
     ("arguments", "message"),
     [
         (["--num-devices", "1000"], r"num_devices must be at most \d+, got 1000"),
-        (["--num-devices", "0"], "num_devices must be at least 1, got 0"),
+        (["--num-devices", "0"], "num_devices must be an integer >= 1, got 0"),
         (["--process-id", "1"], "are for --distributed: add it"),
         (["--distributed", "--process-id", "1"], "coordinator and num_processes must be given"),
     ],
