@@ -370,7 +370,7 @@ jax.tree.map(np.testing.assert_array_equal, state.meta_params, after.meta_params
 print("the meta-parameters are as they were")
 
 # %% [markdown]
-# A few skipped steps are no harm, and `fit` warns of them. When every step of a chunk is skipped, the run cannot go on,
+# A few skipped steps are no harm, and `fit` warns of them. When ten in a row are skipped, the run cannot go on,
 # and `fit` says so. The usual reason is an inner learning rate that is too high: here 1.0 for five steps, a hundred
 # times the rate of above.
 

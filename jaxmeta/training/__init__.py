@@ -7,7 +7,7 @@ A run, which goes on where it was if it is killed and started again:
     report = evaluate(test_key, learner, test_tasks, state.meta_params)
 """
 
-from jaxmeta.training.callbacks import JsonLines
+from jaxmeta.training.callbacks import JsonLines, TensorBoard
 from jaxmeta.training.checkpoint import Checkpointer, restore_state, save_state
 from jaxmeta.training.evaluate import evaluate
 from jaxmeta.training.fit import fit
@@ -22,6 +22,7 @@ __all__ = [
     "JsonLines",
     "Ranks",
     "Report",
+    "TensorBoard",
     "Validation",
     "evaluate",
     "fit",

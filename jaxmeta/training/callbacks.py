@@ -114,6 +114,49 @@ class JsonLines:
         self._seconds_before = kept[-1]["seconds"] if kept else 0.0
 
 
+class TensorBoard:
+    """A callback of `fit` that writes the mean of each metric over a chunk for TensorBoard, from a thread of its own.
+
+    Of S seeds a metric is S curves, `name/0` to `name/S-1`. In a run that goes on TensorBoard drops what was written of
+    steps that are taken anew. Of several processes one writes. Needs `pip install 'jaxmeta[tensorboard]'`, which is
+    tensorboardX, https://github.com/lanpa/tensorboardX: what it writes needs no TensorFlow, and TensorBoard shows it.
+
+    Args:
+      directory: of the run, made if it is not there: `tensorboard --logdir` shows it, or all runs of the folder above.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+
+    >>> callbacks = [TensorBoard("runs/0")]  # doctest: +SKIP
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxmeta[tensorboard]'") from error
+        self.directory = os.fspath(directory)
+        self._make: Callable[..., Any] = SummaryWriter
+        self._writer: Any = None  # the file is made when there is something to write
+
+    def close(self) -> None:
+        """Waits until all is written, which the end of the process does too."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __call__(self, state: MetaState, metrics: dict[str, np.ndarray]) -> None:
+        if jax.process_index() != 0:
+            return
+        step = int(np.max(state.step))
+        if self._writer is None:
+            begin = step - _num_steps(metrics)
+            self._writer = self._make(self.directory, purge_step=begin + 1, flush_secs=10)
+        for name, mean in _means(metrics).items():
+            for seed, value in enumerate(np.atleast_1d(mean)):
+                self._writer.add_scalar(f"{name}/{seed}" if np.ndim(mean) else name, float(value), step)
+
+
 def _num_steps(metrics: dict[str, np.ndarray]) -> int:
     """Outer steps of a chunk; what validation found is scalars."""
     return max(np.shape(values)[-1] for values in metrics.values() if np.ndim(values))

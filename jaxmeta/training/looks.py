@@ -52,12 +52,13 @@ def look_at_size(num_tasks: int, tasks: TaskDistribution, num_seeds: int) -> Non
     task = jax.eval_shape(tasks.sample, a_key(), tasks.data)
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task)) + 8
     room = memory_bytes() * (num_sharing() or 1) // 2
-    if one * num_tasks * num_seeds > room:
+    taken = one * num_tasks * num_seeds
+    if taken > room:
         seeds = f" for each of {num_seeds} seeds" if num_seeds > 1 else ""
         raise ValueError(
             "num_tasks must be so many that the tasks of an outer step fit into half of the memory, got "
-            f"{num_tasks:,}: of {one:,} bytes each{seeds} they take {one * num_tasks * num_seeds / 2**30:,.1f} GiB, and "
-            f"that half is {room / 2**30:,.1f} GiB, which {room // (one * num_seeds):,} fit into, with nothing beside them"
+            f"{num_tasks:,}: of {one:,} bytes each{seeds} they take {taken / 2**30:,.1f} GiB, and that half is "
+            f"{room / 2**30:,.1f} GiB, which {room // (one * num_seeds):,} fit into, with nothing beside them"
         )
 
 

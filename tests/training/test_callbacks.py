@@ -1,12 +1,14 @@
 """Callbacks: what they write, and that none of them ends a run by an error of its own."""
 
 import json
+import struct
+import sys
 
 import numpy as np
 import pytest
 
 from jaxmeta import MetaState
-from jaxmeta.training import JsonLines
+from jaxmeta.training import JsonLines, TensorBoard
 from jaxmeta.training.callbacks import Callbacks
 
 
@@ -73,3 +75,33 @@ def test_a_run_that_goes_on_goes_on_in_its_file(end, tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match=r"nowhere.log.jsonl could not be written: No such file or directory"):
         JsonLines(tmp_path / "nowhere" / "log.jsonl")(at(2), LOSS)
+
+
+def scalars(directory):
+    """What is in TensorBoard's files: records of a length, its checksum, an event and its checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found = []
+    for path in sorted(directory.iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            content = content[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_the_means(tmp_path):
+    pytest.importorskip("tensorboardX")
+    write = TensorBoard(tmp_path / "run")
+    write(at(2), {**LOSS, "validation/mse": np.array(0.5)})
+    write(at(4), {"loss": np.array([[1.0, 3.0], [4.0, 0.0]])})
+    write.close()
+    expected = [(2, "loss", 0.75), (2, "validation/mse", 0.5), (4, "loss/0", 2.0), (4, "loss/1", 2.0)]
+    assert sorted(scalars(tmp_path / "run")) == expected
+
+
+def test_without_its_package_tensorboard_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxmeta\[tensorboard\]'"):
+        TensorBoard("run")
