@@ -127,6 +127,7 @@ def test_a_full_disk_is_said_in_a_line_and_the_run_goes_on(what, finished, tmp_p
 
     with monkeypatch.context() as patch, contextlib.nullcontext() if is_log else files_of_at_most(3000):
         patch.setattr(JsonLines, "__call__", limited)
+        patch.setattr(runs, "_SECONDS_BETWEEN_SAVES", 1000 if is_log else 0)  # the limit is on all that is written
         assert train(run) == 1
     printed = capfd.readouterr().err
     lines = [line for line in printed.splitlines() if line.startswith("jaxmeta: ")]

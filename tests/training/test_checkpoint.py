@@ -291,7 +291,7 @@ def flips(directory, whole, number, seed=0):
     return silent, said
 
 
-@pytest.mark.parametrize("number", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [15, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_flipped_bit_is_read(number, directory):
     """203 of 220 flips in a state of some size were read as other numbers."""
     silent, said = flips(directory, (run(12), run(10)), number)
