@@ -61,7 +61,13 @@ def every():
     agent = rl.mlp_policy_and_value(FAMILY, hidden=(2,))
     yield "meta_gradient_rl", jaxmeta.meta_gradient_rl(*agent, FAMILY.environment, **of), played(4)
     for name, learner in reinforced.learners():
-        yield f"rl {name}", learner, played(12)
+        if "trpo" not in name:
+            yield f"rl {name}", learner, played(12)
+    trpo = jaxmeta.TRPO(damping=0.1)  # with less, conjugate gradients make 1e-4 of what is rounded
+    how = {"outer": trpo, "num_episodes": 2}
+    policy, dice = rl.mlp_policy(FAMILY, hidden=(2,)), jaxmeta.Surrogate(estimator="dice")
+    yield "rl trpo", jaxmeta.maml_rl(*policy, FAMILY.environment, surrogate=dice, **how), played(4)
+    yield "rl trpo rl2", jaxmeta.rl2(FAMILY, actor=nn.min_gru(2), optimizer=ADAM, **how), played(4)
 
 
 def wide(leaf):
