@@ -31,8 +31,8 @@ def updates(*names, num_devices):
 
 
 def check(found):
-    """float64, another order of sums. A trust region reduces for each product of its conjugate gradients too; an accuracy
-    of float32 is reduced beside a gradient of float64."""
+    """float64, another order of sums. A trust region reduces for each product of its conjugate gradients too; what is
+    reported in float32 is reduced beside a gradient of float64."""
     name = found["name"]
     assert found["error"] < 1e-9, found
     assert found["all-reduce"] > 1 if "trpo" in name else 1 <= found["all-reduce"] <= found["dtypes"], found
@@ -89,7 +89,7 @@ def test_what_is_learned_from_is_one_sum_over_devices(name):
 @pytest.mark.parametrize("num_devices", [2, 4])
 def test_every_learner_is_that_of_one_device(num_devices):
     found = updates(num_devices=num_devices)
-    assert len(found) > 60
+    assert len(found) > 50
     for line in found:
         check(line)
 
