@@ -136,7 +136,12 @@ class Saver:
         self.last = time.monotonic()
 
     def _check_run(self, there: Mapping[str, Any] | None) -> None:
-        here, there = self.run, there or {"saved by": "save_state"}
+        if there is None:
+            raise ValueError(
+                f"checkpointer must be of this run, but {self.checkpointer.directory} holds a state that save_state "
+                "wrote: name another directory, and give the state to fit(state=...)"
+            )
+        here = self.run
         differing = [name for name in here | dict(there) if here.get(name) != there.get(name)]
         if differing:
             listed = ", ".join(

@@ -77,6 +77,9 @@ class Store:
             if some := {path: array for path, array in leaves.items() if array.size}:
                 items[name] = ocp.args.PyTreeSave(some)
         self.writing = step
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                (self.directory / str(step)).rmdir()  # an empty folder is no checkpoint, but in the way
         try:
             self._orbax.save(self.directory / str(step), args=ocp.args.Composite(**items))
         except Exception as error:
