@@ -73,8 +73,8 @@ SHOWN = {
     "hyperparameters": Shown({"loss": (200,)}, beside=("one penalty, the best at test", "penalties of the prior")),
     "data-cleaning": Shown({"accuracy": (50,), "roc": (50,)}, beside=("the right half alone", "all alike")),
     "learned-loss": Shown({"mse": (50,)}, beside=("no auxiliary", "weights of 1")),
-    "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "Kalman filter")),
-    "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted, not meta-trained", "Bayes-optimal")),
+    "stream": Shown({"mse": (99,)}, beside=("frozen at the mean", "adapted at its best rate", "Kalman filter")),
+    "stream-transformer": Shown({"loss": (15,)}, beside=("frozen", "adapted at its best rate", "Bayes-optimal")),
     "meta-gradient-rl": Shown({"return": (0, 500)}, beside=("as at first",)),
     "learned-optimizer": Shown({"loss": (100,)}, beside=("Adam at its best rate", "Adam along a cosine")),
 }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import nn
+from jaxmeta import Task, TaskDistribution, nn
 from jaxmeta.__main__ import main
 from jaxmeta.recipes.bilevel import BILEVEL, area_under_roc
 from jaxmeta.recipes.bilevel import _logit as of_penalty
@@ -138,6 +138,15 @@ def test_a_chain_goes_on_from_chunk_to_chunk_and_bayes_rule_counts_it():
     np.testing.assert_allclose(counted_chain(task, concentration=0.5, num_tokens=3)["loss"], expected, rtol=1e-5)
 
 
+def test_the_best_rate_is_that_of_eight_by_the_last_chunk():
+    """θ ← θ − r 2 (θ − c): 1/2 is there after a step, and 1 goes to and fro."""
+    config = replace(tiny("stream"), inner_learning_rate=1.0)
+    learner = config.learner(lambda key: jnp.zeros(()), lambda w, meta_params, c: (jnp.sum((w - c) ** 2), {}))
+    tasks = TaskDistribution(lambda key, data: Task(jnp.full((4, 1), jax.random.normal(key)), ()))
+    found = config.at_the_best_rate(jax.random.key(0), learner, tasks, "loss", jnp.zeros(()))
+    np.testing.assert_allclose(jnp.exp(found.meta_params.hyper), 0.5, rtol=1e-6)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="fraction_wrong must be between 0 and 1, got 0"):
         replace(tiny("data-cleaning"), fraction_wrong=0.0)
@@ -189,10 +198,12 @@ def test_a_learned_loss_is_better_than_no_auxiliary_and_than_weights_of_1(found)
 def test_a_drifting_line_is_followed(found):
     result = found("stream", 0)
     assert is_below(result, "frozen at the mean") and not is_below(result, "Kalman filter")
+    ahead = result["references"]["adapted at its best rate"]["ahead"]  # from the mean, in hindsight: not better
+    assert ahead["mean"] < ahead["ci95"]
 
 
 @pytest.mark.slow
 def test_a_transformer_that_adapts_reads_better_than_a_frozen_one_and_meta_training_is_why(found):
     result = found("stream-transformer", 0)
     assert is_below(result, "frozen") and not is_below(result, "Bayes-optimal")
-    assert is_below(result, "adapted, not meta-trained")
+    assert is_below(result, "adapted at its best rate")

@@ -135,7 +135,7 @@ BAD_SAMPLERS = {
         lambda key: jax.random.uniform(key) + np.random.uniform(),
         "tasks.sample must be a pure function .*jax.random",
     ),
-    "a constant": (lambda key: 2.0, r"tasks.sample must draw with jax.random .*say so: TaskDistribution\(.*size=1\)"),
+    "a constant": (lambda key: 2.0, r"tasks.sample must draw with jax.random .*say so: tasks.single\(task\)"),
 }
 
 
