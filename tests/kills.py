@@ -40,7 +40,7 @@ class Copies:
         Copies.active = None
         try:
             files = {}
-            for path in sorted(self.directory.rglob("*"), key=lambda path: "state" not in path.parts):
+            for path in sorted(self.paths(), key=lambda path: "state" not in path.parts):
                 with contextlib.suppress(OSError):  # by now it is gone
                     files[path.relative_to(self.directory)] = None if path.is_dir() else path.read_bytes()
             moment = tuple((str(path), content and len(content)) for path, content in files.items())
@@ -54,6 +54,12 @@ class Copies:
         finally:
             Copies.active = self
             self.lock.release()
+
+    def paths(self):
+        """An error here would be one of the operation that is looked at."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # another thread has renamed a folder meanwhile: look again
+                return list(self.directory.rglob("*"))
 
     @property
     def directories(self):

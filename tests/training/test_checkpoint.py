@@ -324,21 +324,21 @@ def test_a_flipped_bit_in_the_numbers_is_seen_by_the_checksum_alone(tmp_path):
 def test_a_run_killed_at_any_moment_of_a_checkpoint_goes_on_bit_by_bit(number, whole, tmp_path):
     """Before each operation on a file, of the first checkpoint, of the second, and while the first is removed."""
 
-    def go(directory, num_steps):
+    def go(directory, num_steps, every_steps):
         log = JsonLines(directory / "metrics.jsonl")
-        checkpointer = Checkpointer(directory / "state", every_steps=2, max_to_keep=1)
+        checkpointer = Checkpointer(directory / "state", every_steps=every_steps, max_to_keep=1)
         return run(num_steps, checkpointer=checkpointer, callbacks=[log])[0], log
 
     (tmp_path / "whole").mkdir(), (tmp_path / "run").mkdir()
-    expected = go(tmp_path / "whole", 20)[1]
+    expected = go(tmp_path / "whole", 20, 20)[1]
     with Copies(tmp_path / "run", tmp_path / "copies") as copies:
-        go(tmp_path / "run", 6)
+        go(tmp_path / "run", 6, 2)
     moments = copies.directories
     chosen = moments if number is None else moments[:: len(moments) // number]
     print(f"{len(moments)} moments, {len(chosen)} tried")
     assert len(moments) > 20
     for directory in chosen:
-        state, log = go(directory, 20)
+        state, log = go(directory, 20, 20)
         assert_same_bits(state, whole[0])
         assert [line | {"seconds": 0} for line in log.lines()] == [line | {"seconds": 0} for line in expected.lines()]
 
