@@ -17,6 +17,7 @@ BENCHMARKS = (
     "rl",
     "rl2_table",
     "sample_efficiency",
+    "scaling",
 )
 
 

@@ -230,6 +230,38 @@ def throughput(device: str, cases: Sequence[str] = ()) -> str:
     return _markdown(["case, tasks, K", *names, "of the product"], lines)
 
 
+def scaling(device: str) -> str:
+    """The table of what devices tell each other, and what is left of the speed of as many that do not."""
+    lines = [
+        [
+            f"`{row['case']}`",
+            str(row["num_tasks"]),
+            str(row["num_all_reduces"]),
+            f"{row['bytes_reduced']:,}",
+            f"{row['efficiency_of_communication']:.2f}",
+        ]
+        for row in content(RESULTS / device / "scaling.json")["rows"]
+        if "seconds" in row
+    ]
+    return _markdown(["case, devices", "tasks", "all-reduces", "bytes", "efficiency"], lines)
+
+
+def predicted(device: str) -> str:
+    """The table of what is predicted for accelerators: the efficiency of weak scaling."""
+    rows = [row for row in content(RESULTS / device / "scaling.json")["rows"] if "predicted" in row]
+    numbers = list(rows[0]["predicted"])
+    lines = [
+        [
+            f"`{row['case'].removesuffix('-predicted')}`",
+            f"{row['bytes_reduced']:,}",
+            _milliseconds(row["seconds_of_one"]),
+            *(f"{row['predicted'][number]['efficiency']:.2f}" for number in numbers),
+        ]
+        for row in rows
+    ]
+    return _markdown(["case, tasks of each, K", "bytes", "ms of one", *numbers], lines)
+
+
 def _milliseconds(seconds: float) -> str:
     ms = 1e3 * seconds
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"

@@ -5,6 +5,7 @@ In a page stands, and is replaced when the site is built:
     {{ result maml-sinusoid }}                 a result in a sentence
     {{ recipe maml-sinusoid }}                 a table: what, to reach, measured, time, command
     {{ throughput cpu }}                       the table of times of one device
+    {{ scaling cpu }}, {{ predicted cpu }}     the tables of python -m benchmarks scaling
     {{ figure FILE | PATH | FORMAT }}          a number of benchmarks/results/FILE, see benchmarks.tables.figure
     {{ picture cpu/rl.png | what is in it }}   a picture of benchmarks/results, which becomes a file of the site
     {{ docstring jaxmeta.algorithms.maml }}    what a module says of itself
@@ -65,6 +66,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
                 "recipe": tables.recipe,
                 "throughput": tables.throughput,
                 "figure": tables.figure,
+                "scaling": tables.scaling,
+                "predicted": tables.predicted,
                 "docstring": _docstring,
                 "names": _names,
             }

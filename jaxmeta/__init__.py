@@ -49,7 +49,7 @@ from jaxmeta.algorithms import (
     sac,
     simple_shot,
 )
-from jaxmeta.devices import over_devices, replicated
+from jaxmeta.devices import join_processes, over_devices, replicated
 from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages
 from jaxmeta.training import Report, evaluate, fit
 from jaxmeta.types import Examples, MetaLearner, MetaParams, MetaState, Task, TaskDistribution
@@ -89,6 +89,7 @@ __all__ = [
     "fit",
     "fomaml",
     "imaml",
+    "join_processes",
     "maml",
     "maml_plus_plus",
     "maml_rl",

@@ -1,5 +1,6 @@
 """The command `jaxmeta`: list, train, evaluate. What is wrong with a call is said in a line or two, with status 2."""
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 USAGE = """usage: jaxmeta COMMAND
 
   jaxmeta list                          the recipes
-  jaxmeta train RECIPE [--seed INT] [--out DIR] [--resume] [--FIELD VALUE ...]
+  jaxmeta train RECIPE [--seed INT] [--out DIR] [--resume] [--num-devices INT] [--distributed] [--FIELD VALUE ...]
                                         meta-train, evaluate, draw; jaxmeta train RECIPE --help explains every field
   jaxmeta evaluate DIR [--num-tasks INT] [--data-dir DIR]
                                         evaluate a run again
@@ -35,6 +36,17 @@ class TrainOptions:
     """Directory of the run; a new one under runs/ if None."""
     resume: bool = False
     """Go on with the run in --out, from its last checkpoint."""
+    num_devices: int | None = None
+    """Devices that share the tasks of an outer step; of a CPU, so many of its cores. If None those of the run that
+    --resume goes on with, else 1. With --distributed, those of each process; all if None."""
+    distributed: bool = False
+    """Train together with other processes, each started by this command: docs/how-to/devices.md."""
+    coordinator: str | None = None
+    """With --distributed, HOST:PORT of process 0; left out under Slurm, Open MPI, Kubernetes or on a TPU."""
+    num_processes: int | None = None
+    """With --coordinator, how many processes there are."""
+    process_id: int | None = None
+    """With --coordinator, which of them this is, from 0 on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +134,34 @@ def _train(argv: list[str]) -> None:
     options, config = _parsed(name, recipe, recipe.config(), argv[1:])
     if recipe.by:  # what was not given follows from those fields
         options, config = _parsed(name, recipe, recipe.settings_for(config), argv[1:])
-    train_recipe(name, config, options.seed, options.out, options.resume)
+    num_devices = _chosen_devices(options)
+    train_recipe(name, config, options.seed, options.out, options.resume, num_devices)
+
+
+def _chosen_devices(options: TrainOptions) -> int | None:
+    """Of this run, None for all of all processes; JAX is told before anything of it runs."""
+    import jax
+
+    from jaxmeta.checks import check_integer
+    from jaxmeta.devices import join_processes
+    from jaxmeta.runs import num_devices_of
+
+    number, others = options.num_devices, (options.coordinator, options.num_processes, options.process_id)
+    if number is not None:
+        check_integer("num_devices", number, minimum=1)
+    elif options.resume and options.out is not None and not options.distributed:
+        number = num_devices_of(options.out)
+    if number is not None and number > 1:
+        with contextlib.suppress(RuntimeError):  # it has devices already, and `over_devices` says if they are too few
+            jax.config.update("jax_num_cpu_devices", number)
+    if not options.distributed:
+        if any(option is not None for option in others):
+            raise ValueError("--coordinator, --num-processes and --process-id are for --distributed: add it")
+        return number or 1
+    if options.out is None:
+        raise ValueError("--distributed needs --out DIR, a folder that all processes see")
+    join_processes(*others)
+    return None
 
 
 def _parsed(name: str, recipe: "Recipe", default: Any, argv: list[str]) -> tuple[TrainOptions, Any]:

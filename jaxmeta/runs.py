@@ -15,28 +15,31 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import flax
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
-from jaxmeta.devices import num_cores
+from jaxmeta.checks import check_integer
+from jaxmeta.devices import any_process, check_shares, num_cores, num_sharing, over_devices
 from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
 from jaxmeta.training import Checkpointer, JsonLines, Report, evaluate, fit, restore_state
 from jaxmeta.training.files import locked, write_whole, writing
-from jaxmeta.types import MetaState, TaskDistribution
+from jaxmeta.types import MetaParams, MetaState, TaskDistribution
 from jaxmeta.words import counted, short
 
 Judged: TypeAlias = tuple[Report, dict[str, Report]]
@@ -49,41 +52,74 @@ _VERSIONS = {
 }
 
 
-def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: bool) -> Report:
+def train_recipe(
+    name: str, config: Outer, seed: int, out: Path | None, resume: bool, num_devices: int | None = 1
+) -> Report:
     """Runs a recipe and writes everything under `out`, by default a new directory under `runs`.
+
+    Its tasks are shared by the first `num_devices` of `jax.devices()`, by all if None. Of several processes, which call
+    it alike with the same `out`, the first one prints and writes.
 
     Raises:
       ValueError: a field is wrong, or `out` holds another run; nothing is written then.
       Terminated: SIGTERM came; the end of the chunk is saved.
     """
     experiment = config.build()
+    sharing = partial(over_devices, num_devices) if num_devices != 1 else contextlib.nullcontext
+    with sharing():
+        check_shares(config.num_tasks)
     out = _new_directory(name, seed, resume) if out is None else out
-    _check_directory(name, config, seed, out, resume)
-    with _terminable() as asked, locked(out, "--out"):
-        _check_directory(name, config, seed, out, resume)  # by now it may be another's
-        if not resume:
-            _write(out / "config.json", _content(name, config, seed))
+    with _terminable() as asked, _claimed(name, config, seed, out, resume, num_devices):
         try:
-            return _run(name, config, seed, out, experiment, asked)
+            return _run(name, config, seed, out, experiment, asked, sharing)
         except OSError as error:
             raise OSError(f"{error}. Once that is mended, go on with --resume --out {out}") from error
 
 
-def _run(name: str, config: Outer, seed: int, directory: Path, experiment: Experiment, asked: "_Asked") -> Report:
+@contextlib.contextmanager
+def _claimed(name: str, config: Outer, seed: int, out: Path, resume: bool, num_devices: int | None) -> Iterator[None]:
+    """`out` is this run's, with `config.json` in it. Of several processes the first one claims it; the others print
+    nothing, and end where it could not."""
+    refused: Exception | None = None
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            try:
+                _check_directory(name, config, seed, out, resume)
+                held.enter_context(locked(out, "--out"))
+                _check_directory(name, config, seed, out, resume)  # by now it may be another's
+                if not resume:
+                    _write(out / "config.json", _content(name, config, seed, num_devices))
+            except (ValueError, OSError) as error:
+                refused = error
+        else:
+            held.enter_context(contextlib.redirect_stdout(held.enter_context(open(os.devnull, "w"))))
+        if any_process(refused is not None):
+            raise refused or ValueError("process 0 says what is wrong, and the others end with it")
+        yield
+
+
+def _run(
+    name: str, config: Outer, seed: int, directory: Path, experiment: Experiment, asked: "_Asked", sharing: Callable
+) -> Report:
     changed = _differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
+    with sharing():
+        print(_shares(config.num_tasks))
     if changed:
         print(f"not as the recipe: {_listed(changed, 'the recipe has')}")
     print(f"under {directory}", flush=True)
 
     log = JsonLines(directory / "metrics.jsonl")
-    state = _train(experiment, config, seed, log, directory, asked)
-    print(f"evaluating on {counted(config.num_eval_tasks, 'test task')}", flush=True)
     test_key, picture_key = _test_keys()
-    report, references = _evaluate(experiment, config, test_key, state, experiment.test_tasks)
-    others = _evaluate_others(experiment, config, test_key, state)
-    beside = references | {f"on {other}": found for other, (found, _) in others.items()}
-    _draw(directory, name, experiment, report, beside, log, picture_key, state)
+    with sharing():
+        state = _train(experiment, config, seed, log, directory, asked)
+        print(f"evaluating on {counted(config.num_eval_tasks, 'test task')}", flush=True)
+        report, references = _evaluate(experiment, config, test_key, state, experiment.test_tasks)
+        others = _evaluate_others(experiment, config, test_key, state)
+    if jax.process_index() == 0:
+        beside = references | {f"on {other}": found for other, (found, _) in others.items()}
+        meta_params = jax.tree.map(jnp.asarray, jax.device_get(state.meta_params))  # of this process, which draws alone
+        _draw(directory, name, experiment, report, beside, log, picture_key, meta_params)
     found = {
         "recipe": name,
         "seed": seed,
@@ -95,7 +131,8 @@ def _run(name: str, config: Outer, seed: int, directory: Path, experiment: Exper
     }
     if others:
         found["other_tests"] = {other: _result(*judged, experiment.metric) for other, judged in others.items()}
-    _write(directory / "result.json", found)
+    if jax.process_index() == 0:
+        _write(directory / "result.json", found)
     _print_tables(experiment, report, references, others)
     if changed.keys() <= _WITHOUT_EFFECT:
         print(f"to reach: {RECIPES[name].figure}")
@@ -118,8 +155,9 @@ def _train(
             chunk_size=max(1, config.num_outer_steps // 100),
             checkpointer=Checkpointer(directory / "state", every_seconds=_SECONDS_BETWEEN_SAVES),
             callbacks=[partial(_log, log), asked.after_a_chunk],
+            progress=jax.process_index() == 0,
         )
-    if asked.to_end:
+    if any_process(asked.to_end):
         raise Terminated
     return state
 
@@ -286,12 +324,12 @@ def _draw(
     references: dict[str, Report],
     log: JsonLines,
     key: jax.Array,
-    state: MetaState,
+    meta_params: MetaParams,
 ) -> None:
     lines, metric = log.lines(), experiment.metric
     trained = experiment.train_metric or metric
     steps, values = (np.array([line[column] for line in lines], float) for column in ("step", trained))
-    figures = experiment.pictures(key, state.meta_params, name) | {
+    figures = experiment.pictures(key, meta_params, name) | {
         "learning_curve.png": plotting.learning_curve(steps, values, trained, name),
         "adaptation_curve.png": plotting.report(
             report,
@@ -313,15 +351,25 @@ def _new_directory(name: str, seed: int, resume: bool) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _content(name: str, config: Outer, seed: int) -> dict[str, Any]:
-    return {"recipe": name, "seed": seed, **dataclasses.asdict(config)}
+def _content(name: str, config: Outer, seed: int, num_devices: int | None = 1) -> dict[str, Any]:
+    shared = {} if num_devices == 1 else {"num_devices": num_devices or len(jax.devices())}
+    return {"recipe": name, "seed": seed, **shared, **dataclasses.asdict(config)}
+
+
+def num_devices_of(directory: Path) -> int:
+    """Of the run in `directory`: on as many it goes on to the same numbers, on others to those but for rounding."""
+    number = _read_json(directory / "config.json").get("num_devices", 1)
+    check_integer(f"num_devices in {directory / 'config.json'}", number, minimum=1)
+    return number
 
 
 def _check_directory(name: str, config: Outer, seed: int, out: Path, resume: bool) -> None:
     """That it is nobody's, or with `resume` this run's. One that holds something else is left as it is."""
     if resume:
         here = json.loads(json.dumps(_content(name, config, seed)))
-        if differ := _differences(_read_json(out / "config.json"), here):
+        there = _read_json(out / "config.json")
+        there.pop("num_devices", None)
+        if differ := _differences(there, here):
             raise ValueError(f"--out {out} holds a run with other settings: {_listed(differ, 'the run has')}")
         if (out / "result.json").exists():
             raise ValueError(f"--out {out} holds a finished run; see it with: jaxmeta evaluate {out}")
@@ -362,6 +410,7 @@ def _listed(differences: dict[str, tuple[Any, Any]], who: str) -> str:
 def _read_config(directory: Path) -> tuple[str, int, Outer]:
     content = _read_json(directory / "config.json")
     name, seed = content.pop("recipe", None), content.pop("seed", None)
+    content.pop("num_devices", None)
     if not isinstance(name, str) or name not in RECIPES:
         raise ValueError(f"DIR {directory} holds a run of {short(name)}, which is no recipe of this version")
     try:
@@ -393,9 +442,24 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def _shares(num_tasks: int) -> str:
+    """How many devices the tasks are shared by, and why not by more."""
+    if num_devices := num_sharing():
+        return f"{counted(num_devices, 'device')} share {counted(num_tasks, 'task')}, {num_tasks // num_devices} each"
+    is_cpu = jax.default_backend() == "cpu"
+    available, what = (num_cores(), "core") if is_cpu else (len(jax.devices()), "device")
+    if available == 1:
+        return f"one {what}: nothing is shared"
+    if num_tasks % available:
+        return f"on one device: {counted(num_tasks, 'task')} do not share out to {available} {what}s"
+    gain = "which gains where networks are large, and loses where they are small: " if is_cpu else ""
+    return f"on one device: --num-devices {available} shares the tasks by all {what}s, {gain}docs/how-to/devices.md"
+
+
 def _device() -> str:
-    """What this process may use."""
-    devices = jax.devices()
+    """What this process may use, and the others."""
+    devices, num_processes = jax.devices(), jax.process_count()
+    of = f" in {num_processes} processes" if num_processes > 1 else ""
     if devices[0].platform != "cpu":
-        return f"{len(devices)} x {devices[0].device_kind}"
-    return f"cpu ({counted(num_cores(), 'core')}{f', {len(devices)} devices' if len(devices) > 1 else ''})"
+        return f"{len(devices)} x {devices[0].device_kind}{of}"
+    return f"cpu ({counted(num_cores(), 'core')}{f', {len(devices)} devices{of}' if len(devices) > 1 else ''})"

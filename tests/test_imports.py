@@ -29,8 +29,8 @@ ROOMS = {
     "adapt": {"types", "words", "traced", "checks", "devices", "outer"},
     "tasks": {"types", "words", "signatures", "checks", "devices"},
     "nn": {"types", "checks"},
-    "rl": {"types", "words", "traced", "checks", "outer", "nn"},
-    "algorithms": {"types", "signatures", "checks", "outer", "adapt", "nn", "rl"},
+    "rl": {"types", "words", "traced", "checks", "devices", "outer", "nn"},
+    "algorithms": {"types", "signatures", "checks", "devices", "outer", "adapt", "nn", "rl"},
     "training": {"types", "words", "traced", "checks", "devices"},
     "plotting": {"words", "checks", "types", "training"},
     "runs": None,  # None: everything

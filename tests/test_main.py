@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -99,6 +100,7 @@ def test_a_run_with_settings_of_its_own_names_them_and_not_the_recipes_figure(fi
     said = (finished.parent / "said.txt").read_text()
     assert "not as the recipe: num_outer_steps 8 (the recipe has 50000), num_tasks 3 (the recipe has 25), " in said
     assert "to reach" not in said and RECIPES["maml-sinusoid"].figure not in said
+    assert re.search("nothing is shared|on one device: 3 tasks do not share out|on one device: --num-devices 3 ", said)
 
 
 def test_evaluate_finds_the_same_figures_again(finished, capsys):
@@ -295,3 +297,22 @@ def test_help_explains_every_field(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for explained in ("--data-dir", "downloaded into a cache if None", "--num-ways", "Classes of a task", "--seed"):
         assert explained in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-devices", "1000"], r"num_devices must be at most \d+, got 1000"),
+        (["--num-devices", "0"], "num_devices must be an integer >= 1, got 0"),
+        (["--process-id", "1"], "are for --distributed: add it"),
+        (["--distributed", "--process-id", "1"], "coordinator and num_processes must be given"),
+    ],
+)
+def test_devices_and_processes_are_looked_at_before_anything_is_written(tmp_path, capsys, arguments, message):
+    assert train(tmp_path / "run", *arguments) == 2
+    assert re.search(message, capsys.readouterr().err) and not list(tmp_path.iterdir())
+
+
+def test_processes_need_the_name_of_a_directory(capsys):
+    assert main(["train", "maml-sinusoid", "--distributed"]) == 2
+    assert "--distributed needs --out DIR" in capsys.readouterr().err

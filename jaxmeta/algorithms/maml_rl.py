@@ -40,7 +40,8 @@ from jaxmeta.checks import (
     check_params,
     check_stacked,
 )
-from jaxmeta.outer import chosen_optimizer, counted, initial_state, mean_over_tasks
+from jaxmeta.devices import known_everywhere
+from jaxmeta.outer import chosen_optimizer, counted, for_each_task, initial_state, mean_over_tasks, shared_out
 from jaxmeta.rl import objectives
 from jaxmeta.rl.actors import Actor, PolicyFn, kl_between, log_prob_of
 from jaxmeta.rl.env import Environment, check_environment, flatten
@@ -405,13 +406,15 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
     sample_key, gradient_key = jax.random.split(key)
 
     # Every task is adapted to and played in, before and after.
-    each = jax.vmap(partial(sample, parts), (0, None, 0))
-    before, after, reports = each(jax.random.split(sample_key, num_tasks), state.meta_params, tasks)
+    each = lambda meta_params, per_task: sample(parts, per_task[0], meta_params, per_task[1])
+    per_task = jax.random.split(sample_key, num_tasks), tasks
+    before, after, reports = for_each_task(each, state.meta_params, per_task)
     own, of_user = jax.tree.map(lambda x: jnp.mean(x, axis=0), reports)
     num_env_steps = jnp.sum(before.transitions.mask) + jnp.sum(after.transitions.mask)
 
     # The outer steps, through the inner loop on what was played.
     judged = Judged(after, credit_of(after, parts.advantages.discount))
+    judged, own, of_user, num_env_steps = known_everywhere((judged, own, of_user, num_env_steps))
     keys = jax.random.split(gradient_key, num_tasks + 1)
     meta_params, opt_state, curves = descend(
         keys[-1],
@@ -447,15 +450,19 @@ def trust_functions(parts: Parts, before: Episodes, judged: Judged) -> dict[str,
     acted; through the inner loop."""
 
     def loss_fn(meta_params: MetaParams) -> jax.Array:
-        of_task = lambda b, j: outer_loss(parts, adapt_again(parts, meta_params, b, j)[0], j)[0]
-        return jnp.mean(jax.vmap(of_task)(before, judged))
+        def of_task(meta_params: MetaParams, per_task: tuple[Episodes, Judged]) -> jax.Array:
+            before, judged = per_task
+            return outer_loss(parts, adapt_again(parts, meta_params, before, judged)[0], judged)[0]
+
+        return jnp.mean(shared_out(jax.vmap(of_task, (None, 0)))(meta_params, (before, judged)))
 
     def outputs_fn(meta_params: MetaParams) -> PyTree:
-        def of_task(before: Episodes, judged: Judged) -> Any:
+        def of_task(meta_params: MetaParams, per_task: tuple[Episodes, Judged]) -> Any:
+            before, judged = per_task
             adapted, _ = adapt_again(parts, meta_params, before, judged)
             return parts.actor.on(adapted.params, judged.after.transitions.inputs.observation)[0]
 
-        return jax.vmap(of_task)(before, judged)
+        return shared_out(jax.vmap(of_task, (None, 0)))(meta_params, (before, judged))
 
     def kl_fn(old: Any, new: Any) -> jax.Array:
         of_task = lambda old, new, mask: masked_mean(kl_between(old, new), mask)

@@ -51,7 +51,7 @@ from jaxmeta.checks import (
     check_number,
     check_params,
 )
-from jaxmeta.outer import apply_gradient, chosen_optimizer, counted, initial_state
+from jaxmeta.outer import apply_gradient, chosen_optimizer, counted, for_each_task, initial_state, mean_over_shares
 from jaxmeta.outer.cost import default_memory_budget
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, flatten
@@ -275,7 +275,8 @@ def pearl(
         critic_reward_fn=critic_reward_fn,
         metrics_fn=metrics_fn,
     )
-    loss_fn = partial(pearl_loss, actor_critic=actor_critic, encoder=encoder, sac=sac, kl_weight=kl_weight)
+    of_mean = kl_weight * replay.num_batch_tasks  # λ weighs the sum of the KL over tasks, and losses are means
+    loss_fn = partial(pearl_loss, actor_critic=actor_critic, encoder=encoder, sac=sac, kl_weight=of_mean)
     step = partial(gradient_step, loss_fn=loss_fn, optimizer=optimizer, replay=replay, target_rate=sac.target_rate)
     update = partial(meta_train, collect=collect, step=step, num_gradient_steps=replay.num_gradient_steps)
 
@@ -372,8 +373,9 @@ def meta_train(
     collect_key, learn_key = jax.random.split(key)
 
     # Gathering data, from all tasks at once.
+    visit = lambda params, per_task: collect(per_task[0], params, per_task[1])
     keys = jax.random.split(collect_key, len(tasks.index))
-    visits = jax.vmap(collect, (0, None, 0))(keys, state.meta_params.params, tasks.params)
+    visits = for_each_task(visit, state.meta_params.params, (keys, tasks.params))
     memory, all_finite = remember(state.carry, tasks.index, visits)
 
     # Training steps.
@@ -495,9 +497,9 @@ def gradient_step(
 ) -> tuple[Learned, Metrics]:
     """Lines 12 to 21: draw tasks, contexts and batches, and step all networks. Nothing changes if it is not finite."""
     draw_key, loss_key = jax.random.split(key)
-    context, batch = draw(draw_key, memory, replay)
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, terms), grads = gradient(learned.meta_params, loss_key, learned.target, context, batch)
+    drawn = jax.random.split(loss_key, replay.num_batch_tasks), *draw(draw_key, memory, replay)
+    of_some = lambda given, drawn: jax.value_and_grad(loss_fn, has_aux=True)(*given, *drawn)
+    (loss, terms), grads = mean_over_shares(of_some, (learned.meta_params, learned.target), drawn)
     loss = jnp.where(jnp.any(memory.buffers.num_added > 0), loss, jnp.nan)  # of nothing there is nothing to learn
     meta_params, opt_state, applied = apply_gradient(optimizer, learned.meta_params, learned.opt_state, loss, grads)
 
@@ -520,8 +522,8 @@ def draw(key: jax.Array, memory: Memory, replay: Replay) -> tuple[Experience, Ex
 
 def pearl_loss(
     meta_params: MetaParams,
-    key: jax.Array,
     target: Params,
+    keys: jax.Array,
     context: Experience,
     batch: Experience,
     *,
@@ -530,18 +532,21 @@ def pearl_loss(
     sac: SoftActorCritic,
     kl_weight: float,
 ) -> tuple[jax.Array, Metrics]:
-    """The losses of soft actor-critic on `batch` `[N, B]`, each task with its z ~ q(z | context), and λ Σ KL."""
-    params, (num_tasks, batch_size) = meta_params.params, batch.reward.shape
-    z_key, sac_key = jax.random.split(key)
-    believe = lambda rows: infer(params, rows, jnp.ones(len(rows.reward), bool), encoder)
-    belief = jax.vmap(believe)(context) if encoder is not None else _repeat(prior_of(None), num_tasks)
-    z = jnp.repeat(belief.sample(z_key), batch_size, axis=0)
-    losses = sac_losses(sac_key, params, target, _flat(batch), z, actor_critic=actor_critic, options=sac)
-
+    """The mean over tasks `[N]` of the losses of soft actor-critic on `batch` `[N, B]`, with z ~ q(z | context), and of
+    `kl_weight` KL."""
+    params = meta_params.params
     has_kl = encoder is not None and encoder.context == "probabilistic"
-    kl = jnp.sum(jax.vmap(Gaussian.kl, (0, None))(belief, prior_of(encoder))) if has_kl else jnp.zeros(())
-    metrics = {"critic_loss": losses.critic, "entropy": -losses.log_prob, "kl": kl / num_tasks}
-    return losses.critic + losses.actor + losses.temperature + kl_weight * kl, metrics
+
+    def of_task(key: jax.Array, context: Experience, batch: Experience) -> tuple[jax.Array, Metrics]:
+        z_key, sac_key = jax.random.split(key)
+        belief = infer(params, context, jnp.ones(len(context.reward), bool), encoder)
+        z = _repeat(belief.sample(z_key), len(batch.reward))
+        losses = sac_losses(sac_key, params, target, batch, z, actor_critic=actor_critic, options=sac)
+        kl = belief.kl(prior_of(encoder)) if has_kl else jnp.zeros(())
+        metrics = {"critic_loss": losses.critic, "entropy": -losses.log_prob, "kl": kl}
+        return losses.critic + losses.actor + losses.temperature + kl_weight * kl, metrics
+
+    return jax.tree.map(jnp.mean, jax.vmap(of_task)(keys, context, batch))
 
 
 # Algorithm 2, meta-testing.

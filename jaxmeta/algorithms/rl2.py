@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.checks import check_instance, check_integer, check_meta_params, check_number, check_stacked
+from jaxmeta.devices import known_everywhere
 from jaxmeta.nn.recurrent import Recurrent, gru
-from jaxmeta.outer import chosen_optimizer, counted, initial_state
+from jaxmeta.outer import chosen_optimizer, counted, for_each_task, initial_state, mean_over_shares, shared_out
 from jaxmeta.rl.env import Family, check_family
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import (
@@ -223,15 +224,19 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
 def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[Experience, Metrics, Metrics]:
     """A trial of each task, and what is to be learned from it; the learner's metrics and the user's."""
     keys = jax.random.split(key, check_stacked("tasks", tasks))
-    run = lambda key, task: rollout(key, parts.train_trial, parts.policy, params["actor"], parts.start(), task)[1]
-    trials = jax.vmap(run, out_axes=1)(keys, tasks)
-    value = parts.critic.apply(params["critic"], trials.extras.x)
+
+    def run(params: Params, per_task: tuple[jax.Array, PyTree]) -> tuple[Transition, jax.Array, Metrics]:
+        key, task = per_task
+        played = rollout(key, parts.train_trial, parts.policy, params["actor"], parts.start(), task)[1]
+        return played, parts.critic.apply(params["critic"], played.extras.x), metrics_of(parts.metrics_fn, played)
+
+    *by_trial, of_user = for_each_task(run, params, (keys, tasks))
+    trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
     advantage, target = trial_advantages(trials, value, parts.advantages, parts.num_exploration_episodes)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
     total = jnp.mean(jnp.sum(trials.reward, axis=0))
-    of_user = jax.vmap(partial(metrics_of, parts.metrics_fn), in_axes=1)(trials)
     own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
-    return experience, own, jax.tree.map(jnp.mean, of_user)
+    return known_everywhere((experience, own, jax.tree.map(jnp.mean, of_user)))
 
 
 def trial_advantages(
@@ -272,6 +277,11 @@ def value_loss(critic: RecurrentNetwork, params: Params, batch: Experience) -> t
     return loss, {"value_loss": loss}
 
 
+def mean_over_steps(fn: Callable, params: PyTree, batch: Experience) -> PyTree:
+    """`fn(params, batch)`, the means over the steps of all trials, of which each device has its share."""
+    return mean_over_shares(fn, params, batch, axis=1, weight_fn=lambda share: jnp.sum(share.mask))
+
+
 Learned = tuple[Params, PyTree, Metrics]
 
 
@@ -287,7 +297,7 @@ def learn_by_gradients(
         return of_policy + parts.advantages.value_weight * of_value, metrics | entropy
 
     def gradient_fn(meta_params: MetaParams, batch: Experience) -> tuple[tuple[jax.Array, Metrics], MetaParams]:
-        loss, grads = jax.value_and_grad(loss_fn, has_aux=True)(meta_params, batch)
+        loss, grads = mean_over_steps(jax.value_and_grad(loss_fn, has_aux=True), meta_params, batch)
         return loss, MetaParams({name: clipped(of, parts.max_grad_norm) for name, of in grads.params.items()})
 
     meta_params, opt_state, curves = descend(
@@ -312,19 +322,19 @@ def learn_by_trust_region(
     assert isinstance(outer, TRPO)
     critic, of_critic, fitted = fit_critic(parts, key, params["critic"], state.opt_state["critic"], experience)
 
-    loss_fn = lambda params: policy_loss(parts.actor, params, experience, outer, entropy_weight)
+    of_steps = lambda params, batch: policy_loss(parts.actor, params, batch, outer, entropy_weight)
     actor, of_actor, climbed = descend(
         key,
         trust_region(outer),
-        lambda params, _: jax.value_and_grad(loss_fn, has_aux=True)(params),
+        partial(mean_over_steps, jax.value_and_grad(of_steps, has_aux=True)),
         params["actor"],
         state.opt_state["actor"],
         experience,
         axis=1,
         num_epochs=1,
         num_minibatches=1,
-        loss_fn=lambda params: loss_fn(params)[0],
-        outputs_fn=lambda params: parts.actor.apply(params, experience.x),
+        loss_fn=lambda params: mean_over_steps(of_steps, params, experience)[0],
+        outputs_fn=lambda params: shared_out(parts.actor.apply, axis=1)(params, experience.x),
         kl_fn=lambda old, new: masked_mean(old.kl(new), experience.mask),
     )
     of_step = of_update(climbed)
@@ -338,7 +348,8 @@ def fit_critic(parts: Parts, key: jax.Array, params: Params, opt_state: PyTree, 
     assert isinstance(parts.outer, TRPO)
 
     def gradient_fn(params: Params, batch: Experience) -> tuple[tuple[jax.Array, Metrics], Params]:
-        loss, grads = jax.value_and_grad(partial(value_loss, parts.critic), has_aux=True)(params, batch)
+        of_steps = jax.value_and_grad(partial(value_loss, parts.critic), has_aux=True)
+        loss, grads = mean_over_steps(of_steps, params, batch)
         return loss, clipped(grads, parts.max_grad_norm)
 
     params, opt_state, curves = descend(

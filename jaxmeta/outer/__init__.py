@@ -2,14 +2,17 @@
 gradient is applied."""
 
 from jaxmeta.outer.step import apply_gradient, chosen_optimizer, counted, initial_state, outer_step
-from jaxmeta.outer.tasks import mean_over_tasks, over_tasks
+from jaxmeta.outer.tasks import for_each_task, mean_over_shares, mean_over_tasks, over_tasks, shared_out
 
 __all__ = [
     "apply_gradient",
     "chosen_optimizer",
     "counted",
+    "for_each_task",
     "initial_state",
+    "mean_over_shares",
     "mean_over_tasks",
     "outer_step",
     "over_tasks",
+    "shared_out",
 ]

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.devices import DEVICES, EVERYWHERE, SHARED, num_sharing, on_each
+from jaxmeta.devices import EVERYWHERE, SHARED, along, check_shares, gathered, num_sharing, on_each, summed
 from jaxmeta.outer.cost import default_memory_budget, num_bytes, peak_bytes
 from jaxmeta.types import PyTree
 
@@ -38,15 +38,14 @@ def over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_ta
     >>> mean.item(), each.tolist()
     (3.0, [0.0, 1.0, 4.0, 9.0])
     """
-    num_tasks, num_devices = len(jax.tree.leaves(per_task)[0]), num_sharing()
+    num_devices = num_sharing()
     if num_devices is None:
         return _over_tasks_on_one(fn, microbatch, meta_params, per_task)
-    if num_tasks % num_devices:
-        raise ValueError(f"the number of tasks must be a multiple of the {num_devices} devices, got {num_tasks}")
+    check_shares(len(jax.tree.leaves(per_task)[0]))
 
     def share(meta_params: PyTree, per_task: PyTree) -> tuple[PyTree, PyTree]:
         mean, each = _over_tasks_on_one(fn, microbatch, meta_params, per_task)
-        return jax.lax.pmean(mean, DEVICES), each
+        return jax.tree.map(lambda x: x / num_devices, summed(mean)), each
 
     return on_each(share, (EVERYWHERE, SHARED))(meta_params, per_task)
 
@@ -67,6 +66,87 @@ def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, p
     3.0
     """
     return over_tasks(lambda *args: (fn(*args), ()), microbatch, meta_params, per_task)[0]
+
+
+def for_each_task(fn: Callable, meta_params: PyTree, per_task: PyTree) -> PyTree:
+    """`jax.vmap(fn, (None, 0))`: what is played of each task, which every device is told of all.
+
+    Args:
+      fn: (meta_params, one task's part of `per_task`) -> a pytree of arrays.
+      meta_params: the same for all tasks.
+      per_task: a pytree of arrays with a leading axis N.
+
+    Raises:
+      ValueError: the number of devices does not divide N.
+
+    >>> for_each_task(lambda w, x: w * x, jnp.array(2.0), jnp.arange(3.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    each = jax.vmap(fn, (None, 0))
+    if num_sharing() is None:
+        return each(meta_params, per_task)
+    check_shares(len(jax.tree.leaves(per_task)[0]))
+    return on_each(lambda *args: gathered(each(*args)), EVERYWHERE)(meta_params, per_task)
+
+
+def shared_out(fn: Callable, *, axis: int = 0) -> Callable:
+    """`fn(meta_params, data)`, whose tasks lie along `axis` of its data and of what it returns, each device its share.
+
+    What comes out stays where it is; gradients go through it.
+
+    Args:
+      fn: (meta_params, data of some tasks) -> a pytree of arrays.
+      axis: of the tasks.
+
+    Raises:
+      ValueError: when it is called, the number of devices does not divide that of tasks.
+
+    >>> shared_out(lambda w, x: w * x)(2.0, jnp.arange(3.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    if num_sharing() is None:
+        return fn
+
+    def shares(meta_params: PyTree, data: PyTree) -> PyTree:
+        check_shares(jax.tree.leaves(data)[0].shape[axis])
+        return on_each(fn, along(axis), axis=axis)(meta_params, data)
+
+    return shares
+
+
+def mean_over_shares(
+    fn: Callable, meta_params: PyTree, data: PyTree, *, axis: int = 0, weight_fn: Callable | None = None
+) -> PyTree:
+    """`fn(meta_params, data)`, which is a mean over tasks, such as a loss and its gradient; and for that the mean over
+    the devices of what each finds of its share, by one all-reduce.
+
+    Unlike `mean_over_tasks` it is for one gradient of a mean, which is one product for all tasks where they have the
+    same weights.
+
+    Args:
+      fn: (meta_params, data of some tasks) -> a pytree of arrays.
+      meta_params: the same for all tasks.
+      data: a pytree of arrays with an axis of tasks.
+      axis: which one that is.
+      weight_fn: (data of some tasks) -> how much they count, such as the steps that were played; if None, their number.
+
+    Raises:
+      ValueError: the number of devices does not divide that of tasks.
+
+    >>> mean_over_shares(lambda w, x: jnp.mean(w * x), jnp.array(2.0), jnp.arange(4.0)).item()
+    3.0
+    """
+    if num_sharing() is None:
+        return fn(meta_params, data)
+    check_shares(jax.tree.leaves(data)[0].shape[axis])
+
+    def share(meta_params: PyTree, data: PyTree) -> PyTree:
+        weight = jnp.ones(()) if weight_fn is None else weight_fn(data)
+        weighted = jax.tree.map(lambda x: x * jnp.asarray(weight, x.dtype), fn(meta_params, data))
+        total, whole = summed((weighted, jnp.asarray(weight, jnp.result_type(*jax.tree.leaves(weighted)))))
+        return jax.tree.map(lambda x: x / jnp.asarray(whole, x.dtype), total)
+
+    return on_each(share, EVERYWHERE, axis=axis)(meta_params, data)
 
 
 def _over_tasks_on_one(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.checks import check_integer, check_number
+from jaxmeta.devices import check_shares
 from jaxmeta.outer import apply_gradient
 from jaxmeta.rl.objectives import importance_weighted, ppo_clip
 from jaxmeta.rl.trust_region import TrustRegion
@@ -242,6 +243,7 @@ def descend(
     num_tasks = jax.tree.leaves(data)[0].shape[axis]
     if num_tasks % num_minibatches:
         raise ValueError(f"num_minibatches must divide the number of tasks, {num_tasks}, got {num_minibatches}")
+    check_shares(num_tasks, num_minibatches)
     orders = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(key, num_epochs), num_tasks)
     share = lambda chosen: jax.tree.map(lambda x: x[(slice(None),) * axis + (chosen,)], data)
     (params, opt_state), curves = jax.lax.scan(

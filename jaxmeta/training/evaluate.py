@@ -15,7 +15,7 @@ from jaxmeta.checks import (
     check_meta_params,
     check_metrics,
 )
-from jaxmeta.devices import SHARED, num_sharing, on_each, replicated
+from jaxmeta.devices import SHARED, can_share, known_everywhere, on_each, replicated
 from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.training.report import Report, joined
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
@@ -166,7 +166,6 @@ def _evaluate_tasks(
 
         return jax.lax.map(evaluate_task, numbers, batch_size=min(batch_size, len(numbers)))
 
-    num_devices = num_sharing()
-    if num_devices is not None and num_tasks % num_devices == 0:
+    if can_share(num_tasks):
         evaluate_tasks = on_each(evaluate_tasks, SHARED)
-    return evaluate_tasks((key, meta_params, data), jax.numpy.arange(num_tasks))
+    return known_everywhere(evaluate_tasks((key, meta_params, data), jax.numpy.arange(num_tasks)))

@@ -23,7 +23,7 @@ from jaxmeta.checks import (
     check_metrics,
     check_pure,
 )
-from jaxmeta.devices import replicated
+from jaxmeta.devices import SHARED, along, any_process, can_share, known_everywhere, on_each, replicated
 from jaxmeta.training.callbacks import Callback, Callbacks
 from jaxmeta.training.checkpoint import Checkpointer, Saver, of_key, saving
 from jaxmeta.training.divergence import Watch
@@ -62,6 +62,7 @@ def fit(
 
     Args:
       key: a typed key, or `[S]` of them to train S seeds at once: states and metrics then have a leading axis S.
+        `jaxmeta.over_devices` shares them, where they share out evenly, in the place of the tasks.
       learner: what to train.
       tasks: p(T), where its tasks come from.
       num_outer_steps: outer steps altogether, those that `state` has taken included.
@@ -176,7 +177,7 @@ def _loop(
         if validator and (step == num_outer_steps or validator.is_due(step)):
             metrics = {**metrics, **validator(state)}
         _show(bar, metrics, length)
-        is_over = callbacks(state, metrics) or (validator is not None and validator.has_no_patience())
+        is_over = any_process(callbacks(state, metrics)) or (validator is not None and validator.has_no_patience())
         if saver and (is_over or step == num_outer_steps or saver.is_due(before, step)):
             best, found = (validator.best, validator.progress()) if validator else (None, None)
             saver.save(step, state, best, {"in_a_row": watch.in_a_row.tolist(), "validation": found})
@@ -243,23 +244,31 @@ def _run_chunk(
     chunk_size: int,
 ) -> tuple[MetaState, Metrics]:
     """`length` outer steps; metrics `[chunk_size, ...]`. `length` is traced, so that the last, shorter chunk of a run
-    does not compile again."""
+    does not compile again. Of several seeds each device has its share, where they share out."""
 
     task_keys = getattr(learner, "task_keys", None) or (lambda key, state, number: jax.random.split(key, number))
 
-    def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
-        task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
-        tasks = jax.vmap(sample, (0, None))(task_keys(task_key, state, num_tasks), data)
-        state, metrics = learner.update(update_key, state, tasks)
-        check_metrics("learner.update", metrics, ndim=0)
-        return state, metrics
+    def run(everywhere: tuple[PyTree, int], of_seeds: tuple[jax.Array, MetaState]) -> tuple[MetaState, Metrics]:
+        (data, length), (key, state) = everywhere, of_seeds
 
-    over_seeds = jax.vmap(step) if key.ndim else step
+        def step(key: jax.Array, state: MetaState) -> tuple[MetaState, Metrics]:
+            task_key, update_key = jax.random.split(jax.random.fold_in(key, state.step))
+            tasks = jax.vmap(sample, (0, None))(task_keys(task_key, state, num_tasks), data)
+            state, metrics = learner.update(update_key, state, tasks)
+            check_metrics("learner.update", metrics, ndim=0)
+            return state, metrics
 
-    def body(i: jax.Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
-        state, metrics = over_seeds(key, carry[0])
-        return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), carry[1], metrics)
+        over_seeds = jax.vmap(step) if key.ndim else step
 
-    _, shapes = jax.eval_shape(over_seeds, key, state)
-    buffers = jax.tree.map(lambda shape: jnp.zeros((chunk_size, *shape.shape), shape.dtype), shapes)
-    return jax.lax.fori_loop(0, length, body, (state, buffers))
+        def body(i: jax.Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
+            state, metrics = over_seeds(key, carry[0])
+            return state, jax.tree.map(lambda buffer, value: buffer.at[i].set(value), carry[1], metrics)
+
+        _, shapes = jax.eval_shape(over_seeds, key, state)
+        buffers = jax.tree.map(lambda shape: jnp.zeros((chunk_size, *shape.shape), shape.dtype), shapes)
+        return jax.lax.fori_loop(0, length, body, (state, buffers))
+
+    if key.ndim and can_share(len(key)):
+        run = on_each(run, (SHARED, along(1)))
+    state, metrics = run((data, length), (key, state))
+    return state, known_everywhere(metrics)

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import bilevel, compile_time, estimators, gradient_error, memory, report, rl, rl2_table, throughput
+from benchmarks import (
+    bilevel,
+    compile_time,
+    estimators,
+    gradient_error,
+    memory,
+    report,
+    rl,
+    rl2_table,
+    scaling,
+    throughput,
+)
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import UnknownCase, choose
 from benchmarks.pictures import style
@@ -267,3 +278,20 @@ def test_cells_of_the_rl2_table_have_a_batch_of_the_papers_size():
         num_steps = config.num_tasks * config.num_episodes * config.family().environment.max_steps
         assert name == "tiny" or 200_000 < num_steps <= 250_000
         assert config.num_tasks % config.ppo.num_minibatches == 0
+
+
+@pytest.mark.slow
+def test_scaling_counts_one_all_reduce_of_the_gradient_and_predicts(tmp_path):
+    """Of one device, as there is here; its bytes are those of the parameters, of two metrics and the loss."""
+    measured, predicted = quick(tmp_path, "scaling")
+    assert measured["case"] == "sinusoid-weak-d1"
+    assert measured["num_others"] == 0 and measured["num_all_reduces"] <= 1
+    assert 0 < measured["efficiency_of_communication"] < 10
+    efficiencies = [of["efficiency"] for of in predicted["predicted"].values()]
+    assert 1 > efficiencies[0] > efficiencies[1] > efficiencies[2] > 0
+
+
+def test_an_all_reduce_over_hosts_takes_the_rings_bytes_and_the_trees_steps():
+    """16 accelerators in two hosts: 7/4 of the bytes within, then an eighth of them between."""
+    of = scaling.Interconnect(8, bandwidth_in=2.0, latency_in=0.1, bandwidth_out=0.5, latency_out=1.0)
+    np.testing.assert_allclose(scaling.all_reduce_seconds(16, 16, of), 7 / 4 * 16 / 2 + 6 * 0.1 + 2 / 0.5 + 2 * 1.0)
