@@ -23,12 +23,41 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {short(value)}")
 
 
-def check_number(name: str, value: Any, minimum: float = 0.0) -> None:
-    """A finite real number of at least `minimum`; a jax array (a traced hyperparameter) passes as it is."""
-    if isinstance(value, jax.Array):
+def check_number(name: str, value: Any, minimum: float = 0.0, maximum: float = math.inf) -> None:
+    """A finite real number from `minimum` to `maximum`; of a traced one, a hyperparameter, only what is known.
+
+    A jax array of shape () is a number, and one of another shape is none: it would broadcast.
+    """
+    if isinstance(value, jax.core.Tracer) and _is_number(value):
         return
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < minimum:
-        raise ValueError(f"{name} must be a finite number >= {minimum:g}, got {short(value)}")
+    number = value.item() if isinstance(value, jax.Array) and _is_number(value) else value
+    is_real = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number)
+    if not is_real or not minimum <= number <= maximum:
+        limits = f">= {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        raise ValueError(f"{name} must be a finite number {limits}, got {short(value)}")
+
+
+def _is_number(array: jax.Array) -> bool:
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    return array.shape == () and real
+
+
+def check_share(name: str, value: Any) -> None:
+    """A number from 0 to 1, such as a discount: not a percentage."""
+    check_number(name, value, maximum=1)
+
+
+def check_seed(name: str, value: Any) -> None:
+    """A seed of `jax.random.key`, which of a larger or a negative one takes 32 bits: it would be another's."""
+    check_integer(name, value, minimum=0)
+    if value >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {value}: jax.random.key would take its last 32 bits alone")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """A boolean: the text "False" would be true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {short(value)}")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -46,7 +75,11 @@ def check_widths(name: str, value: Any) -> None:
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:
-    """A function with the given signature."""
+    """A function with the given signature; a class is none, for what it returns is an instance."""
+    if inspect.isclass(value):
+        raise ValueError(
+            f"{name} must be a function {signature}, got the class {value.__name__}: give a function of an instance"
+        )
     if not callable(value):
         raise ValueError(f"{name} must be a function {signature}, got {short(value)}")
     return value
@@ -401,7 +434,8 @@ def check_labels(name: str, labels: Any, num_classes: int, weight: Any = None, n
 
 def check_num_ways(name: str, value: Any, num_classes: int) -> None:
     """Of how many classes an episode is: a whole number, from 1 to those that there are outputs for."""
-    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    is_number = isinstance(value, numbers.Number | np.ndarray | jax.Array)
+    if not is_number or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
         raise ValueError(f"{name} must be an integer, of how many classes the episode is, got {short(value)}")
     if not isinstance(value, jax.core.Tracer) and not 1 <= int(value) <= num_classes:
         raise ValueError(

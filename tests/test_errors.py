@@ -348,7 +348,7 @@ TABLE = {
     ),
     "maml_rl": (
         jaxmeta.maml_rl,
-        {"init_fn": init_fn, "apply_fn": len, "environment": BANDIT.environment},
+        {"init_fn": init_fn, "apply_fn": lambda params, observation: None, "environment": BANDIT.environment},
         {
             "init_fn": not_callable,
             "apply_fn": not_callable,
@@ -369,12 +369,12 @@ TABLE = {
     ),
     "promp": (
         jaxmeta.promp,
-        {"init_fn": init_fn, "apply_fn": len, "environment": BANDIT.environment},
+        {"init_fn": init_fn, "apply_fn": lambda params, observation: None, "environment": BANDIT.environment},
         {"inner_kl_weight": number, "optimizer": optional(transform)},
     ),
     "e_maml": (
         jaxmeta.e_maml,
-        {"init_fn": init_fn, "apply_fn": len, "environment": BANDIT.environment},
+        {"init_fn": init_fn, "apply_fn": lambda params, observation: None, "environment": BANDIT.environment},
         {"exploration_weight": number},
     ),
     "rl2": (
@@ -804,6 +804,6 @@ def test_predictions_and_targets_do_not_broadcast(loss, apply_fn):
 
 @pytest.mark.parametrize("where", ["nothing", "hea", lambda path: False, {"head": True}, {"body": False, "head": 1}, 1])
 def test_anil_adapts_something(where):
-    """Known when the parameters are: while the first task is traced."""
-    with pytest.raises(ValueError, match="where"):
+    """What it may be is known at once, what it chooses while the first task is traced."""
+    with pytest.raises(ValueError, match="where|head"):
         update(learner=jaxmeta.anil(init_fn, loss_fn, head=where))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, resumed
-from jaxmeta.checks import check_callable, check_integer, check_number
+from jaxmeta.checks import check_arguments, check_flag, check_integer, check_number
 from jaxmeta.types import MetaParams, PyTree
 
 
@@ -123,7 +123,8 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, warm_start: 
     >>> strategy = implicit(solver=conjugate_gradient(10))
     """
     solve = conjugate_gradient(5) if solver is None else solver
-    check_callable("solver", solve, "(matrix, b, start) -> x, such as conjugate_gradient(5)")
+    check_arguments("solver", solve, ("matrix", "b", "start"), "call what makes one, as in conjugate_gradient(5)")
+    check_flag("warm_start", warm_start)
     check_number("damping", damping)
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:

@@ -29,19 +29,21 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import adapt
+from jaxmeta.adapt.meta_gradients import check_meta_gradient
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.adapt.select import Where, complement, freeze, select, unfreeze
+from jaxmeta.adapt.select import Where, check_where, complement, freeze, select, unfreeze
 from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.checks import (
     a_key,
-    check_callable,
+    check_arguments,
+    check_flag,
     check_init_fn,
     check_integer,
     check_loss_fn,
     check_meta_params,
-    check_number,
     check_pure,
     check_query,
+    check_share,
     check_state,
     check_task,
     check_tasks,
@@ -140,11 +142,16 @@ def maml(
         if count is not None:
             check_integer(name, count, minimum=1)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
+    check_flag("stochastic", stochastic)
+    if frozen is not None:
+        check_where("frozen", frozen)
     for name, of_support in (("start_fn", start_fn), ("condition_fn", condition_fn)):
         if of_support is not None:
-            check_callable(name, of_support, "(params, support) -> params")
+            check_arguments(name, of_support, ("params", "support"), "it returns parameters")
     if loss_weights is not None:
-        check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_inner_steps]")
+        check_arguments(
+            "loss_weights", loss_weights, ("step",), "it returns weights, as multi_step_weights(K, 100) does"
+        )
     inner_loss_fn = judge_fn = check_loss_fn("loss_fn", loss_fn, stochastic)
     if outer_loss_fn is not None:
         judge_fn = check_loss_fn("outer_loss_fn", outer_loss_fn, stochastic)
@@ -166,7 +173,7 @@ def maml(
     )
     check_inner_optimizer("inner_optimizer", spec.inner_optimizer)
     strategy = adapt.auto() if meta_gradient is None else meta_gradient
-    check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
+    check_meta_gradient("meta_gradient", strategy)
     task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
     return MetaLearner(
         init=lambda key: _init(spec, key),
@@ -447,6 +454,7 @@ def anil(
 
     >>> learner = anil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["head"] ** 2, {}))
     """
+    check_where("head", head)
     inner_optimizer = adapt.adapt_only(adapt.sgd(learning_rate), head)
     return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 
@@ -481,6 +489,7 @@ def boil(
 
     >>> learner = boil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["body"] ** 2, {}))
     """
+    check_where("head", head)
     body_only = adapt.adapt_only(adapt.sgd(learning_rate), complement(head))
 
     def init(params: Params) -> PyTree:
@@ -636,17 +645,17 @@ def reptile(
     Args:
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
-      step_size: ε ≥ 0, the share of the way to the adapted parameters that an outer step goes; 1 goes all of it.
+      step_size: ε in [0, 1], the share of the way to the adapted parameters that an outer step goes; 1 goes all of it.
       inner_optimizer: as in `maml`.
       num_inner_steps: K, inner steps while meta-training, at least 2.
       optimizer: the outer optax transformation, given θ − θ' as gradient; `optax.sgd(step_size)` if None.
 
     Raises:
-      ValueError: as `maml`; `step_size` is negative or not finite; `num_inner_steps` is less than 2.
+      ValueError: as `maml`; `step_size` is not in [0, 1]; `num_inner_steps` is less than 2.
 
     >>> learner = reptile(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
     """
-    check_number("step_size", step_size)
+    check_share("step_size", step_size)
     check_integer("num_inner_steps", num_inner_steps, minimum=2)
     return maml(
         init_fn,

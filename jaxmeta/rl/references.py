@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_flag, check_integer
 from jaxmeta.rl.env import Environment
 from jaxmeta.rl.rollout import Agent, episode_returns, rollout
 from jaxmeta.rl.trials import trial
@@ -50,6 +50,7 @@ def reference_learner(
     if not isinstance(agent, Agent) and not callable(agent):
         raise ValueError(f"agent must be an Agent or a function (task) -> Agent, got {agent!r}")
     check_integer("num_episodes", num_episodes, minimum=1)
+    check_flag("by_episode", by_episode)
     episodes = trial(environment, num_episodes=num_episodes)
     agent_of = lambda task: agent if isinstance(agent, Agent) else agent(task)
 

@@ -186,7 +186,7 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
       row: a NamedTuple or dict of arrays, or of their shapes.
       num_tasks: M, buffers, at least 1.
       capacity: C, rows of each, at least 1.
-      budget: bytes that there are; no limit if None.
+      budget: bytes that there are, at least 1; no limit if None.
 
     Returns:
       A `MemoryPlan`.
@@ -196,6 +196,8 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
     """
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("capacity", capacity, minimum=1)
+    if budget is not None:
+        check_integer("budget", budget, minimum=1)
     fields = row if isinstance(row, dict) else row._asdict()
     plan = MemoryPlan({name: num_bytes(tree) for name, tree in fields.items()}, num_tasks, capacity)
     if budget is not None and plan.num_bytes > budget:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import a_key, check_callable, check_pure, check_uses_key
+from jaxmeta.checks import a_key, check_arguments, check_pure, check_uses_key
 from jaxmeta.rl.env import (
     Continuous,
     Environment,
@@ -52,9 +52,9 @@ def family(environment: Environment, sample_fn: Callable, test_sample_fn: Callab
     (2,)
     """
     check_environment("environment", environment)
-    check_callable("sample_fn", sample_fn, "(key) -> params")
+    check_arguments("sample_fn", sample_fn, ("key",), "it returns the params of a task")
     test_sample_fn = sample_fn if test_sample_fn is None else test_sample_fn
-    check_callable("test_sample_fn", test_sample_fn, "(key) -> params")
+    check_arguments("test_sample_fn", test_sample_fn, ("key",), "it returns the params of a task")
     train = _drawn("sample_fn", environment, sample_fn)
     test = train if test_sample_fn is sample_fn else _drawn("test_sample_fn", environment, test_sample_fn)
     _check_task_stays(environment, jax.eval_shape(train.sample, a_key(), ()))

@@ -57,6 +57,8 @@ def fixed(tasks: Task | Sequence[Task], *, names: Sequence[str] | None = None) -
     >>> south.support.x.shape, south.support.weight.sum().item()
     ((30, 2), 7.0)
     """
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        raise ValueError(f"names must be a list of strings, one for each task, got {short(names)}")
     if isinstance(tasks, Task):
         data = _with_ways_where_they_differ(_checked_stack(tasks), names)
         return _distribution(_at, data, num_rows(data.support), names)
