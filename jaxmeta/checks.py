@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.traced import same_contents, trace, used_inputs
-from jaxmeta.types import MetaParams, MetaState, Task, TaskDistribution
+from jaxmeta.types import Examples, MetaParams, MetaState, Task, TaskDistribution
 from jaxmeta.words import counted, short
 
 
@@ -246,6 +246,26 @@ def _as_array(name: str, value: Any, what: str) -> jax.Array:
         raise ValueError(f"{what}; {name} is {short(value)}") from error
 
 
+def check_fits(name: str, tree: Any) -> None:
+    """Arrays of numpy whose numbers jax keeps: without x64, 64-bit integers lose half of their bits in silence.
+
+    >>> check_fits("y", np.array([3, 2**31 - 1]))
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "iuf":
+            continue
+        kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if kept == leaf.dtype:
+            continue
+        limits = jnp.finfo(kept) if leaf.dtype.kind == "f" else jnp.iinfo(kept)
+        beyond = leaf[np.isfinite(leaf) & ((leaf < limits.min) | (leaf > limits.max))]
+        if beyond.size:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must hold numbers that are {kept}s in jax, got {beyond[0]} in "
+                f"{leaf.dtype}: count from 0, or scale them, or jax.config.update('jax_enable_x64', True)"
+            )
+
+
 def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
     """A typed random key, or an array of them with at most `max_ndim` axes."""
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -338,12 +358,32 @@ def check_stacked(name: str, tree: Any) -> int:
 def check_task(task: Task) -> None:
     if not isinstance(task, Task):
         raise ValueError(f"task must be a jaxmeta.Task(support, query), got {type(task).__name__}")
+    check_fits("task", task)
 
 
 def check_query(task: Task) -> None:
     check_task(task)
     if not jax.tree.leaves(task.query):
         raise ValueError("task must have a query set to be judged on, got none: Task(support, query)")
+
+
+def check_pairs(task: Task, is_stacked: bool) -> None:
+    """That a pair (x, y) of arrays, in the support set and the query set, has an axis of examples that both share.
+
+    It is missed where one task is given in the place of several, whose examples would be tasks of one each.
+
+    >>> check_pairs(Task((np.ones((3, 5, 2)), np.ones((3, 5)))), is_stacked=True)
+    """
+    axis, axes = (1, "N, B, ...") if is_stacked else (0, "B, ...")
+    for name, batch in (("support", task.support), ("query", task.query)):
+        is_pair = isinstance(batch, Examples) or (type(batch) is tuple and len(batch) == 2)
+        pair = [np.shape(leaf) for leaf in batch[:2] if hasattr(leaf, "shape")] if is_pair else []
+        if len(pair) == 2 and not (pair[0][axis:] and pair[0][axis : axis + 1] == pair[1][axis : axis + 1]):
+            remedy = ": of one task jax.tree.map(lambda leaf: leaf[None], task) makes N = 1" if is_stacked else ""
+            raise ValueError(
+                f"{name} of {'tasks' if is_stacked else 'task'} must be (x [{axes}], y [{axes}]), of as many examples "
+                f"B, got {short(batch)}{remedy}"
+            )
 
 
 def check_arguments(name: str, fn: Callable, arguments: Sequence[str], remedy: str) -> None:

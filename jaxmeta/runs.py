@@ -29,6 +29,7 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
+from jaxmeta.checks import check_seed
 from jaxmeta.devices import num_cores
 from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
@@ -50,8 +51,9 @@ def train_recipe(name: str, config: Outer, seed: int, out: Path | None, resume: 
     """Runs a recipe and writes everything under `out`, by default a new directory under `runs`.
 
     Raises:
-      ValueError: a field is wrong, or `out` holds another run; nothing is written then.
+      ValueError: the seed or a field is wrong, or `out` holds another run; nothing is written then.
     """
+    check_seed("seed", seed)
     experiment = config.build()
     directory = _claim(name, config, seed, out, resume)
     changed = _differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))

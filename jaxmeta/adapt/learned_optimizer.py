@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState
-from jaxmeta.checks import check_integer, check_number, check_widths
+from jaxmeta.checks import check_number, check_seed, check_widths
 from jaxmeta.types import MetaParams, Params, PyTree
 from jaxmeta.words import short
 
@@ -51,7 +51,8 @@ def learned_optimizer(
       hidden: widths of the network's hidden layers, with relu.
       decays: β of each average of the gradient, from 0 to below 1; the first is Adam's b1.
       second_decay: β of the average of its square, Adam's b2, from 0 to below 1.
-      seed: of the weights of the hidden layers, which the functions of an inner optimizer get no key for.
+      seed: from 0 to 2**32 − 1, of the weights of the hidden layers, which the functions of an inner optimizer get no
+        key for.
 
     Raises:
       ValueError: an argument is wrong.
@@ -67,7 +68,7 @@ def learned_optimizer(
     """
     check_number("learning_rate", learning_rate)
     check_widths("hidden", hidden)
-    check_integer("seed", seed, minimum=0)
+    check_seed("seed", seed)
     if not isinstance(decays, Sequence) or isinstance(decays, str) or not len(decays):
         raise ValueError(f"decays must be a sequence of at least one decay, such as (0.9, 0.99), got {short(decays)}")
     for name, decay in [*((f"decays[{i}]", decay) for i, decay in enumerate(decays)), ("second_decay", second_decay)]:

@@ -278,6 +278,8 @@ def proximal(optimizer: InnerOptimizer, strength: float) -> InnerOptimizer:
     """
     check_inner_optimizer("optimizer", optimizer)
     check_number("strength", strength)
+    if not isinstance(strength, jax.core.Tracer) and strength == 0:
+        return optimizer  # as it is: nothing draws, and what differentiates a solution sees that
 
     def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
         start = optimizer.start(meta_params).fast

@@ -41,6 +41,8 @@ from jaxmeta.checks import (
     check_integer,
     check_loss_fn,
     check_meta_params,
+    check_number,
+    check_pairs,
     check_pure,
     check_query,
     check_share,
@@ -307,6 +309,7 @@ def _update(
         return task_gradient(gradient_key, learned(meta_params), keys, given)
 
     keys = jax.random.split(key, check_tasks(tasks))
+    check_pairs(tasks, is_stacked=True)
     (loss, metrics), grads = mean_over_tasks(gradient, spec.microbatch, state.meta_params, (keys, tasks))
     return outer_step(spec.optimizer, state, loss, metrics, grads)
 
@@ -314,6 +317,7 @@ def _update(
 def _adapt(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
     check_meta_params(meta_params)
     check_task(task)
+    check_pairs(task, is_stacked=False)
     given = _Given(task, meta_params.constants)
     start = _started(spec, learned(meta_params), given)
     state, _ = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given)
@@ -324,6 +328,7 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
     """What the outer loss reports after 0 .. K steps."""
     check_meta_params(meta_params)
     check_query(task)
+    check_pairs(task, is_stacked=False)
     given = _Given(task, meta_params.constants)
     start = _started(spec, learned(meta_params), given)
     judge = lambda params, drawn=None: reported(*_judge(spec, params, given))
@@ -335,6 +340,7 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
 def _check(spec: _Maml, meta_params: MetaParams, task: Task, is_test: bool) -> None:
     """L of the whole support set and L' of the query set, so that they can look at their values, such as labels."""
     check_query(task)
+    check_pairs(task, is_stacked=False)
 
     def losses(key: jax.Array, meta_params: MetaParams) -> list[jax.Array]:
         given = _Given(task, meta_params.constants, None if is_test else key)
@@ -600,7 +606,7 @@ def imaml(
     Args:
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
-      strength: λ ≥ 0, of the term that draws back to θ; the solution depends on θ through it alone.
+      strength: λ > 0, of the term that draws back to θ; the solution depends on θ through it alone.
       learning_rate: α ≥ 0, of the inner gradient descent.
       solver: as in `adapt.implicit`; `adapt.conjugate_gradient(5)` if None.
       damping: δ ≥ 0, as in `adapt.implicit`; without it, conv4 did not learn on Omniglot.
@@ -612,6 +618,7 @@ def imaml(
 
     >>> learner = imaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}), num_inner_steps=16)
     """
+    check_number("strength", strength, minimum=1e-12)
     return maml(
         init_fn,
         loss_fn,

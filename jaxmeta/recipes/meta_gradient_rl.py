@@ -8,7 +8,7 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.algorithms import A2C, meta_gradient_rl
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.rl import MetaRL
 from jaxmeta.rl import Family, finite_family, from_gymnax, make_gymnax, mlp_policy_and_value
@@ -55,7 +55,6 @@ class OneAgent(MetaRL):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("num_inner_steps", self.num_inner_steps, minimum=1)
-        check_number("inner_learning_rate", self.inner_learning_rate)
 
     def family(self) -> Family:
         environment = from_gymnax(self.environment, max_steps=self.max_steps)

@@ -73,8 +73,9 @@ def few_shot(
       `num_ways` int32 is the episode's own; `info` is −1 in place of classes that it does not have.
 
     Raises:
-      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names;
-        or another argument is wrong: no group has enough classes, images are not square, `augment` changes the shape.
+      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names,
+        or is one number everywhere; or another argument is wrong: no group has enough classes, images are not square,
+        `augment` changes the shape.
 
     >>> import jax, numpy as np
     >>> data = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3)  # 4 classes of 3 examples, each a single number
@@ -100,6 +101,7 @@ def few_shot(
     if ways > num_classes:
         raise ValueError(f"num_ways must be at most the {num_classes} classes of data, got {short(num_ways)}")
     by_class.check_enough(read, shots, queries)
+    by_class.check_varies(read)
     if augment is not None:
         check_augment(augment, read.shape, read.dtype)
 

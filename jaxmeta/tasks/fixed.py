@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_distribution, check_names, check_num_ways, check_stacked, check_weight
+from jaxmeta.checks import check_distribution, check_fits, check_names, check_num_ways, check_stacked, check_weight
 from jaxmeta.tasks.padding import (
     Form,
     are_alike,
@@ -200,6 +200,7 @@ def _checked_batch(name: str, batch: Batch, num_axes: int = 1) -> Batch:
         axes = "[B, ...]" if num_axes == 1 else "[N, B, ...]"
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(f"{name} must be arrays {axes} of as many examples each, one at least, got shapes {shapes}")
+    check_fits(name, batch)
     batch = jax.tree.map(_as_numpy, batch)
     if isinstance(batch, Examples) and batch.weight is not None and num_axes == 1:
         check_weight(f"weight in {name}", batch.weight, num_rows(batch))
@@ -227,6 +228,8 @@ def _checked_stack(tasks: Task) -> Task:
 
 
 def _stacked_info(tasks: Sequence[Task], names: Sequence[str] | None) -> PyTree:
+    for i, task in enumerate(tasks):
+        check_fits(f"info of {_name(i, names)}", task.info)
     infos = [jax.tree.map(_as_numpy, task.info) for task in tasks]
     for i, info in enumerate(infos):
         if not are_alike(infos[0], info) or not all(map(_is_array, jax.tree.leaves(info))):

@@ -495,3 +495,28 @@ def test_groups_with_rotations_and_ranges_turn_alike():
 def test_wrong_groups_are_named(groups, problem):
     with pytest.raises(ValueError, match=f"^groups {problem}"):
         group_tasks(groups)
+
+
+def test_numbers_that_jax_does_not_have_are_refused():
+    """2**40 became 0, in silence."""
+    big, small = np.full((3, 4, 2), 2**40) + np.arange(3)[:, None, None], np.arange(24).reshape(3, 4, 2)
+    sizes = {"num_ways": 2, "num_shots": 1, "num_queries": 1}
+    with pytest.raises(ValueError, match=r"data must hold numbers that are int32s in jax, got 1099511627776 in int64"):
+        few_shot(big, **sizes)
+    with pytest.raises(ValueError, match=r"data must hold numbers that are float32s in jax, got 1e\+300 in float64"):
+        few_shot([np.full((4, 2), 1e300), np.ones((4, 2))], **sizes)
+    for data in (small, small * 1e30, np.where(small, np.inf, 0.0)):
+        few_shot(data, **sizes)
+
+
+@pytest.mark.parametrize("form", ["array", "list", "jax"])
+def test_an_archive_that_is_blank_is_refused(form):
+    blank = np.full((3, 4, 8, 8), 255, np.uint8)
+    data = {"array": blank, "list": list(blank), "jax": jnp.asarray(blank)}[form]
+    with pytest.raises(ValueError, match="data must differ from class to class, got 255 everywhere"):
+        few_shot(data, num_ways=2, num_shots=1, num_queries=1)
+
+
+def test_numbers_of_64_bits_are_those_of_jax_where_it_has_them(x64):
+    data = np.full((3, 4, 2), 2**40) + np.arange(3)[:, None, None]
+    assert few_shot(data, num_ways=2, num_shots=1, num_queries=1).data.dtype == np.int64

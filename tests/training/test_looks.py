@@ -146,6 +146,15 @@ def test_a_sampler_draws_with_its_key(name):
             run(LINE, regression(draw))
 
 
+def test_data_that_jax_would_wrap_around_is_refused():
+    sample = lambda key, data: Task((jax.random.normal(key, (2, 1)), data), (jax.random.normal(key, (2, 1)), data))
+    learner = jaxmeta.maml(lambda key: jnp.ones(()), nn.mean_squared_error(lambda params, x: params * x))
+    distribution = TaskDistribution(sample, {"y": np.array([[1], [2**40]])})
+    message = r"tasks.data\['y'\] must hold numbers that are int32s in jax, got 1099511627776 in int64"
+    with pytest.raises(ValueError, match=message):
+        jaxmeta.fit(jax.random.key(0), learner, distribution, num_outer_steps=1, num_tasks=1, progress=False)
+
+
 def test_one_task_is_allowed_where_it_is_said():
     tasks = regression(lambda key: 2.0)
     single = tasks._replace(at=lambda index, data: tasks.sample(None, data), size=1)
