@@ -101,7 +101,6 @@ def few_shot(
     if ways > num_classes:
         raise ValueError(f"num_ways must be at most the {num_classes} classes of data, got {short(num_ways)}")
     by_class.check_enough(read, shots, queries)
-    by_class.check_varies(read)
     if augment is not None:
         check_augment(augment, read.shape, read.dtype)
 
@@ -125,7 +124,9 @@ def few_shot(
         query = batch(examples[:, shots:], keys[:, shots:], own and own.queries)
         return Task(support, query, classes if own is None else jnp.where(jnp.arange(ways) < own.ways, classes, -1))
 
-    return TaskDistribution(sample, read.data if groups is None else grouped(read.data, groups, read.names, ways))
+    given = read.data if groups is None else grouped(read.data, groups, read.names, ways)
+    by_class.check_varies(read)
+    return TaskDistribution(sample, given)
 
 
 def _rows(num_ways: int, num_each: int, own_ways: Any, own_each: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -1,4 +1,5 @@
 import itertools
+import math
 import operator
 
 import jax
@@ -85,7 +86,9 @@ def test_data_is_an_argument_on_the_device_with_its_dtype():
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2), (3, 4, 2, 5, 1)])
 def test_any_trailing_axes(shape):
-    tasks = few_shot(jnp.zeros(shape, jnp.bfloat16), num_ways=2, num_shots=1, num_queries=3)
+    tasks = few_shot(
+        jnp.arange(math.prod(shape), dtype=jnp.bfloat16).reshape(shape), num_ways=2, num_shots=1, num_queries=3
+    )
     task = jax.eval_shape(tasks.sample, jax.random.key(0), tasks.data)
     assert task.support[0].shape == (2, *shape[2:]) and task.query[0].shape == (6, *shape[2:])
     assert task.query[0].dtype == jnp.bfloat16
