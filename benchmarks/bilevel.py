@@ -89,7 +89,7 @@ SOLVERS = {
     "implicit, warm": Solver(_implicit(solver=adapt.conjugate_gradient(5)), 10, lambda k, dim: k + 8),
     "SOBA": Solver(_implicit(solver=_neumann(1)), 1, lambda k, dim: k + 4),
     "AmIGO": Solver(_implicit(solver=_neumann(10)), 10, lambda k, dim: k + 13),
-    "StocBiO": Solver(_implicit(solver=_neumann(10), warm_start=False), 10, lambda k, dim: k + 13),
+    "StocBiO": Solver(_implicit(solver=_neumann(10), warm_start=False), 10, lambda k, dim: k + 12),
 }
 CASES = {"quadratic-20": 20, "quadratic-100": 100, "quadratic-250": 250}
 QUICK_CASES = {"quadratic-5": 5}

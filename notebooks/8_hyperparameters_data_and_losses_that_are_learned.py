@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import jaxmeta
-from jaxmeta import Task, TaskDistribution, adapt, bilevel
+from jaxmeta import Task, adapt, bilevel, tasks
 
 # %% [markdown]
 # ## One problem inside another
@@ -42,19 +42,15 @@ from jaxmeta import Task, TaskDistribution, adapt, bilevel
 # `evaluate`, checkpoints and reports are the same.
 #
 # The data of one problem are a task: what is trained on is its support set, what training is judged by its query set.
-# All of this notebook has one task, and says so with `size=1`.
+# All of this notebook has one task at a time and no other, a `tasks.single`.
 
 
 # %%
-def only(task):
-    return TaskDistribution(lambda key, task: task, task, at=lambda index, task: task, size=1)
-
-
 def learn(learner, task, num_outer_steps, num_problems=1):
     return jaxmeta.fit(
         jax.random.key(0),
         learner,
-        only(task),
+        tasks.single(task),
         num_outer_steps=num_outer_steps,
         num_tasks=num_problems,
         progress=False,

@@ -47,6 +47,19 @@ def test_a_task_is_of_its_digits_each_image_once_and_one_label_for_each_digit():
         assert {digit for digit, _ in pairs} == set(TESTED_ON) and len(pairs) == len({label for _, label in pairs}) == 5
 
 
+def test_each_task_that_is_trained_on_has_noise_of_its_own_deviation():
+    clean, noisy = digits(TRAINED_ON), digits(TRAINED_ON, 0.3)
+    stds = []
+    for seed in range(20):
+        key = jax.random.key(seed)
+        differences = jax.tree.map(np.subtract, noisy.sample(key, noisy.data), clean.sample(key, clean.data))
+        (support, labels), (query, query_labels) = differences.support, differences.query
+        assert not labels.any() and not query_labels.any()
+        assert np.std(query) == pytest.approx(np.std(support), rel=0.05)
+        stds.append(np.std(support))
+    assert max(stds) < 0.305 and 0.1 < np.mean(stds) < 0.2 and np.std(stds) > 0.04  # uniform from 0 to .3
+
+
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxmeta\[digits\]'"):

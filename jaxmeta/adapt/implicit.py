@@ -28,17 +28,17 @@ class Solver(Protocol):
 
     - matrix, x -> A x, linear, of a pytree with the structure and the shapes of the fast weights, into the same;
     - b, such a pytree;
-    - start, another: where to begin, the solution of the last outer step, or zeros.
+    - start, another: where to begin, the solution of the last outer step; None where there is none, for zeros.
 
     It returns x. Any of `jax.scipy.sparse.linalg` becomes one by leaving out what it says of its iterations.
 
     >>> import jax.numpy as jnp
     >>> bicgstab = lambda matrix, b, start: jax.scipy.sparse.linalg.bicgstab(matrix, b, start)[0]
-    >>> bicgstab(lambda x: {"w": 2.0 * x["w"]}, {"w": jnp.array([4.0])}, {"w": jnp.zeros(1)})["w"].tolist()
+    >>> bicgstab(lambda x: {"w": 2.0 * x["w"]}, {"w": jnp.array([4.0])}, None)["w"].tolist()
     [2.0]
     """
 
-    def __call__(self, matrix: Callable[[PyTree], PyTree], b: PyTree, start: PyTree, /) -> PyTree: ...
+    def __call__(self, matrix: Callable[[PyTree], PyTree], b: PyTree, start: PyTree | None, /) -> PyTree: ...
 
 
 def conjugate_gradient(num_steps: int = 5) -> Solver:
@@ -61,7 +61,7 @@ def conjugate_gradient(num_steps: int = 5) -> Solver:
     """
     check_integer("num_steps", num_steps, minimum=1)
 
-    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree, start: PyTree) -> PyTree:
+    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree, start: PyTree | None) -> PyTree:
         rounding = min(jnp.finfo(leaf.dtype).eps for leaf in jax.tree.leaves(b))
         return jax.scipy.sparse.linalg.cg(matrix, b, start, maxiter=num_steps, tol=float(rounding))[0]
 
@@ -72,26 +72,28 @@ def neumann_series(num_terms: int = 5) -> Solver:
     """The first terms of A⁻¹ = Σ_j (I − A)^j, for a matrix A within 1 of the identity: small inner rates.
 
     With A = I − ∂Φ/∂φ the terms are powers of ∂Φ/∂φ: the reverse sweep of an inner loop that has stood at its fixed
-    point for `num_terms` steps. From a start that is not 0 it is x ← x + b − A x, as often: one of these for each inner
-    and each outer step is SOBA's, a few are AmIGO's; the terms anew each time are StocBiO's (`bilevel`).
+    point for `num_terms` steps. From a start it is x ← x + b − A x, as often: one of these for each inner and each
+    outer step is SOBA's, a few are AmIGO's; the terms anew each time are StocBiO's (`bilevel`).
 
     Lorraine, Vicol, Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation" (2020),
     https://arxiv.org/abs/1911.02590
 
     Args:
-      num_terms: terms, each of one product with the matrix, at least 1.
+      num_terms: n ≥ 1, terms, each of one product with the matrix, but for the first without a start, which is b: n
+        products from a start, n − 1 without.
 
     Raises:
       ValueError: `num_terms` is no positive integer.
 
-    >>> neumann_series(3)(lambda x: 0.5 * x, 1.0, 0.0).item()  # 1 + 1/2 + 1/4
+    >>> neumann_series(3)(lambda x: 0.5 * x, 1.0, None).item()  # 1 + 1/2 + 1/4
     1.75
     """
     check_integer("num_terms", num_terms, minimum=1)
 
-    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree, start: PyTree) -> PyTree:
+    def solve(matrix: Callable[[PyTree], PyTree], b: PyTree, start: PyTree | None) -> PyTree:
         add_term = lambda _, x: jax.tree.map(lambda x, ax, b: x - ax + b, x, matrix(x), b)
-        return jax.lax.fori_loop(0, num_terms, add_term, start)
+        num_products = num_terms if start is not None else num_terms - 1
+        return jax.lax.fori_loop(0, num_products, add_term, b if start is None else start)
 
     return solve
 
@@ -151,7 +153,7 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, warm_start: 
             _, through_fast = jax.vjp(lambda fast: step(meta_params, fast), state.fast)
             _, through_meta = jax.vjp(lambda meta_params: step(meta_params, state.fast), meta_params)
             matrix = lambda v: jax.tree.map(lambda v, phi: (1 + damping) * v - phi, v, through_fast(v)[0])
-            guess = optax.tree.zeros_like(fast_bar)
+            guess = None
             if warm_start and solution is not None:
                 guess = jax.tree.map(lambda x: jnp.where(is_new, 0, x), solution)
             solution = solve(matrix, fast_bar, guess)

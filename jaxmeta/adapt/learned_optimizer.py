@@ -4,6 +4,7 @@ It is an `InnerOptimizer` whose hyperparameters are the network's weights. They 
 of no shape of the parameters', so that what was learned on one network is applied to another.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState
-from jaxmeta.checks import check_number, check_seed, check_widths
+from jaxmeta.checks import check_integer, check_number, check_seed, check_widths
 from jaxmeta.types import MetaParams, Params, PyTree
 from jaxmeta.words import short
 
@@ -26,6 +27,7 @@ def learned_optimizer(
     hidden: Sequence[int] = (8, 8),
     decays: Sequence[float] = (0.9, 0.5, 0.99),
     second_decay: float = 0.999,
+    base_fan_in: int | None = None,
     seed: int = 0,
 ) -> InnerOptimizer:
     """A learned optimizer: a network of each parameter's features says its direction and its magnitude.
@@ -39,18 +41,24 @@ def learned_optimizer(
     output's weights start at 0: the optimizer starts as Adam(α, b1=`decays[0]`, b2=`second_decay`), and is learned from
     there on.
 
+    The wider a network, the smaller the rate that it bears. With `base_fan_in` the step of a kernel [..., in, out] is
+    multiplied by base_fan_in / fan-in, the fan-in the product of all its axes but the last, so that what was learned
+    on one width is right on another (µP); that of an array of one axis or none is not.
+
     Metz, Maheswaranathan, Freeman, Poole, Sohl-Dickstein, "Tasks, stability, architecture, and compute: Training more
     effective learned optimizers, and using them to train themselves" (2020), https://arxiv.org/abs/2009.11243; the
     features after Metz, Freeman, Harrison, Maheswaranathan, Sohl-Dickstein, "Practical tradeoffs between memory,
     compute, and performance in learned optimizers" (2022), https://arxiv.org/abs/2203.11860, without those of rows and
     columns; Adam beside the network after Harrison, Metz, Sohl-Dickstein, "A Closer Look at Learned Optimization:
-    Stability, Robustness, and Inductive Biases" (2022), https://arxiv.org/abs/2209.11208
+    Stability, Robustness, and Inductive Biases" (2022), https://arxiv.org/abs/2209.11208; fan-ins after Thérien et al.,
+    "µLO: Compute-Efficient Meta-Generalization of Learned Optimizers" (2024), https://arxiv.org/abs/2406.00153
 
     Args:
       learning_rate: α ≥ 0, that of the Adam it starts as.
       hidden: widths of the network's hidden layers, with relu.
       decays: β of each average of the gradient, from 0 to below 1; the first is Adam's b1.
       second_decay: β of the average of its square, Adam's b2, from 0 to below 1.
+      base_fan_in: the fan-in whose kernels take α as it is, at least 1; if None all tensors do, whatever their size.
       seed: from 0 to 2**32 − 1, of the weights of the hidden layers, which the functions of an inner optimizer get no
         key for.
 
@@ -68,6 +76,8 @@ def learned_optimizer(
     """
     check_number("learning_rate", learning_rate)
     check_widths("hidden", hidden)
+    if base_fan_in is not None:
+        check_integer("base_fan_in", base_fan_in, minimum=1)
     check_seed("seed", seed)
     if not isinstance(decays, Sequence) or isinstance(decays, str) or not len(decays):
         raise ValueError(f"decays must be a sequence of at least one decay, such as (0.9, 0.99), got {short(decays)}")
@@ -94,11 +104,16 @@ def learned_optimizer(
         def moved(p: jax.Array, g: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
             means = [mean / scale for mean, scale in zip(first, unbiased, strict=False)]
             step = _step(meta_params.hyper, time - 1, p, g, means, second / unbiased[-1])
-            return p - (learning_rate * step).astype(p.dtype)
+            return p - (learning_rate * _scale(p.shape, base_fan_in) * step).astype(p.dtype)
 
         return InnerState(jax.tree.map(moved, state.fast, grads, moments.first, moments.second), moments)
 
     return InnerOptimizer(init, start, step, lambda meta_params, fast: fast)
+
+
+def _scale(shape: Sequence[int], base_fan_in: int | None) -> float:
+    """What a tensor's steps are multiplied by."""
+    return 1.0 if base_fan_in is None or len(shape) < 2 else base_fan_in / math.prod(shape[:-1])
 
 
 class Layer(NamedTuple):

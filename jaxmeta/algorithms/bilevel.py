@@ -97,15 +97,17 @@ def bilevel(
       batch_size: examples of a minibatch that each inner step draws from the support set, as in `maml`; all if None.
       stream: the support set is a stream: its arrays have a leading axis of chunks before that of examples, at least as
         many as `lifetime`, and inner step t of a lifetime learns from chunk t.
-      stochastic: the losses draw: (params, meta_params, batch, key), for dropout, noise, or rollouts. The key is None
-        where `evaluate` judges a query set.
+      stochastic: the losses draw: (params, meta_params, batch, key), for noise, dropout, or rollouts. There is always a
+        key, unlike in `maml`: `evaluate` judges by L' as it is learned by, at every step by the same key, so that
+        entries of a curve differ in the parameters alone. An L' that is to judge without dropout leaves it out.
       num_eval_steps: inner steps of `adapt` and `evaluate`, from a beginning; `lifetime` if None, K if that is too.
       meta_gradient: how to differentiate the window (see `jaxmeta.adapt`); `adapt.auto()`, which is exact, if None.
       optimizer: the outer optax transformation, of η and the hyperparameters; `optax.adam(1e-3)` if None.
       microbatch: problems that are vectorised at a time, as in `maml`.
 
     Returns:
-      A `MetaLearner` for `Task`s. `update` reports the outer `loss` and metrics, averaged over problems. `adapt`
+      A `MetaLearner` for `Task`s. `update` reports the outer `loss` and metrics, averaged over problems, and as
+      "inner_loss" L before the window's last step, but for `adapt.implicit`, which keeps nothing of the steps. `adapt`
       returns θ. `evaluate` trains a problem from its beginning: entry k is judged after k inner steps, [K + 1] on the
       query set, or with `judged="met"` [K], on the batch that is met. The state's `carry` is a `Problems`.
 
@@ -218,7 +220,7 @@ class _Given(NamedTuple):
 
     task:      whose support set is learned from, and on whose query set the outcome is judged
     start_key: of its beginning
-    query_key: of the query loss; None for none
+    query_key: of the query loss; None where there is none to take
     """
 
     task: Task
@@ -331,20 +333,23 @@ def _unroll(
 def _inner(
     spec: _Bilevel, meta_params: MetaParams, sources: _Source, given: _Given, **how: Any
 ) -> tuple[adapt.Adapted, InnerState]:
-    """θ_K, with the outer losses of the batches met on the way to it where those count."""
+    """θ_K, with the last step's inner loss, and the outer losses of the batches met on the way where those count."""
     met = lambda params, drawn: spec.outer_loss_fn(params, meta_params.params, *drawn)
     start = _begun(spec, meta_params, given.start_key)
     observe = met if spec.judged == "met" else None
     state, trace = _unroll(spec, start, meta_params, sources, given, observe=observe, **how)
     adapted = spec.inner_optimizer.params(start, state.fast)
-    return adapt.Adapted((adapted, meta_params.params), trace.observed), state
+    return adapt.Adapted((adapted, meta_params.params), (trace.observed, jax.lax.stop_gradient(trace.loss[-1:]))), state
 
 
 def _outer(spec: _Bilevel, adapted: adapt.Adapted, given: _Given) -> tuple[jax.Array, Metrics]:
     """L'(θ_K, η; query), or the mean of those of the batches met."""
+    met, inner_loss = adapted.observed
     if spec.judged == "met":
-        return jax.tree.map(jnp.mean, adapted.observed)
-    return spec.outer_loss_fn(*adapted.params, given.task.query, given.query_key)
+        loss, metrics = jax.tree.map(jnp.mean, met)
+    else:
+        loss, metrics = spec.outer_loss_fn(*adapted.params, given.task.query, given.query_key)
+    return loss, ({"inner_loss": inner_loss[0]} if len(inner_loss) else {}) | metrics
 
 
 def _update(
@@ -414,7 +419,8 @@ def _evaluate(spec: _Bilevel, key: jax.Array, meta_params: MetaParams, task: Tas
     if spec.judged == "met":
         return _trained(spec, key, meta_params, task, judge)[1]
     check_query(task)
-    of_query = lambda params, drawn=None: judge(params, (task.query, None))
+    query_key = jax.random.fold_in(key, 0)
+    of_query = lambda params, drawn=None: judge(params, (task.query, query_key))
     params, curve = _trained(spec, key, meta_params, task, of_query)
     return jax.tree.map(lambda curve, end: jnp.append(curve, end), curve, of_query(params))
 
@@ -453,7 +459,6 @@ def _check(spec: _Bilevel, meta_params: MetaParams, task: Task, is_test: bool) -
         start = _begun(spec, meta_params, key)
         params = spec.inner_optimizer.params(start, spec.inner_optimizer.start(start).fast)
         given = params, meta_params.params
-        judge_key = None if is_test and spec.judged == "last" else key
-        return [spec.loss_fn(*given, batch, key)[0], spec.outer_loss_fn(*given, judged, judge_key)[0]]
+        return [spec.loss_fn(*given, batch, key)[0], spec.outer_loss_fn(*given, judged, key)[0]]
 
     check_pure("loss_fn", losses, a_key(), meta_params)

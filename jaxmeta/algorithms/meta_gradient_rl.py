@@ -189,7 +189,7 @@ def _update(
 
 def _check(problem: MetaLearner, meta_params: MetaParams, task: PyTree, is_test: bool) -> None:
     if problem.check is not None:
-        problem.check(meta_params, Task(task, task), False)  # at test too the losses play, and want a key
+        problem.check(meta_params, Task(task, task), is_test)
 
 
 def _trained(parts: _Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> tuple[Params, jax.Array]:

@@ -14,6 +14,7 @@ from jaxmeta import adapt, nn, plotting
 from jaxmeta.algorithms import bilevel
 from jaxmeta.checks import check_integer, check_seed, check_share
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
+from jaxmeta.tasks import single
 from jaxmeta.training import evaluate
 from jaxmeta.types import Batch, MetaLearner, MetaParams, Metrics, Params, PyTree, Task, TaskDistribution
 from jaxmeta.words import counted
@@ -221,7 +222,7 @@ class DataCleaning(Bilevel):
         )
         return Experiment(
             learner,
-            TaskDistribution(lambda key, data: data.task, data, at=lambda index, data: data.task, size=1),
+            single(data.task),
             TaskDistribution(test_task, data),
             "accuracy",
             protocol,

@@ -6,7 +6,7 @@ from jaxmeta.tasks.benchmarks import cub, mini_imagenet, tiered_imagenet
 from jaxmeta.tasks.cifar import cifar_fs, fc100, load_cifar100
 from jaxmeta.tasks.class_splits import split_classes
 from jaxmeta.tasks.few_shot import few_shot
-from jaxmeta.tasks.fixed import fixed
+from jaxmeta.tasks.fixed import fixed, single
 from jaxmeta.tasks.folder import image_folder
 from jaxmeta.tasks.glyphs import glyphs, load_glyphs
 from jaxmeta.tasks.images import Images
@@ -37,6 +37,7 @@ __all__ = [
     "omniglot",
     "polynomial_optimum",
     "quadratic",
+    "single",
     "sinusoid",
     "split_classes",
     "split_tasks",

@@ -1,4 +1,4 @@
-"""A finite list of tasks: those that there are, each judged once and by its name."""
+"""A finite list of tasks: those that there are, each judged once and by its name; and the list of one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ def fixed(tasks: Task | Sequence[Task], *, names: Sequence[str] | None = None) -
     which is right where classes are a task's own. Where labels mean the same in all tasks, and one has examples of some
     classes only, say how many there are: `Examples(x, y, num_ways=5)`.
 
+    The only task that there is, of whatever arrays, is `single(task)`.
+
     Args:
       tasks: a sequence of `Task`s, or one stacked `Task`, every array with a leading axis N; of numpy or jax arrays,
         which are put on the device. `info` is kept, and must be arrays of the same shapes for all.
@@ -73,6 +75,42 @@ def fixed(tasks: Task | Sequence[Task], *, names: Sequence[str] | None = None) -
         listed = [with_ways(task, _ways_of(_name(i, names), task)) for i, task in enumerate(listed)]
     data = Task(_strung([task.support for task in listed]), _strung([task.query for task in listed]), info)
     return _distribution(_padded_at(form), data, len(listed), names)
+
+
+def single(task: PyTree) -> TaskDistribution:
+    """The only task that there is, as of `bilevel`, which has no others to learn for: `sample` returns it whatever the
+    key, and `evaluate` judges it once.
+
+    Nothing is padded, so that its sets may hold any arrays: batches of several kinds, a stream, or none.
+
+    Args:
+      task: a `Task`, or what else the learner takes for one, such as an environment's params; of numpy or jax arrays,
+        which are put on the device.
+
+    Returns:
+      Tasks with `at`, and of `size` 1.
+
+    Raises:
+      ValueError: `task` holds no arrays, or something else among them.
+
+    >>> few, many, query = jnp.ones((3, 2)), jnp.ones((50, 2)), jnp.ones((5, 2))
+    >>> tasks = single(Task((few, many), query))
+    >>> tasks.size, tasks.sample(jax.random.key(0), tasks.data).support[1].shape
+    (1, (50, 2))
+    """
+    leaves = jax.tree.leaves(task)
+    if not leaves or not all(map(_is_number, leaves)):
+        raise ValueError(f"task must be of numpy or jax arrays of numbers, one at least, got {short(task)}")
+    return TaskDistribution(_the_one, jax.tree.map(jnp.asarray, task), at=_the_one, size=1)
+
+
+def _the_one(which: jax.Array, task: PyTree) -> PyTree:
+    """The same function for every task, so that tasks of the same shapes share compiled programs."""
+    return task
+
+
+def _is_number(leaf: Any) -> bool:
+    return _is_array(leaf) or isinstance(leaf, int | float | np.number)
 
 
 def _distribution(at: Callable, data: PyTree, size: int, names: Sequence[str] | None) -> TaskDistribution:

@@ -11,7 +11,7 @@ from jaxmeta.devices import replicated
 from jaxmeta.traced import used_inputs
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, Task, TaskDistribution
 
-_CONSTANT = ". Where one task is wanted, say so: TaskDistribution(sample, data, at=lambda index, data: task, size=1)"
+_CONSTANT = ". Where one task is wanted, say so: tasks.single(task), or at=lambda index, data: task, size=1"
 
 
 def look_at_tasks(

@@ -84,6 +84,18 @@ def test_few_steps_of_a_solver_are_the_truncated_solution():
     assert_close(gradient(MetaParams(jnp.asarray(THETA)))[1].params, 0.2 * STRENGTH * v, rtol=1e-9)
 
 
+def test_a_series_takes_a_product_for_each_term_but_the_first_without_a_start():
+    """b + (I − A) b, and from a start x two steps of x ← x + b − A x; and as many products as are documented."""
+    a, b, x = np.diag([0.5, 0.25]), np.array([1.0, -2.0]), np.array([3.0, 4.0])
+    products = []
+    matrix = lambda v: (jax.debug.callback(lambda: products.append(1)), jnp.asarray(a) @ v)[1]
+    found = [adapt.neumann_series(2)(matrix, jnp.asarray(b), start) for start in (None, jnp.asarray(x))]
+    jax.effects_barrier()
+    once = x + b - a @ x
+    assert_close(found, [b + b - a @ b, once + b - a @ once])
+    assert len(products) == 1 + 2
+
+
 def test_damping_is_added_to_the_matrix():
     matrix = 0.2 * (CURVATURE + STRENGTH * np.eye(5)) + 0.3 * np.eye(5)
     phi, _ = closed_form()

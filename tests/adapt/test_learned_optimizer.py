@@ -91,6 +91,19 @@ def test_it_starts_as_adam():
     assert_close(*adapted(chosen.init(PARAMS)))
 
 
+def test_the_steps_of_a_kernel_are_in_inverse_proportion_to_its_fan_in(weights):
+    params = {"b": np.ones(4), "conv": np.ones((3, 3, 2, 4)), "w": np.ones((12, 4)), "wide": np.ones((48, 4))}
+    grads = jax.tree.map(np.cos, jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape), params))
+
+    def step(**changed):
+        chosen, meta_params = optimizer(hidden=(5, 4), **changed), MetaParams(params, weights)
+        return jax.tree.map(np.subtract, chosen.step(meta_params, chosen.start(meta_params), grads).fast, params)
+
+    ratios = jax.tree.map(np.divide, step(base_fan_in=12), step())
+    for name, ratio in {"b": 1.0, "conv": 12 / 18, "w": 1.0, "wide": 1 / 4}.items():
+        np.testing.assert_allclose(ratios[name], ratio, rtol=1e-8)
+
+
 def test_entries_of_a_tensor_that_change_places_take_their_steps_along(stepped):
     order = np.array([3, 0, 5, 1, 4, 2])
     moved = lambda tree: {**tree, "w": tree["w"].ravel()[order].reshape(2, 3)}  # into another shape too
@@ -186,6 +199,7 @@ def test_a_solution_that_does_not_depend_on_it_has_no_implicit_gradient():
         ({"decays": (0.9, 1.0)}, r"decays\[1\] must be below 1, got 1"),
         ({"second_decay": 1.5}, "second_decay must be below 1, got 1.5"),
         ({"second_decay": -0.5}, "second_decay must be a finite number >= 0, got -0.5"),
+        ({"base_fan_in": 0}, "base_fan_in must be an integer >= 1, got 0"),
         ({"seed": 0.5}, "seed must be an integer >= 0, got 0.5"),
         ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
     ],

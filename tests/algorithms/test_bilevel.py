@@ -370,6 +370,33 @@ def test_evaluate_trains_from_the_beginning_and_judges_after_each_step():
     assert_close(losses["distance"], np.array(expected), 1e-12)
 
 
+def test_a_loss_that_draws_is_judged_by_one_key_at_every_step_and_by_another_in_each_evaluation():
+    """L' of θ + noise: with an inner rate of 0 all that a curve could change by is the key."""
+    noisy = lambda params, meta_params, batch, key: (params + meta_params + jax.random.normal(key), {})
+    learner = bilevel(
+        lambda key, meta_params: jnp.ones(()),
+        lambda key: jnp.zeros(()),
+        noisy,
+        num_inner_steps=3,
+        inner_optimizer=adapt.sgd(0.0),
+        stochastic=True,
+    )
+    task = Task(*2 * (jnp.zeros(1),))
+    first, other = (learner.evaluate(jax.random.key(seed), MetaParams(jnp.zeros(())), task)["loss"] for seed in (0, 1))
+    assert_close(first, jnp.full(4, first[0]), 0)
+    assert first[0] != other[0] and first[0] != 1
+
+
+@pytest.mark.parametrize("name", ["exact", "mixed, segments", "forward"])
+def test_the_inner_loss_of_the_last_step_is_reported(name):
+    theta = THETA_0
+    for _ in range(NUM_STEPS - 1):
+        theta = theta - RATE * (H @ theta - B - C @ ETA)
+    _, metrics = of_quadratic(EXACT[name]).update(jax.random.key(0), of_quadratic().init(jax.random.key(0)), problems())
+    assert_close(metrics["inner_loss"], theta @ H @ theta / 2 - theta @ (B + C @ ETA), 1e-12)
+    assert set(metrics) >= {"loss", "distance"}
+
+
 def test_learned_hyperparameters_of_the_inner_optimizer_get_their_gradient():
     """One step with rate e^h: d/dh |θ − e^h g − t|²/2 = −e^h g·(θ − e^h g − t)."""
     with_rate = adapt.from_optax(lambda hyper: optax.sgd(jnp.exp(hyper["log_rate"])), {"log_rate": -1.0})

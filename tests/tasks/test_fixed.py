@@ -7,7 +7,7 @@ import pytest
 
 import jaxmeta
 from jaxmeta import Examples, Task, adapt, evaluate, fit
-from jaxmeta.tasks import fixed, split_tasks
+from jaxmeta.tasks import fixed, single, split_tasks
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -263,3 +263,21 @@ def test_parts_by_names_have_those_in_that_order_and_are_drawn_from():
 def test_wrong_parts_are_refused(asked, match):
     with pytest.raises(ValueError, match=match):
         split_tasks(**{"tasks": TASKS, **asked})
+
+
+def test_the_only_task_may_hold_any_arrays_and_is_judged_once():
+    few, many = (line(size).support for size in (3, 8))  # of other sizes, which fixed refuses
+    tasks = single(Task((few, many), many))
+    learner = jaxmeta.maml(
+        lambda key: jnp.ones(()),
+        lambda slope, batch: (jnp.mean((slope * batch[0][0] - batch[0][1]) ** 2), {}),
+        outer_loss_fn=lambda slope, batch: (jnp.mean((slope * batch[0] - batch[1]) ** 2), {}),
+    )
+    report = report_of(learner, tasks)
+    assert report.num_tasks == 1
+    np.testing.assert_allclose(report.samples["loss"][0, 0], np.mean((many[0] - many[1]) ** 2), rtol=1e-6)
+    with pytest.raises(ValueError, match="must be arrays"):
+        fixed([Task((few, many), many)])
+    for wrong in ((), Task("none", few)):
+        with pytest.raises(ValueError, match="task must be of numpy or jax arrays of numbers, one at least"):
+            single(wrong)

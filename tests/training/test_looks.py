@@ -157,13 +157,14 @@ def test_data_that_jax_would_wrap_around_is_refused():
 
 def test_one_task_is_allowed_where_it_is_said():
     tasks = regression(lambda key: 2.0)
-    single = tasks._replace(at=lambda index, data: tasks.sample(None, data), size=1)
+    at = lambda index, data: tasks.sample(None, data)
+    single = jaxmeta.tasks.single(at(0, tasks.data))
     state, _ = train(LINE, single)
     assert evaluate(jax.random.key(1), LINE, single, state.meta_params).num_tasks == 1
     with pytest.raises(ValueError, match="tasks.sample must draw"):  # of two it is a mistake
-        train(LINE, single._replace(size=2))
+        train(LINE, tasks._replace(at=at, size=2))
     with pytest.raises(ValueError, match="tasks.at must depend on the index, or all 2 tasks are one"):
-        train(LINE, regression(jax.random.uniform)._replace(at=single.at, size=2))
+        train(LINE, regression(jax.random.uniform)._replace(at=at, size=2))
 
 
 @pytest.mark.parametrize(
