@@ -220,6 +220,7 @@ VALID = {
     "tasks.omniglot": IN_FOLDER,
     "tasks.polynomial_optimum": {"degree": 1, "num_shots": 2, "noise": 0.1},
     "tasks.quadratic": {},
+    "tasks.single": {"task": Task((np.ones((3, 1)),) * 2, (np.ones((3, 1)),) * 2)},
     "tasks.sinusoid": {},
     "tasks.split_classes": {"images": {name: np.zeros((3, 2, 2)) for name in "abcdefghij"}},
     "tasks.split_tasks": {"tasks": tasks.fixed(TASKS_OF_LINES)},

@@ -101,6 +101,7 @@ def single(task: PyTree) -> TaskDistribution:
     leaves = jax.tree.leaves(task)
     if not leaves or not all(map(_is_number, leaves)):
         raise ValueError(f"task must be of numpy or jax arrays of numbers, one at least, got {short(task)}")
+    check_fits("task", task)
     return TaskDistribution(_the_one, jax.tree.map(jnp.asarray, task), at=_the_one, size=1)
 
 
