@@ -386,7 +386,6 @@ SPECIAL = {
     "rl.oracles.random_policy": {"action_space": st.sampled_from([infinite_box, 2, None, BANDIT])},
     "rl.objectives.loaded_dice": {"advantage": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
     "rl.objectives.ppo_clip": {"old_log_prob": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
-    "rl.replay.memory_plan": {"budget": st.integers(1, 23)},
     "tasks.all_classes": {"batch_size": st.integers(min_value=50)},
     "tasks.few_shot": {
         "num_ways": st.integers(min_value=5),

@@ -359,7 +359,7 @@ def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
     """Zeros (before, after) each of the two axes."""
-    if isinstance(padding, str):
+    if isinstance(padding, str | bytes):  # of bytes the numbers would be taken
         check_choice("padding", padding, ("SAME", "VALID"))
         return lax.padtype_to_pads(size, window, strides, padding)
     sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
@@ -395,7 +395,7 @@ def _last(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """An integer for both axes, or one for each."""
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
     for number in pair:
