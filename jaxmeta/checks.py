@@ -75,8 +75,8 @@ def check_widths(name: str, value: Any) -> None:
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:
-    """A function with the given signature; a class is none, for what it returns is an instance."""
-    if inspect.isclass(value):
+    """A function with the given signature, and no class of such, as of a network: what that returns is a function."""
+    if inspect.isclass(value) and any("__call__" in vars(base) for base in value.__mro__):
         raise ValueError(
             f"{name} must be a function {signature}, got the class {value.__name__}: give a function of an instance"
         )

@@ -359,7 +359,9 @@ def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
     """Zeros (before, after) each of the two axes."""
-    if isinstance(padding, str | bytes):  # of bytes the numbers would be taken
+    if isinstance(padding, bytes):  # whose numbers would be taken
+        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
+    if isinstance(padding, str):
         check_choice("padding", padding, ("SAME", "VALID"))
         return lax.padtype_to_pads(size, window, strides, padding)
     sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
