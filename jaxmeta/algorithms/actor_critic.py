@@ -19,7 +19,6 @@ from jaxmeta.rl.returns import gae
 from jaxmeta.rl.rollout import Transition, rollout
 from jaxmeta.rl.trials import Inputs, Trial, trial
 from jaxmeta.types import Params, PyTree
-from jaxmeta.words import short
 
 data = jax.lax.stop_gradient
 
@@ -180,7 +179,7 @@ def _free(learned: Collection[str], start: A2C) -> dict[str, float]:
     """Where the learned numbers start, as log-odds and logarithms."""
     names = () if isinstance(learned, str) or not isinstance(learned, Collection) else tuple(learned)
     if not names or not set(names) <= set(LEARNED):
-        raise ValueError(f"learned must be names of {', '.join(LEARNED)}, at least one, got {short(learned)}")
+        raise ValueError(f"learned must be names of {', '.join(LEARNED)}, at least one, got {learned!r}")
     free = {}
     for name in names:
         value, top = getattr(start, name), 1 if name in _SHARES else math.inf
