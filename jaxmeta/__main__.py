@@ -31,7 +31,7 @@ USAGE = """usage: jaxmeta COMMAND
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of everything random, from 0 to 2**32 - 1."""
     out: Path | None = None
     """Directory of the run; a new one under runs/ if None."""
     resume: bool = False

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.traced import same_contents, trace, used_inputs
-from jaxmeta.types import MetaParams, MetaState, Task, TaskDistribution
+from jaxmeta.types import Examples, MetaParams, MetaState, Task, TaskDistribution
 from jaxmeta.words import counted, short
 
 
@@ -23,12 +23,41 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {short(value)}")
 
 
-def check_number(name: str, value: Any, minimum: float = 0.0) -> None:
-    """A finite real number of at least `minimum`; a jax array (a traced hyperparameter) passes as it is."""
-    if isinstance(value, jax.Array):
+def check_number(name: str, value: Any, minimum: float = 0.0, maximum: float = math.inf) -> None:
+    """A finite real number from `minimum` to `maximum`; of a traced one, a hyperparameter, only what is known.
+
+    A jax array of shape () is a number, and one of another shape is none: it would broadcast.
+    """
+    if isinstance(value, jax.core.Tracer) and _is_number(value):
         return
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < minimum:
-        raise ValueError(f"{name} must be a finite number >= {minimum:g}, got {short(value)}")
+    number = value.item() if isinstance(value, jax.Array) and _is_number(value) else value
+    is_real = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number)
+    if not is_real or not minimum <= number <= maximum:
+        limits = f">= {minimum:g}" if maximum == math.inf else f"from {minimum:g} to {maximum:g}"
+        raise ValueError(f"{name} must be a finite number {limits}, got {short(value)}")
+
+
+def _is_number(array: jax.Array) -> bool:
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    return array.shape == () and real
+
+
+def check_share(name: str, value: Any) -> None:
+    """A number from 0 to 1, such as a discount: not a percentage."""
+    check_number(name, value, maximum=1)
+
+
+def check_seed(name: str, value: Any) -> None:
+    """A seed of `jax.random.key`, which of a larger or a negative one takes 32 bits: it would be another's."""
+    check_integer(name, value, minimum=0)
+    if value >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {value}: jax.random.key would take its last 32 bits alone")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """A boolean: the text "False" would be true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {short(value)}")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -46,7 +75,11 @@ def check_widths(name: str, value: Any) -> None:
 
 
 def check_callable(name: str, value: Any, signature: str) -> Callable:
-    """A function with the given signature."""
+    """A function with the given signature, and no class of such, as of a network: what that returns is a function."""
+    if inspect.isclass(value) and any("__call__" in vars(base) for base in value.__mro__):
+        raise ValueError(
+            f"{name} must be a function {signature}, got the class {value.__name__}: give a function of an instance"
+        )
     if not callable(value):
         raise ValueError(f"{name} must be a function {signature}, got {short(value)}")
     return value
@@ -213,6 +246,26 @@ def _as_array(name: str, value: Any, what: str) -> jax.Array:
         raise ValueError(f"{what}; {name} is {short(value)}") from error
 
 
+def check_fits(name: str, tree: Any) -> None:
+    """Arrays of numpy whose numbers jax keeps: without x64, 64-bit integers lose half of their bits in silence.
+
+    >>> check_fits("y", np.array([3, 2**31 - 1]))
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "iuf":
+            continue
+        kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        if kept == leaf.dtype:
+            continue
+        limits = jnp.finfo(kept) if leaf.dtype.kind == "f" else jnp.iinfo(kept)
+        beyond = leaf[np.isfinite(leaf) & ((leaf < limits.min) | (leaf > limits.max))]
+        if beyond.size:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must hold numbers that are {kept}s in jax, got {beyond[0]} in "
+                f"{leaf.dtype}: count from 0, or scale them, or jax.config.update('jax_enable_x64', True)"
+            )
+
+
 def check_key(name: str, value: Any, max_ndim: int = 1) -> None:
     """A typed random key, or an array of them with at most `max_ndim` axes."""
     is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
@@ -305,12 +358,35 @@ def check_stacked(name: str, tree: Any) -> int:
 def check_task(task: Task) -> None:
     if not isinstance(task, Task):
         raise ValueError(f"task must be a jaxmeta.Task(support, query), got {type(task).__name__}")
+    check_fits("task", task)
 
 
 def check_query(task: Task) -> None:
     check_task(task)
     if not jax.tree.leaves(task.query):
         raise ValueError("task must have a query set to be judged on, got none: Task(support, query)")
+
+
+def check_pairs(task: Task, is_stacked: bool) -> None:
+    """That in the support set and the query set a pair (x, y) of arrays has an axis of examples.
+
+    It is missed where one task is given in the place of several, whose examples would be tasks of one each. Of two
+    arrays with axes beyond it the numbers of examples may differ: a batch can be any two sets, such as points within
+    and points on a boundary.
+
+    >>> check_pairs(Task((np.ones((3, 5, 2)), np.ones((3, 5)))), is_stacked=True)
+    """
+    axis, axes = (1, "N, B, ...") if is_stacked else (0, "B, ...")
+    for name, batch in (("support", task.support), ("query", task.query)):
+        is_pair = isinstance(batch, Examples) or (type(batch) is tuple and len(batch) == 2)
+        pair = [np.shape(leaf)[axis:] for leaf in batch[:2] if hasattr(leaf, "shape")] if is_pair else []
+        if len(pair) < 2 or pair[0][:1] == pair[1][:1] != () or min(map(len, pair)) > 1:
+            continue
+        remedy = ": of one task jax.tree.map(lambda leaf: leaf[None], task) makes N = 1" if is_stacked else ""
+        raise ValueError(
+            f"{name} of {'tasks' if is_stacked else 'task'} must be (x [{axes}], y [{axes}]), of as many examples "
+            f"B, got {short(batch)}{remedy}"
+        )
 
 
 def check_arguments(name: str, fn: Callable, arguments: Sequence[str], remedy: str) -> None:
@@ -401,7 +477,8 @@ def check_labels(name: str, labels: Any, num_classes: int, weight: Any = None, n
 
 def check_num_ways(name: str, value: Any, num_classes: int) -> None:
     """Of how many classes an episode is: a whole number, from 1 to those that there are outputs for."""
-    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+    is_number = isinstance(value, numbers.Number | np.ndarray | jax.Array)
+    if not is_number or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
         raise ValueError(f"{name} must be an integer, of how many classes the episode is, got {short(value)}")
     if not isinstance(value, jax.core.Tracer) and not 1 <= int(value) <= num_classes:
         raise ValueError(

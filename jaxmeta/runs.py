@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_integer, check_seed
 from jaxmeta.devices import any_process, check_shares, num_cores, num_sharing, over_devices
 from jaxmeta.recipes import RECIPES, Experiment, Outer
 from jaxmeta.recipes.experiment import Recipe, from_dict
@@ -61,9 +61,10 @@ def train_recipe(
     it alike with the same `out`, the first one prints and writes.
 
     Raises:
-      ValueError: a field is wrong, or `out` holds another run; nothing is written then.
+      ValueError: the seed or a field is wrong, or `out` holds another run; nothing is written then.
       Terminated: SIGTERM came; the end of the chunk is saved.
     """
+    check_seed("seed", seed)
     experiment = config.build()
     sharing = partial(over_devices, num_devices) if num_devices != 1 else contextlib.nullcontext
     with sharing():

@@ -220,6 +220,9 @@ def test_what_is_chosen_is_said_once_whatever_handler_is_at_the_root(monkeypatch
         (["train", "maml-sinusoid", "--num-outer-steps", "0"], "num_outer_steps must be an integer >= 1, got 0"),
         (["train", "maml-sinusoid", "--num-shots", "-1"], "num_shots"),
         (["train", "maml-sinusoid", "--inner-learning-rate", "nan"], "learning_rate"),
+        (["train", "maml-sinusoid", "--seed", str(2**40)], "seed must be below 2**32, got 1099511627776"),  # ran as 0
+        (["train", "maml-sinusoid", "--seed", "-1"], "seed must be an integer >= 0, got -1"),
+        (["train", "stream", "--memory", "99"], "memory must be a finite number from 0 to 1, got 99"),
         (["train", "maml-sinusoid", "--resume"], "--out DIR"),
         (["train", "maml-omniglot", "--data-dir", "nowhere"], "data_dir"),
         (["evaluate", "nowhere"], "holds no run of jaxmeta"),

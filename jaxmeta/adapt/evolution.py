@@ -88,7 +88,7 @@ def _evolution(num_truncations: int, num_pairs: int, std: float, is_persistent: 
     check_integer("num_truncations", num_truncations, minimum=1)
     check_integer("num_pairs", num_pairs, minimum=1)
     check_number("std", std)
-    if not isinstance(std, jax.Array) and std == 0:
+    if not isinstance(std, jax.core.Tracer) and std == 0:
         raise ValueError("std must be positive, got 0: without a perturbation there is no gradient")
 
     def particles(meta_params: MetaParams, state: InnerState | None) -> Particles:

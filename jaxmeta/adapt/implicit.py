@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.adapt.meta_gradients import MetaGradient, TaskGradient, resumed
-from jaxmeta.checks import check_callable, check_integer, check_number
+from jaxmeta.checks import check_arguments, check_flag, check_integer, check_number
+from jaxmeta.traced import trace, used_inputs
 from jaxmeta.types import MetaParams, PyTree
 
 
@@ -101,8 +102,10 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, warm_start: 
     """The meta-gradient of the inner problem's solution, whatever way the inner loop took: memory independent of K.
 
     It is as exact as the inner loop has converged and the solver has solved. The inner optimizer is gradient descent,
-    with a `proximal` term if the solution is to depend on the initialisation; learned rates get no gradient, for the
-    solution does not depend on them. The matrix is taken at the last of the `sources`.
+    with a `proximal` term if the solution is to depend on the initialisation: without it, where nothing else that is
+    learned is read by the inner steps or the outer loss, there is no gradient, and the first trace says so. The
+    solution does not depend on a learned rate: what that gets, −v · ∇L(φ), is 0 there, and before it says how far the
+    loop is from it, and nothing of the rate. The matrix is taken at the last of the `sources`.
 
     Where the inner problem lives on (`bilevel`), so do its solution and that of the linear system: a few steps of each
     for each outer step are enough.
@@ -120,12 +123,14 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, warm_start: 
 
     Raises:
       ValueError: `solver` is no function, or `damping` is negative or not finite; while tracing, the inner optimizer
-        has a state, such as a momentum, so that its steps are not a map of the fast weights.
+        has a state, such as a momentum, so that its steps are not a map of the fast weights, or the solution does not
+        depend on what is learned.
 
     >>> strategy = implicit(solver=conjugate_gradient(10))
     """
     solve = conjugate_gradient(5) if solver is None else solver
-    check_callable("solver", solve, "(matrix, b, start) -> x, such as conjugate_gradient(5)")
+    check_arguments("solver", solve, ("matrix", "b", "start"), "call what makes one, as in conjugate_gradient(5)")
+    check_flag("warm_start", warm_start)
     check_number("damping", damping)
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:
@@ -143,6 +148,7 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, warm_start: 
             def step(meta_params: MetaParams, fast: PyTree) -> PyTree:
                 return adapt(meta_params, last, task, state=state._replace(fast=fast))[1].fast
 
+            _check_that_it_matters(query_loss, step, meta_params, state.fast)
             value, (direct, fast_bar) = jax.value_and_grad(query_loss, (0, 1), has_aux=True)(meta_params, state.fast)
             _, through_fast = jax.vjp(lambda fast: step(meta_params, fast), state.fast)
             _, through_meta = jax.vjp(lambda meta_params: step(meta_params, state.fast), meta_params)
@@ -156,3 +162,23 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, warm_start: 
         return TaskGradient(window, lambda meta_params, state: (state, optax.tree.zeros_like(state.fast)))
 
     return strategy
+
+
+def _check_that_it_matters(query_loss: Callable, step: Callable, meta_params: MetaParams, fast: PyTree) -> None:
+    """Refuses a solution that no learned parameter has a part in: where the loop starts is no part of it."""
+
+    field = "params" if jax.tree.leaves(meta_params.params) else "hyper"
+
+    def solution(learned: PyTree, fast: PyTree) -> tuple[jax.Array, PyTree]:
+        given = meta_params._replace(**{field: learned})
+        return query_loss(given, fast)[0], step(given, fast)
+
+    learned = getattr(meta_params, field)
+    used = used_inputs(trace(solution, learned, fast)[0])[: len(jax.tree.leaves(learned))]
+    if not any(used):
+        raise ValueError(
+            "meta_gradient=adapt.implicit() must be of an inner problem that depends on what is learned, got one whose "
+            "steps and outer loss do not read it: the gradient would be 0, for where the inner loop starts is no part "
+            "of its solution. Draw it back there, inner_optimizer=adapt.proximal(adapt.sgd(0.01), strength=2.0) as in "
+            "jaxmeta.imaml, or take another meta_gradient, such as adapt.exact()"
+        )

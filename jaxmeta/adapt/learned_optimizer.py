@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState
-from jaxmeta.checks import check_integer, check_number, check_widths
+from jaxmeta.checks import check_integer, check_number, check_seed, check_widths
 from jaxmeta.types import MetaParams, Params, PyTree
 from jaxmeta.words import short
 
@@ -59,7 +59,8 @@ def learned_optimizer(
       decays: β of each average of the gradient, from 0 to below 1; the first is Adam's b1.
       second_decay: β of the average of its square, Adam's b2, from 0 to below 1.
       base_fan_in: the fan-in whose kernels take α as it is, at least 1; if None all tensors do, whatever their size.
-      seed: of the weights of the hidden layers, which the functions of an inner optimizer get no key for.
+      seed: from 0 to 2**32 − 1, of the weights of the hidden layers, which the functions of an inner optimizer get no
+        key for.
 
     Raises:
       ValueError: an argument is wrong.
@@ -77,7 +78,7 @@ def learned_optimizer(
     check_widths("hidden", hidden)
     if base_fan_in is not None:
         check_integer("base_fan_in", base_fan_in, minimum=1)
-    check_integer("seed", seed, minimum=0)
+    check_seed("seed", seed)
     if not isinstance(decays, Sequence) or isinstance(decays, str) or not len(decays):
         raise ValueError(f"decays must be a sequence of at least one decay, such as (0.9, 0.99), got {short(decays)}")
     for name, decay in [*((f"decays[{i}]", decay) for i, decay in enumerate(decays)), ("second_decay", second_decay)]:

@@ -32,9 +32,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 
 from jaxmeta.adapt.optimizers import InnerState
-from jaxmeta.adapt.select import Where, merge, select
+from jaxmeta.adapt.select import Where, check_where, merge, select
 from jaxmeta.adapt.unroll import num_sources
-from jaxmeta.checks import check_callable, check_integer
+from jaxmeta.checks import check_arguments, check_callable, check_flag, check_integer
 from jaxmeta.types import MetaParams, Params, PyTree
 
 
@@ -72,6 +72,11 @@ class MetaGradient(Protocol):
     """
 
     def __call__(self, adapt: Callable, outer: Callable, /) -> Callable: ...
+
+
+def check_meta_gradient(name: str, value: Any) -> None:
+    """A strategy, and not the function that makes one."""
+    check_arguments(name, value, ("adapt", "outer"), "call what makes one, as in jaxmeta.adapt.exact()")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +168,12 @@ def mixed_mode(*, num_segments: int | Literal["sqrt"] = 1, save_gradients: bool 
         plain gradient descent keeps none, for its derivative does not need them.
 
     Raises:
-      ValueError: `num_segments` is neither a positive integer nor "sqrt".
+      ValueError: `num_segments` is neither a positive integer nor "sqrt", or `save_gradients` is no boolean.
 
     >>> strategy = mixed_mode()
     """
     _check_num_segments(num_segments)
+    check_flag("save_gradients", save_gradients)
     policies = jax.checkpoint_policies
     remat = policies.save_only_these_names("inner_gradient") if save_gradients else policies.nothing_saveable
     return _through(_mixed_value_and_grad, num_segments, remat)
@@ -187,10 +193,12 @@ def forward_mode(where: Where | None = None) -> MetaGradient:
         "hyper/". All of the inner optimizer's hyperparameters if None. The others get a gradient of zero.
 
     Raises:
-      ValueError: while tracing, `where` chooses nothing or does not fit the meta-parameters.
+      ValueError: `where` is no such thing; while tracing, it chooses nothing or does not fit the meta-parameters.
 
     >>> strategy = forward_mode("loss_weights")
     """
+    if where is not None:
+        check_where("where", where)
     chosen = (lambda path: path.startswith("hyper/")) if where is None else where
 
     def strategy(adapt: Callable, outer: Callable) -> Callable:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.adapt.select import Where, merge, select, split
+from jaxmeta.adapt.select import Where, check_where, merge, select, split
 from jaxmeta.checks import check_callable, check_fields, check_integer, check_number
 from jaxmeta.types import MetaParams, Params, PyTree
 
@@ -223,6 +223,7 @@ def per_step(optimizer: InnerOptimizer, where: Where, num_inner_steps: int) -> I
     (3, 4)
     """
     check_inner_optimizer("optimizer", optimizer)
+    check_where("where", where)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
 
     def others(meta_params: MetaParams) -> MetaParams:
@@ -277,6 +278,8 @@ def proximal(optimizer: InnerOptimizer, strength: float) -> InnerOptimizer:
     """
     check_inner_optimizer("optimizer", optimizer)
     check_number("strength", strength)
+    if not isinstance(strength, jax.core.Tracer) and strength == 0:
+        return optimizer  # as it is: nothing draws, and what differentiates a solution sees that
 
     def step(meta_params: MetaParams, state: InnerState, grads: Params) -> InnerState:
         start = optimizer.start(meta_params).fast
@@ -307,6 +310,7 @@ def adapt_only(optimizer: InnerOptimizer, where: Where) -> InnerOptimizer:
     {'body': None, 'head': Array([1.], dtype=float32)}
     """
     check_inner_optimizer("optimizer", optimizer)
+    check_where("where", where)
 
     def chosen(meta_params: MetaParams) -> MetaParams:
         return meta_params._replace(params=select(meta_params.params, where))

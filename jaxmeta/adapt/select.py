@@ -1,6 +1,7 @@
 """Which leaves of a pytree are meant: by names in their path, by a function of it, or by a pytree of bools."""
 
 from collections.abc import Callable
+from inspect import isclass
 from typing import Any, TypeAlias
 
 import jax
@@ -8,8 +9,20 @@ import jax.numpy as jnp
 
 from jaxmeta.checks import check_params
 from jaxmeta.types import PyTree
+from jaxmeta.words import short
 
 Where: TypeAlias = str | Callable[[str], bool] | PyTree
+
+
+def check_where(name: str, value: Any) -> None:
+    """A name, a function of a path or a pytree of bools; whether it chooses anything is known with the parameters."""
+    if isinstance(value, str) or (callable(value) and not isclass(value)):
+        return
+    leaves = jax.tree.leaves(value)
+    if not leaves or not all(isinstance(leaf, bool) for leaf in leaves):
+        raise ValueError(
+            f'{name} must be a name such as "head", a function of a path or a pytree of bools, got {short(value)}'
+        )
 
 
 def select(params: PyTree, where: Where, name: str = "where") -> PyTree:
@@ -117,8 +130,7 @@ def _path_string(path: tuple) -> str:
 
 
 def _broadcast_mask(params: PyTree, where: PyTree, name: str) -> PyTree:
-    if not all(isinstance(leaf, bool) for leaf in jax.tree.leaves(where)):
-        raise ValueError(f"{name} must be a name, a function of a path or a pytree of bools, got {where!r}")
+    check_where(name, where)
     try:
         return jax.tree.map(lambda keep, part: jax.tree.map(lambda _: keep, part), where, params)
     except (ValueError, TypeError) as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_callable, check_instance, check_integer, check_number
+from jaxmeta.checks import check_arguments, check_instance, check_integer, check_number, check_share
 from jaxmeta.rl.actors import Actor, PolicyFn, entropy_of, kl_between, log_prob_of
 from jaxmeta.rl.env import Environment, check_environment
 from jaxmeta.rl.on_policy import masked_mean
@@ -47,10 +47,8 @@ class A2C:
 
     def __post_init__(self) -> None:
         for name in LEARNED:
-            value = getattr(self, name)
-            check_number(name, value)
-            if name in _SHARES and not isinstance(value, jax.Array) and value > 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
+            check = check_share if name in _SHARES else check_number
+            check(name, getattr(self, name))
 
 
 _SHARES = ("discount", "gae_lambda")  # in (0, 1), learned as log-odds; weights are learned as logarithms
@@ -117,7 +115,7 @@ def actor_critic_losses(
     >>> list(eta), round(float(losses.numbers(eta).discount), 4), list(metrics)
     (['discount'], 0.99, ['return'])
     """
-    check_callable("apply_fn", apply_fn, "(params, observation) -> (distribution, value)")
+    check_arguments("apply_fn", apply_fn, ("params", "observation"), "it returns (distribution, value)")
     check_environment("environment", environment)
     check_instance("inner", inner, A2C)
     check_instance("outer", outer, A2C)
@@ -179,7 +177,7 @@ def a2c_terms(actor: Actor, params: Params, played: Transition, numbers: A2C) ->
 
 def _free(learned: Collection[str], start: A2C) -> dict[str, float]:
     """Where the learned numbers start, as log-odds and logarithms."""
-    names = () if isinstance(learned, str) else tuple(learned)
+    names = () if isinstance(learned, str) or not isinstance(learned, Collection) else tuple(learned)
     if not names or not set(names) <= set(LEARNED):
         raise ValueError(f"learned must be names of {', '.join(LEARNED)}, at least one, got {learned!r}")
     free = {}

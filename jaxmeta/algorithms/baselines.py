@@ -24,7 +24,7 @@ from jaxmeta.adapt.optimizers import InnerOptimizer, check_inner_optimizer
 from jaxmeta.adapt.select import Where, unfreeze
 from jaxmeta.algorithms.classifier import Classifier, check_minibatch, classifier, init, update
 from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, Prototypes, Shots, closed_form, prototypes
-from jaxmeta.checks import check_callable, check_choice, check_integer, check_meta_params, check_query, check_task
+from jaxmeta.checks import check_arguments, check_choice, check_integer, check_meta_params, check_query, check_task
 from jaxmeta.nn.weights import examples_of
 from jaxmeta.signatures import names_options_of
 from jaxmeta.types import Batch, Examples, InitFn, MetaLearner, MetaParams, Metrics, Params, Task
@@ -105,7 +105,7 @@ def fine_tune(
     inner = _sgd_of_paper() if inner_optimizer is None else inner_optimizer
     check_inner_optimizer("inner_optimizer", inner)
     if condition_fn is not None:
-        check_callable("condition_fn", condition_fn, "(params, support) -> params")
+        check_arguments("condition_fn", condition_fn, ("params", "support"), "it returns parameters")
     spec = classifier(
         init_fn,
         embed_fn,

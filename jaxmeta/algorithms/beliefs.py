@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.algorithms.sac import Experience, experience_shapes
-from jaxmeta.checks import check_callable, check_choice, check_fields, check_integer, check_widths
+from jaxmeta.checks import check_callable, check_choice, check_fields, check_flag, check_integer, check_widths
 from jaxmeta.nn import MLP
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Family
@@ -71,6 +71,7 @@ def mlp_encoder(
     check_integer("latent_size", latent_size, minimum=1)
     check_widths("hidden", hidden)
     check_choice("context", context, COMBINE)
+    check_flag("with_next_observation", with_next_observation)
     activation = flax.linen.relu if activation is None else activation
     check_callable("activation", activation, "(array) -> array")
     network = MLP(tuple(hidden), 2 * latent_size, activation=activation)

@@ -24,14 +24,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import adapt
+from jaxmeta.adapt.meta_gradients import check_meta_gradient
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.algorithms.maml import reported
 from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.checks import (
     a_key,
     check_arguments,
-    check_callable,
     check_choice,
+    check_flag,
     check_integer,
     check_loss_fn,
     check_meta_params,
@@ -135,6 +136,8 @@ def bilevel(
             check_integer(name, count, minimum=1)
     check_arguments("init_fn", init_fn, ("key", "meta_params"), "an inner problem begins by what is learned, or not")
     check_arguments("meta_init_fn", meta_init_fn, ("key",), "what is learned begins by a key alone")
+    for name, flag in (("staggered", staggered), ("stream", stream), ("stochastic", stochastic)):
+        check_flag(name, flag)
     check_choice("judged", judged, ("last", "met"))
     _check_lifetime(lifetime, num_inner_steps, stream, batch_size)
     arguments = ("params", "meta_params", "batch")
@@ -249,7 +252,7 @@ def _check_lifetime(lifetime: int | None, num_inner_steps: int, stream: bool, ba
 
 def _task_gradient(spec: _Bilevel, strategy: adapt.MetaGradient) -> adapt.TaskGradient:
     """The strategy's gradient of a window."""
-    check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
+    check_meta_gradient("meta_gradient", strategy)
     task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
     if not isinstance(task_gradient, adapt.TaskGradient):
         raise ValueError(

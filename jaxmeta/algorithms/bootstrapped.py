@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from jaxmeta.checks import check_callable, check_fields, check_integer, check_loss_fn, check_takes_key
+from jaxmeta.checks import check_callable, check_fields, check_flag, check_integer, check_loss_fn, check_takes_key
 from jaxmeta.types import Batch, Metrics, Params, PyTree
 
 
@@ -56,6 +56,7 @@ def bootstrapped(
     >>> round(float(jax.grad(lambda params: outer(params, 0.0, ())[0])(3.0)), 4)  # 0.1 times that of (θ − 1)²
     0.4
     """
+    check_flag("stochastic", stochastic)
     arguments = ("params", "meta_params", "batch")
     inner = check_loss_fn("loss_fn", loss_fn, stochastic, arguments)
     outer = check_loss_fn("outer_loss_fn", outer_loss_fn, stochastic, arguments)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.adapt.select import Where
+from jaxmeta.adapt.select import Where, check_where
 from jaxmeta.algorithms.maml import Options, maml
 from jaxmeta.signatures import names_options_of
 from jaxmeta.types import InitFn, LossFn, MetaLearner, MetaParams
@@ -58,6 +58,7 @@ def cavia(
     >>> round(params["context"].item(), 3), params["slope"].item()
     (7.0, 1.0)
     """
+    check_where("context", context)
     inner_optimizer = context_only(adapt.sgd(learning_rate), context)
     return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import nn
-from jaxmeta.adapt.select import Where, freeze, unfreeze
+from jaxmeta.adapt.select import Where, check_where, freeze, unfreeze
 from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, embed
 from jaxmeta.checks import (
     a_key,
     check_callable,
+    check_flag,
     check_init_fn,
     check_integer,
     check_query,
@@ -72,6 +73,9 @@ def classifier(
 ) -> Classifier:
     """The choices, looked at; arguments as in `fine_tune`."""
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
+    check_flag("stochastic", stochastic)
+    if frozen is not None:
+        check_where("frozen", frozen)
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_classes", num_classes, minimum=1)
     check_integer("num_features", num_features, minimum=1)

@@ -23,10 +23,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import nn
-from jaxmeta.adapt.select import Where, freeze, unfreeze
+from jaxmeta.adapt.select import Where, check_where, freeze, unfreeze
 from jaxmeta.checks import (
     a_key,
+    check_arguments,
     check_callable,
+    check_flag,
     check_init_fn,
     check_integer,
     check_meta_params,
@@ -339,13 +341,16 @@ def closed_form(
       init_fn: as in `protonet`, and so are the others.
     """
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
+    check_flag("stochastic", stochastic)
+    if frozen is not None:
+        check_where("frozen", frozen)
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_ways", num_ways, minimum=1)
     for name, count in (("num_eval_ways", num_eval_ways), ("microbatch", microbatch)):
         if count is not None:
             check_integer(name, count, minimum=1)
     if condition_fn is not None:
-        check_callable("condition_fn", condition_fn, "(params, support) -> params")
+        check_arguments("condition_fn", condition_fn, ("params", "support"), "it returns parameters")
     spec = _ClosedForm(
         init_hyper=init_hyper,
         head_of=head_of,

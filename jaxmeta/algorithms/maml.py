@@ -29,19 +29,23 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import adapt
+from jaxmeta.adapt.meta_gradients import check_meta_gradient
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
-from jaxmeta.adapt.select import Where, complement, freeze, select, unfreeze
+from jaxmeta.adapt.select import Where, check_where, complement, freeze, select, unfreeze
 from jaxmeta.algorithms.minibatches import minibatch
 from jaxmeta.checks import (
     a_key,
-    check_callable,
+    check_arguments,
+    check_flag,
     check_init_fn,
     check_integer,
     check_loss_fn,
     check_meta_params,
     check_number,
+    check_pairs,
     check_pure,
     check_query,
+    check_share,
     check_state,
     check_task,
     check_tasks,
@@ -140,11 +144,16 @@ def maml(
         if count is not None:
             check_integer(name, count, minimum=1)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
+    check_flag("stochastic", stochastic)
+    if frozen is not None:
+        check_where("frozen", frozen)
     for name, of_support in (("start_fn", start_fn), ("condition_fn", condition_fn)):
         if of_support is not None:
-            check_callable(name, of_support, "(params, support) -> params")
+            check_arguments(name, of_support, ("params", "support"), "it returns parameters")
     if loss_weights is not None:
-        check_callable("loss_weights", loss_weights, "(outer step) -> weights [num_inner_steps]")
+        check_arguments(
+            "loss_weights", loss_weights, ("step",), "it returns weights, as multi_step_weights(K, 100) does"
+        )
     inner_loss_fn = judge_fn = check_loss_fn("loss_fn", loss_fn, stochastic)
     if outer_loss_fn is not None:
         judge_fn = check_loss_fn("outer_loss_fn", outer_loss_fn, stochastic)
@@ -166,7 +175,7 @@ def maml(
     )
     check_inner_optimizer("inner_optimizer", spec.inner_optimizer)
     strategy = adapt.auto() if meta_gradient is None else meta_gradient
-    check_callable("meta_gradient", strategy, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
+    check_meta_gradient("meta_gradient", strategy)
     task_gradient = strategy(partial(_inner, spec), partial(_outer, spec))
     return MetaLearner(
         init=lambda key: _init(spec, key),
@@ -300,6 +309,7 @@ def _update(
         return task_gradient(gradient_key, learned(meta_params), keys, given)
 
     keys = jax.random.split(key, check_tasks(tasks))
+    check_pairs(tasks, is_stacked=True)
     (loss, metrics), grads = mean_over_tasks(gradient, spec.microbatch, state.meta_params, (keys, tasks))
     return outer_step(spec.optimizer, state, loss, metrics, grads)
 
@@ -307,6 +317,7 @@ def _update(
 def _adapt(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) -> Params:
     check_meta_params(meta_params)
     check_task(task)
+    check_pairs(task, is_stacked=False)
     given = _Given(task, meta_params.constants)
     start = _started(spec, learned(meta_params), given)
     state, _ = _unroll(spec, start, jax.random.split(key, spec.num_eval_steps), given)
@@ -317,6 +328,7 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
     """What the outer loss reports after 0 .. K steps."""
     check_meta_params(meta_params)
     check_query(task)
+    check_pairs(task, is_stacked=False)
     given = _Given(task, meta_params.constants)
     start = _started(spec, learned(meta_params), given)
     judge = lambda params, drawn=None: reported(*_judge(spec, params, given))
@@ -328,6 +340,7 @@ def _evaluate(spec: _Maml, key: jax.Array, meta_params: MetaParams, task: Task) 
 def _check(spec: _Maml, meta_params: MetaParams, task: Task, is_test: bool) -> None:
     """L of the whole support set and L' of the query set, so that they can look at their values, such as labels."""
     check_query(task)
+    check_pairs(task, is_stacked=False)
 
     def losses(key: jax.Array, meta_params: MetaParams) -> list[jax.Array]:
         given = _Given(task, meta_params.constants, None if is_test else key)
@@ -447,6 +460,7 @@ def anil(
 
     >>> learner = anil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["head"] ** 2, {}))
     """
+    check_where("head", head)
     inner_optimizer = adapt.adapt_only(adapt.sgd(learning_rate), head)
     return maml(init_fn, loss_fn, inner_optimizer=inner_optimizer, meta_gradient=meta_gradient, **options)
 
@@ -481,6 +495,7 @@ def boil(
 
     >>> learner = boil(lambda key: {"body": 0.0, "head": 1.0}, lambda params, batch: (params["body"] ** 2, {}))
     """
+    check_where("head", head)
     body_only = adapt.adapt_only(adapt.sgd(learning_rate), complement(head))
 
     def init(params: Params) -> PyTree:
@@ -591,7 +606,7 @@ def imaml(
     Args:
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
-      strength: λ ≥ 0, of the term that draws back to θ; the solution depends on θ through it alone.
+      strength: λ > 0, of the term that draws back to θ; the solution depends on θ through it alone.
       learning_rate: α ≥ 0, of the inner gradient descent.
       solver: as in `adapt.implicit`; `adapt.conjugate_gradient(5)` if None.
       damping: δ ≥ 0, as in `adapt.implicit`; without it, conv4 did not learn on Omniglot.
@@ -603,6 +618,7 @@ def imaml(
 
     >>> learner = imaml(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}), num_inner_steps=16)
     """
+    check_number("strength", strength, minimum=1e-12)
     return maml(
         init_fn,
         loss_fn,
@@ -636,17 +652,17 @@ def reptile(
     Args:
       init_fn: as in `maml`.
       loss_fn: as in `maml`.
-      step_size: ε ≥ 0, the share of the way to the adapted parameters that an outer step goes; 1 goes all of it.
+      step_size: ε in [0, 1], the share of the way to the adapted parameters that an outer step goes; 1 goes all of it.
       inner_optimizer: as in `maml`.
       num_inner_steps: K, inner steps while meta-training, at least 2.
       optimizer: the outer optax transformation, given θ − θ' as gradient; `optax.sgd(step_size)` if None.
 
     Raises:
-      ValueError: as `maml`; `step_size` is negative or not finite; `num_inner_steps` is less than 2.
+      ValueError: as `maml`; `step_size` is not in [0, 1]; `num_inner_steps` is less than 2.
 
     >>> learner = reptile(lambda key: {"w": 0.0}, lambda params, batch: (params["w"] ** 2, {}))
     """
-    check_number("step_size", step_size)
+    check_share("step_size", step_size)
     check_integer("num_inner_steps", num_inner_steps, minimum=2)
     return maml(
         init_fn,

@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import adapt
+from jaxmeta.adapt.meta_gradients import check_meta_gradient
 from jaxmeta.adapt.optimizers import InnerOptimizer, InnerState, check_inner_optimizer
 from jaxmeta.checks import (
-    check_callable,
+    check_arguments,
     check_choice,
     check_init_fn,
     check_instance,
@@ -211,7 +212,7 @@ def maml_rl(
     >>> int(metrics["num_env_steps"])  # 3 tasks, 4 episodes of 10 pulls before adaptation, and 4 after it
     240
     """
-    check_callable("apply_fn", apply_fn, "(params, observation) -> distribution")
+    check_arguments("apply_fn", apply_fn, ("params", "observation"), "it returns a distribution over actions")
     check_environment("environment", environment)
     inner_optimizer = adapt.sgd(0.1) if inner_optimizer is None else inner_optimizer
     check_inner_optimizer("inner_optimizer", inner_optimizer)
@@ -225,7 +226,7 @@ def maml_rl(
     check_policy_step("outer", outer)
     check_metrics_fn(metrics_fn, "T, E")
     meta_gradient = adapt.exact() if meta_gradient is None else meta_gradient
-    check_callable("meta_gradient", meta_gradient, "(adapt, outer) -> task_gradient, such as jaxmeta.adapt.exact()")
+    check_meta_gradient("meta_gradient", meta_gradient)
     if microbatch is not None:
         check_integer("microbatch", microbatch, minimum=1)
     parts = Parts(

@@ -115,6 +115,8 @@ def meta_gradient_rl(
         num_episodes=num_episodes,
         num_outer_episodes=num_outer_episodes,
     )
+    check_integer("num_agents", num_agents, minimum=1)
+    check_integer("num_eval_steps", num_eval_steps, minimum=1)
     adam = adapt.from_optax(optax.adam(1e-3, eps_root=1e-8))
     parts = _Parts(
         init_fn=check_init_fn(init_fn),

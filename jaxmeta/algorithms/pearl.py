@@ -43,7 +43,7 @@ from jaxmeta.algorithms.sac import (
     track,
 )
 from jaxmeta.checks import (
-    check_callable,
+    check_arguments,
     check_fields,
     check_instance,
     check_integer,
@@ -690,7 +690,7 @@ def _check(
     check_instance("sac", sac, SoftActorCritic)
     check_instance("meta_test", meta_test, MetaTest)
     if critic_reward_fn is not None:
-        check_callable("critic_reward_fn", critic_reward_fn, "(params of the task, experience) -> reward")
+        check_arguments("critic_reward_fn", critic_reward_fn, ("task", "experience"), "it returns the reward")
     check_metrics_fn(metrics_fn, "H, E")
 
 

@@ -19,10 +19,10 @@ import optax
 
 from jaxmeta import adapt, nn
 from jaxmeta.adapt.optimizers import InnerOptimizer
-from jaxmeta.adapt.select import Where, freeze, in_part
+from jaxmeta.adapt.select import Where, check_where, freeze, in_part
 from jaxmeta.algorithms.closed_form import Adapted, AffineHead, EmbedFn, embed, embedded, prototypes
 from jaxmeta.algorithms.maml import maml
-from jaxmeta.checks import check_callable, check_init_fn, check_integer, check_takes_key
+from jaxmeta.checks import check_arguments, check_callable, check_flag, check_init_fn, check_integer, check_takes_key
 from jaxmeta.nn.weights import examples_of
 from jaxmeta.signatures import names_options_of
 from jaxmeta.types import Batch, InitFn, MetaLearner, MetaParams, Params, Task
@@ -96,12 +96,15 @@ def proto_maml(
     ([[2.0, 18.0]], [-1.0, -81.0])
     """
     check_callable("embed_fn", embed_fn, "(params, x) -> features [B, D]")
+    check_flag("stochastic", stochastic)
+    if frozen is not None:
+        check_where("frozen", frozen)
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     for name, count in (("num_ways", num_ways), ("num_eval_ways", num_eval_ways)):
         if name == "num_ways" or count is not None:
             check_integer(name, count, minimum=1)
     if condition_fn is not None:
-        check_callable("condition_fn", condition_fn, "(params, support) -> params")
+        check_arguments("condition_fn", condition_fn, ("params", "support"), "it returns parameters")
 
     embedding = partial(embed, embed_fn, stochastic)
 

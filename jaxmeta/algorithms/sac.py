@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_callable, check_integer, check_number, check_widths
+from jaxmeta.checks import check_callable, check_integer, check_number, check_share, check_widths
 from jaxmeta.nn import MLP
 from jaxmeta.rl.distributions import TanhGaussian
 from jaxmeta.rl.env import Continuous, Family, check_family, flatten
@@ -53,8 +53,9 @@ class SoftActorCritic:
     """τ, in [0, 1], how far the critics' running average follows them in a gradient step."""
 
     def __post_init__(self) -> None:
-        for name in ("discount", "reward_scale", "target_rate"):
-            check_number(name, getattr(self, name))
+        for name in ("discount", "target_rate"):
+            check_share(name, getattr(self, name))
+        check_number("reward_scale", self.reward_scale)
         if self.temperature is not None:
             check_number("temperature", self.temperature)
         if self.target_entropy is not None:

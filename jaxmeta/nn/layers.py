@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.checks import check_callable, check_choice, check_flag, check_integer, check_number
 from jaxmeta.nn.weights import along_first, checked_weight_of_norm, weighted_mean
 
 Initializer = Callable[..., Any]
@@ -53,7 +53,7 @@ def conv(
       [B, H', W', F].
 
     Raises:
-      ValueError: for shapes that do not fit, a stride or dilation below 1 or an unknown padding.
+      ValueError: for shapes that do not fit, images of integers, a stride or dilation below 1 or an unknown padding.
 
     >>> conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), strides=2).shape
     (1, 2, 2, 2)
@@ -83,20 +83,21 @@ def batch_norm(
       x: [..., C], with at least two axes.
       scale: [C].
       bias: [C].
-      epsilon: added to the variance.
+      epsilon: ≥ 0, added to the variance.
       weight: [B], of the examples along the first axis, ≥ 0; all count alike if None.
 
     Returns:
       [..., C], of the shape of x.
 
     Raises:
-      ValueError: shapes do not fit; weights are wrong, or missing in a loss of a weighted batch.
+      ValueError: shapes do not fit; `epsilon` or weights are wrong, or missing in a loss of a weighted batch.
 
     >>> y = batch_norm(jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1), epsilon=0.0)
     >>> y.tolist()
     [[-1.0], [1.0]]
     """
     _check_scale_and_bias(x, scale, bias)
+    check_number("epsilon", epsilon)
     weight = checked_weight_of_norm(weight, x)
     axes = tuple(range(x.ndim - 1))
     centred = x - weighted_mean(x, weight, axes, keepdims=True)
@@ -132,7 +133,7 @@ def conv_batch_norm(
       bias: [F].
       strides: as in `conv`.
       padding: as in `conv`.
-      epsilon: added to the variance.
+      epsilon: > 0, added to the variance.
       weight: [B], as in `batch_norm`.
 
     Returns:
@@ -146,6 +147,7 @@ def conv_batch_norm(
     >>> bool(jnp.allclose(y, batch_norm(conv(x, kernel, padding="VALID"), jnp.ones(16), jnp.zeros(16)), atol=1e-5))
     True
     """
+    check_number("epsilon", epsilon, minimum=1e-12)
     taps = _taps(x, kernel, strides, padding)
     if kernel.size >= kernel.shape[-1] ** 2:
         return batch_norm(_conv(x, kernel, taps), scale, bias, epsilon, weight)
@@ -228,6 +230,10 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features]."""
         check_integer("features", self.features, 1)
+        check_flag("use_bias", self.use_bias)
+        for name in ("kernel_init", "bias_init"):
+            check_initializer(name, getattr(self, name))
+        _check_images(x)
         window = pair("kernel_size", self.kernel_size)
         kernel = self.param(
             "kernel",
@@ -261,8 +267,7 @@ def _taps(
     dilation: int | Sequence[int] = 1,
 ) -> _Taps:
     """Of the kernel [kh, kw, C, F] on images [B, H, W, C]; checks that they fit."""
-    if x.ndim != 4:
-        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
+    _check_images(x)
     if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
         raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
     (sh, sw), (kh, kw), (dh, dw) = pair("strides", strides), kernel.shape[:2], pair("kernel_dilation", dilation)
@@ -272,6 +277,19 @@ def _taps(
     if height < 0 or width < 0:
         raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
     return _Taps((kh, kw), (sh, sw), (dh, dw), (top, left), (height // sh + 1, width // sw + 1))
+
+
+def _check_images(x: jax.Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}: of uint8 images take x.astype(jnp.float32) / 255")
+
+
+def check_initializer(name: str, value: Any) -> None:
+    """None, or a function of a key, a shape and a dtype."""
+    if value is not None:
+        check_callable(name, value, "(key, shape, dtype) -> array")
 
 
 def _conv(x: jax.Array, kernel: jax.Array, taps: _Taps) -> jax.Array:
@@ -341,6 +359,8 @@ def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
     """Zeros (before, after) each of the two axes."""
+    if isinstance(padding, bytes):  # whose numbers would be taken
+        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
     if isinstance(padding, str):
         check_choice("padding", padding, ("SAME", "VALID"))
         return lax.padtype_to_pads(size, window, strides, padding)
@@ -377,7 +397,7 @@ def _last(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """An integer for both axes, or one for each."""
-    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
     for number in pair:

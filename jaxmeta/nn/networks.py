@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_callable, check_flag, check_integer, check_widths
 from jaxmeta.nn.layers import max_pool
 from jaxmeta.nn.norms import ConvBatchNorm
 
@@ -51,15 +51,15 @@ class MLP(nn.Module):
         """[B, D] -> [B, num_outputs]."""
         check_integer("num_outputs", self.num_outputs, 1)
         check_integer("num_context", self.num_context, 0)
+        check_widths("hidden", self.hidden)
+        if self.activation is not None:
+            check_callable("activation", self.activation, "(array) -> array")
         if x.ndim != 2:
             raise ValueError(f"x must be [B, D], got shape {x.shape}: give a single feature its own axis, x[:, None]")
-        if not isinstance(self.hidden, Sequence):
-            raise ValueError(f"hidden must be a sequence of widths, such as (40, 40), got {self.hidden!r}")
         if self.num_context:
             context = self.param("context", nn.initializers.zeros, (self.num_context,), jnp.float32)
             x = jnp.concatenate([x, jnp.broadcast_to(context, (len(x), self.num_context))], axis=1)
         for i, width in enumerate(self.hidden):
-            check_integer(f"hidden[{i}]", width, 1)
             x = (self.activation or nn.relu)(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
         return nn.Dense(self.num_outputs, kernel_init=_glorot, name="head")(x)
 
@@ -101,6 +101,7 @@ class Conv4(nn.Module):
         if self.num_classes is not None:
             check_integer("num_classes", self.num_classes, 1)
         check_integer("num_filters", self.num_filters, 1)
+        check_flag("strided", self.strided)
         x = as_images(x)
         strides = 2 if self.strided else 1
         for i in range(4):

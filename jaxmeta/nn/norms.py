@@ -59,8 +59,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta.checks import check_callable, check_integer
-from jaxmeta.nn.layers import Initializer, Padding, batch_norm, conv, conv_batch_norm, pair
+from jaxmeta.checks import check_callable, check_integer, check_number
+from jaxmeta.nn.layers import Initializer, Padding, batch_norm, check_initializer, conv, conv_batch_norm, pair
 from jaxmeta.nn.weights import apply_weighted, checked_weight, checked_weight_of_norm, num_examples, weighted_mean
 from jaxmeta.types import Batch, Examples, Params
 
@@ -134,6 +134,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
         """[..., C] -> [..., C], with weights [B] of the examples for statistics of the batch."""
+        check_number("epsilon", self.epsilon, minimum=1e-12)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         if _is_by_the_batch(self):
@@ -171,6 +172,8 @@ class ConvBatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', features], with weights [B] of the examples for statistics of the batch."""
         check_integer("features", self.features, 1)
+        check_number("epsilon", self.epsilon, minimum=1e-12)
+        check_initializer("kernel_init", self.kernel_init)
         window = pair("kernel_size", self.kernel_size)
         kernel = self.param(
             "kernel",

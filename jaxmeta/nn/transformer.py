@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_flag, check_integer
 
 
 class Transformer(nn.Module):
@@ -65,6 +65,7 @@ class Transformer(nn.Module):
     def _check(self, x: jax.Array) -> None:
         for name in ("num_outputs", "max_length", "num_layers", "width", "num_heads"):
             check_integer(name, getattr(self, name), 1)
+        check_flag("remat", self.remat)
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, {self.num_heads}, got {self.width}")
         if self.num_tokens is None:

@@ -115,6 +115,8 @@ def legend_below(figure: "Figure", axes: "Iterable[Axes]", num_columns: int | No
 
 def title_above(figure: "Figure", text: str, size: float = 12.0) -> None:
     """In lines that are as long as the figure is wide."""
+    if not isinstance(text, str):
+        raise ValueError(f"title must be text, got {short(text)}")
     letters = int(115 * figure.get_figwidth() / size)
     figure.suptitle("\n".join(textwrap.fill(line, letters) for line in text.split("\n")), fontsize=size)
 
@@ -166,8 +168,8 @@ def check_common(argument: str, names: Sequence[str] | None, there: Mapping[str,
 
 
 def _check_sequence(names: Sequence[str] | None) -> None:
-    if isinstance(names, str):
-        raise ValueError(f"names must be a sequence of names, such as [{names!r}], got {names!r}")
+    if isinstance(names, str) or not isinstance(names, Sequence | None):
+        raise ValueError(f"names must be a sequence of names, such as ['loss'], got {short(names)}")
 
 
 def check_array(name: str, value: Any, shape: str, *, minimum: int = 0) -> np.ndarray:

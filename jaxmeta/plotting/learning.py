@@ -66,7 +66,7 @@ def history(
       title: the picture's title; none if None.
 
     Raises:
-      ValueError: there are no steps, no metrics, or no metric of a name.
+      ValueError: there are no steps, no metrics, or no metric of a name; a number is wrong.
 
     >>> figure = history({"loss": np.ones(500), "mse": np.ones(500), "is_finite": np.ones(500, bool)})
     >>> [axes.get_ylabel() for axes in figure.axes], figure.axes[0].lines[0].get_xdata()[[0, -1]].tolist()
@@ -76,6 +76,7 @@ def history(
     """
     check_filled("metrics", metrics, '{"loss": [...]}, the history that fit returned')
     check_integer("num_points", num_points, minimum=1)
+    check_integer("first_step", first_step, minimum=0)
     names = check_names(names, [name for name in metrics if name != "is_finite"])
     validation = getattr(metrics, "validation", {})
     figure, axes = panels(len(names), width=4.8, height=3.2)

@@ -12,7 +12,7 @@ import optax
 
 from jaxmeta import adapt, nn, plotting
 from jaxmeta.algorithms import bilevel
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer, check_seed, check_share
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
 from jaxmeta.tasks import single
 from jaxmeta.training import evaluate
@@ -40,7 +40,6 @@ class Bilevel(Outer):
         super().__post_init__()
         for field in ("num_inner_steps", "num_eval_steps"):
             check_integer(field, getattr(self, field), minimum=1)
-        check_number("inner_learning_rate", self.inner_learning_rate)
 
     def learner(self, init_fn: Callable, meta_init_fn: Callable, loss_fn: Callable, **others: Any) -> MetaLearner:
         given = {
@@ -189,6 +188,7 @@ class DataCleaning(Bilevel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed("data_seed", self.data_seed)
         if not 0 < self.fraction_wrong < 1:
             raise ValueError(
                 f"fraction_wrong must be between 0 and 1, got {self.fraction_wrong:g}: the area under the ROC is of "
@@ -321,9 +321,13 @@ class LearnedLoss(Bilevel):
     num_queries: int = 50
     """Queries, whose labels are without noise."""
     fraction_off: float = 0.2
-    """Labels of the task itself that are far off."""
+    """Share of the labels of the task itself that are far off."""
     hidden: tuple[int, ...] = (16,)
     """Widths of the loss network's hidden layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("fraction_off", self.fraction_off)
 
     def build(self) -> Experiment:
         network = nn.MLP(self.hidden, activation=jnp.tanh)

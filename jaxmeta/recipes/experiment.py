@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -122,10 +122,14 @@ class Outer:
     """Test tasks."""
 
     def __post_init__(self) -> None:
-        for field in ("num_outer_steps", "num_tasks"):
-            check_integer(field, getattr(self, field), minimum=1)
+        for field in fields(self):  # of a recipe's own too, which says there what is narrower
+            if field.type is float:
+                check_number(field.name, getattr(self, field.name))
+            elif field.type is int:
+                check_integer(field.name, getattr(self, field.name), minimum=0)
+        for name in ("num_outer_steps", "num_tasks"):
+            check_integer(name, getattr(self, name), minimum=1)
         check_integer("num_eval_tasks", self.num_eval_tasks, minimum=2)
-        check_number("learning_rate", self.learning_rate)
 
     def num_optimizer_steps(self) -> int:
         """Of the whole run: what a schedule of the learning rate counts."""

@@ -12,7 +12,7 @@ import optax
 
 from jaxmeta import adapt, nn
 from jaxmeta.algorithms import bilevel
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
 from jaxmeta.training import evaluate
 from jaxmeta.types import MetaLearner, MetaParams, Task, TaskDistribution
@@ -60,8 +60,6 @@ class LearnedOptimizer(Outer):
         super().__post_init__()
         for field in ("num_units", "num_other_units", "inner_batch_size", "num_eval_steps", "num_inner_steps"):
             check_integer(field, getattr(self, field), minimum=1)
-        check_number("max_norm", self.max_norm)
-        check_number("noise", self.noise)
 
     def build(self) -> Experiment:
         learned = adapt.learned_optimizer(self.inner_learning_rate, base_fan_in=self.num_units)

@@ -40,7 +40,7 @@ class GradientRL(OnPolicy):
     inner_learning_rate: float = 0.1
     """The inner learning rate; where rates are learned, their start."""
     rate_decay: float = 1.0
-    """By what sgd's rate is multiplied from one inner step to the next."""
+    """By what sgd's rate is multiplied from one inner step to the next, in (0, 1]."""
     num_inner_steps: int = 1
     """K, inner steps while training."""
     num_eval_steps: int = 3
@@ -57,8 +57,7 @@ class GradientRL(OnPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("num_eval_steps", self.num_eval_steps, minimum=1)
-        check_number("inner_learning_rate", self.inner_learning_rate)
-        check_number("rate_decay", self.rate_decay, minimum=1e-6)
+        check_number("rate_decay", self.rate_decay, minimum=1e-6, maximum=1)
 
     def oracle(self) -> Oracle | None:
         """(task) -> an agent that is told the task."""

@@ -8,7 +8,7 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.algorithms import A2C, meta_gradient_rl
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.rl import MetaRL
 from jaxmeta.rl import Family, finite_family, from_gymnax, make_gymnax, mlp_policy_and_value
@@ -63,7 +63,6 @@ class OneAgent(MetaRL):
                 f"num_differentiated_steps must be at most num_inner_steps={self.num_inner_steps}, got "
                 f"{self.num_differentiated_steps}"
             )
-        check_number("inner_learning_rate", self.inner_learning_rate)
 
     def family(self) -> Family:
         environment = from_gymnax(self.environment, max_steps=self.max_steps)
@@ -119,10 +118,9 @@ class OneAgent(MetaRL):
         return (
             f"{counted(self.num_tasks, 'agent')} in {self.environment}, {counted(self.num_agent_steps(), 'step')} of "
             f"adam {self.inner_learning_rate:g} on {counted(self.num_episodes, 'episode')}; after every "
-            f"{self.num_inner_steps} an outer one{bootstrap}, through the last {self.num_differentiated_steps} of them, "
-            f"{self.rate()}, on "
-            f"{counted(self.num_outer_episodes, 'episode')} judged by γ {self.outer_discount:g}; γ and λ start at "
-            f"{self.discount:g} and {self.gae_lambda:g}"
+            f"{self.num_inner_steps} an outer one{bootstrap}, through the last {self.num_differentiated_steps}, "
+            f"{self.rate()}, on {counted(self.num_outer_episodes, 'episode')} judged by γ "
+            f"{self.outer_discount:g}; γ and λ start at {self.discount:g} and {self.gae_lambda:g}"
         )
 
 

@@ -12,7 +12,7 @@ import optax
 
 from jaxmeta import adapt, nn
 from jaxmeta.algorithms import bilevel
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer, check_number, check_share
 from jaxmeta.recipes.experiment import Experiment, Outer, Recipe, Reference
 from jaxmeta.training import evaluate, fit
 from jaxmeta.types import Batch, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task, TaskDistribution
@@ -99,7 +99,11 @@ class Drift(Streams):
     noise: float = 0.5
     """Standard deviation of the noise."""
     memory: float = 0.99
-    """ρ, how much of w stays from chunk to chunk."""
+    """ρ, in [0, 1], how much of w stays from chunk to chunk."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("memory", self.memory)
 
     def build(self) -> Experiment:
         mean = jax.random.normal(jax.random.key(0), (self.num_features,))  # μ, the same in every run

@@ -6,7 +6,7 @@ from typing import Literal
 from jaxmeta import adapt
 from jaxmeta.algorithms import maml, multi_step_weights
 from jaxmeta.algorithms.cavia import context_only
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Outer
 from jaxmeta.types import InitFn, LossFn, MetaLearner
 from jaxmeta.words import counted
@@ -55,7 +55,6 @@ class GradientBased(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("damping", self.damping)
         if self.damping and self.meta_gradient != "implicit":
             raise ValueError(
                 f"damping must be 0 with meta_gradient={self.meta_gradient!r}, got {self.damping:g}: it is that of "

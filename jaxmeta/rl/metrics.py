@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_callable
+from jaxmeta.checks import check_arguments
 from jaxmeta.rl.rollout import Transition
 from jaxmeta.types import Metrics
 
@@ -14,7 +14,7 @@ MetricsFn: TypeAlias = Callable[[Transition], Metrics]
 
 def check_metrics_fn(value: Any, axes: str) -> None:
     if value is not None:
-        check_callable("metrics_fn", value, f"(transitions [{axes}]) -> {{name: scalar}}")
+        check_arguments("metrics_fn", value, ("transitions",), f"it returns {{name: scalar}} of transitions [{axes}]")
 
 
 def metrics_of(metrics_fn: MetricsFn | None, transitions: Transition) -> Metrics:

@@ -19,7 +19,7 @@ Rothfuss, Lee, Clavera, Asfour, Abbeel, "ProMP: Proximal Meta-Policy Search" (20
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_number
+from jaxmeta.checks import check_share
 
 
 def reinforce(log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def loaded_dice(log_prob: jax.Array, advantage: jax.Array, decay: float | jax.Ar
       decay: λ, in [0, 1], for each step of the environment.
 
     Raises:
-      ValueError: the shapes differ, or `decay` is negative or not finite.
+      ValueError: the shapes differ, or `decay` is not in [0, 1].
 
     Farquhar, Whiteson, Foerster, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score Function Estimators for
     Reinforcement Learning" (2019), https://arxiv.org/abs/1909.10549
@@ -122,7 +122,7 @@ def loaded_dice(log_prob: jax.Array, advantage: jax.Array, decay: float | jax.Ar
     >>> jax.grad(lambda log_prob: loaded_dice(log_prob, jnp.array([3.0, 2.0])).sum())(jnp.zeros(2)).tolist()
     [-3.0, -2.0]
     """
-    check_number("decay", decay)
+    check_share("decay", decay)
     advantage = _data("advantage", advantage, log_prob)
 
     def add(before: jax.Array, now: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -143,15 +143,15 @@ def ppo_clip(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array,
       log_prob: log π_θ(a_t | s_t), `[T, ...]`.
       old_log_prob: of the policy that acted, in the same shape.
       advantage: A_t, in the same shape.
-      clip: ε ≥ 0, how far the ratio may be from 1 before there is no gain.
+      clip: ε in [0, 1], how far the ratio may be from 1 before there is no gain.
 
     Raises:
-      ValueError: the shapes differ, or `clip` is negative or not finite.
+      ValueError: the shapes differ, or `clip` is not in [0, 1].
 
     >>> ppo_clip(jnp.log(jnp.array([2.0, 2.0])), jnp.zeros(2), jnp.array([1.0, -1.0]), clip=0.25).tolist()
     [-1.25, 2.0]
     """
-    check_number("clip", clip)
+    check_share("clip", clip)
     advantage = _data("advantage", advantage, log_prob)
     ratio = _ratio(log_prob, old_log_prob)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_flag, check_integer, check_number, check_share
 from jaxmeta.devices import check_shares
 from jaxmeta.outer import apply_gradient
 from jaxmeta.rl.objectives import importance_weighted, ppo_clip
@@ -40,10 +40,10 @@ class Advantages:
     """Whether advantages have mean 0 and deviation 1, see `normalized`."""
 
     def __post_init__(self) -> None:
-        for name in ("discount", "gae_lambda", "value_weight"):
-            check_number(name, getattr(self, name))
-        if not isinstance(self.normalize, bool):
-            raise ValueError(f"normalize must be True or False, got {self.normalize!r}")
+        for name in ("discount", "gae_lambda"):
+            check_share(name, getattr(self, name))
+        check_number("value_weight", self.value_weight)
+        check_flag("normalize", self.normalize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +81,14 @@ class PPO:
     """
 
     clip: float = 0.2
-    """ε ≥ 0: the interval of the ratio of probabilities is 1 ± ε."""
+    """ε, in [0, 1]: the interval of the ratio of probabilities is 1 ± ε."""
     num_epochs: int = 1
     """How often all of it is learned from, at least 1."""
     num_minibatches: int = 1
     """Steps of an epoch, at least 1, each on its share of the tasks, drawn anew. It divides the number of tasks."""
 
     def __post_init__(self) -> None:
-        check_number("clip", self.clip)
+        check_share("clip", self.clip)
         check_integer("num_epochs", self.num_epochs, minimum=1)
         check_integer("num_minibatches", self.num_minibatches, minimum=1)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_callable, check_flag, check_integer
 from jaxmeta.rl.env import Environment
 from jaxmeta.rl.rollout import Agent, episode_returns, rollout
 from jaxmeta.rl.trials import trial
@@ -47,9 +47,10 @@ def reference_learner(
     >>> report.samples["return"].shape
     (5, 1)
     """
-    if not isinstance(agent, Agent) and not callable(agent):
-        raise ValueError(f"agent must be an Agent or a function (task) -> Agent, got {agent!r}")
+    if not isinstance(agent, Agent):
+        check_callable("agent", agent, "(task) -> Agent, or be an Agent")
     check_integer("num_episodes", num_episodes, minimum=1)
+    check_flag("by_episode", by_episode)
     episodes = trial(environment, num_episodes=num_episodes)
     agent_of = lambda task: agent if isinstance(agent, Agent) else agent(task)
 

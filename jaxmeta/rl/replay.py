@@ -100,6 +100,9 @@ def empty_buffers(row: PyTree, num_tasks: int, capacity: int) -> Buffers:
 def add_rows(buffers: Buffers, index: jax.Array, rows: PyTree) -> Buffers:
     """Adds `rows` `[T, ...]` to the buffer of one task; the oldest go where it is full. Nothing is added to task M.
 
+    A row in which anything is not finite is left out, or all that is learned from the buffer would be too: `num_added`
+    says how many were added.
+
     Args:
       buffers: of M tasks.
       index: the task's number, a scalar.
@@ -116,10 +119,17 @@ def add_rows(buffers: Buffers, index: jax.Array, rows: PyTree) -> Buffers:
     num_rows, capacity = len(jax.tree.leaves(rows)[0]), jax.tree.leaves(buffers.rows)[0].shape[1]
     if num_rows > capacity:
         raise ValueError(f"rows must be at most the {capacity} that a buffer holds, got {num_rows}")
-    where = (buffers.num_added[index] + jnp.arange(num_rows)) % capacity
+    is_kept = jnp.all(jnp.stack([_is_finite(leaf) for leaf in jax.tree.leaves(rows)]), axis=0)
+    place = (buffers.num_added[index] + jnp.cumsum(is_kept) - 1) % capacity
+    where = jnp.where(is_kept, place, capacity)  # beyond the buffer
     write = lambda buffer, new: buffer.at[index, where].set(new, mode="drop")
-    num_added = buffers.num_added.at[index].add(num_rows, mode="drop")
+    num_added = buffers.num_added.at[index].add(jnp.sum(is_kept), mode="drop")
     return Buffers(jax.tree.map(write, buffers.rows, rows), num_added)
+
+
+def _is_finite(rows: jax.Array) -> jax.Array:
+    """`[T]`, of rows `[T, ...]`."""
+    return jnp.all(jnp.isfinite(jnp.reshape(rows, (len(rows), -1))), axis=1)
 
 
 def sample_rows(key: jax.Array, buffers: Buffers, index: jax.Array, num_rows: int) -> PyTree:
@@ -186,7 +196,7 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
       row: a NamedTuple or dict of arrays, or of their shapes.
       num_tasks: M, buffers, at least 1.
       capacity: C, rows of each, at least 1.
-      budget: bytes that there are; no limit if None.
+      budget: bytes that there are, at least 1; no limit if None.
 
     Returns:
       A `MemoryPlan`.
@@ -196,6 +206,8 @@ def memory_plan(row: PyTree, num_tasks: int, capacity: int, budget: int | None =
     """
     check_integer("num_tasks", num_tasks, minimum=1)
     check_integer("capacity", capacity, minimum=1)
+    if budget is not None:
+        check_integer("budget", budget, minimum=1)
     fields = row if isinstance(row, dict) else row._asdict()
     plan = MemoryPlan({name: num_bytes(tree) for name, tree in fields.items()}, num_tasks, capacity)
     if budget is not None and plan.num_bytes > budget:

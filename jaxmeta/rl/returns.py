@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_number
+from jaxmeta.checks import check_number, check_share
 
 
 def discounted_returns(reward: jax.Array, done: jax.Array, *, discount: float | jax.Array) -> jax.Array:
@@ -21,12 +21,12 @@ def discounted_returns(reward: jax.Array, done: jax.Array, *, discount: float | 
       discount: γ, for each step of the environment, in [0, 1].
 
     Raises:
-      ValueError: `discount` is negative or not finite.
+      ValueError: `discount` is not in [0, 1].
 
     >>> discounted_returns(jnp.array([1.0, 1.0, 1.0]), jnp.array([False, True, False]), discount=0.5).tolist()
     [1.5, 1.0, 1.0]
     """
-    check_number("discount", discount)
+    check_share("discount", discount)
     reward = jnp.asarray(reward)
     return _backward_sum(reward, discount * (1 - jnp.asarray(done, reward.dtype)))
 
@@ -73,7 +73,7 @@ def gae(
       `Advantages(advantage, target)`, with target = advantage + value.
 
     Raises:
-      ValueError: `discount` or `lambda_` is negative or not finite.
+      ValueError: `discount` or `lambda_` is not in [0, 1].
 
     Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (2015),
     https://arxiv.org/abs/1506.02438
@@ -82,8 +82,8 @@ def gae(
     >>> gae(ones, ones, ones, no, jnp.array([True, False]), discount=0.5, lambda_=1.0).advantage.tolist()
     [0.5, 0.5]
     """
-    check_number("discount", discount)
-    check_number("lambda_", lambda_)
+    check_share("discount", discount)
+    check_share("lambda_", lambda_)
     reward = jnp.asarray(reward)
     alive, within = (1 - jnp.asarray(end, reward.dtype) for end in (terminated, truncated))
     delta = reward + discount * alive * next_value - value

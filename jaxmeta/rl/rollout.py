@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_callable, check_fields
+from jaxmeta.checks import check_arguments, check_fields, check_flag
 from jaxmeta.rl.trials import Inputs, Trial
 from jaxmeta.types import PyTree
 
@@ -138,7 +138,8 @@ def rollout(
     ((10, 5), (10, 5))
     """
     check_fields("trial", trial, ("reset", "step", "encode"), "jaxmeta.rl.trial(environment, num_episodes=...)")
-    check_callable("policy", policy, "(key, params, carry, inputs) -> (action, carry, extras)")
+    check_arguments("policy", policy, ("key", "params", "carry", "inputs"), "it returns (action, carry, extras)")
+    check_flag("keep_states", keep_states)
 
     def step(loop: tuple, key: jax.Array) -> tuple[tuple, Transition]:
         carry, inputs, state = loop

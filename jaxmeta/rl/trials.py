@@ -111,7 +111,7 @@ def trial(environment: Environment, *, num_episodes: int | None = None, num_step
 
     This is where actions are held to the box of `Continuous`, for every learner and environment: the environment gets
     the action that is nearest in the box, while the policy's own is what is recorded, what its log-probability is of,
-    and what it sees as its previous action.
+    and what it sees as its previous action. A discrete action that there is not pays NaN.
 
     Args:
       environment: any `Environment`; its params are the task.
@@ -177,7 +177,7 @@ def _step(
     truncated = time >= environment.max_steps
     done = terminated | truncated
     mask = jnp.bool_(True) if num_episodes is None else state.num_episodes < num_episodes
-    reward = jnp.where(mask, jnp.asarray(reward, float), 0)
+    reward = jnp.where(mask, _paid(reward, action, environment.action_space), 0)
     outcome = Outcome(reward, terminated, truncated, next_observation, mask, strong(info))
 
     # where an episode ended, the next one begins, of the same task
@@ -208,6 +208,14 @@ def _check_action(action: jax.Array, space: Discrete | Continuous) -> jax.Array:
     if isinstance(space, Discrete) and not jnp.issubdtype(jnp.result_type(action), jnp.integer):
         raise ValueError(f"action must be an integer, as the action space is {space}, got {jnp.result_type(action)}")
     return jnp.asarray(action, none.dtype)
+
+
+def _paid(reward: jax.Array, action: jax.Array, space: Discrete | Continuous) -> jax.Array:
+    """The reward; NaN for an action that there is not, for which jax takes the last one that there is."""
+    reward = jnp.asarray(reward, float)
+    if isinstance(space, Continuous):
+        return reward
+    return jnp.where((action >= 0) & (action < space.num_actions), reward, jnp.nan)
 
 
 def _no_action(space: Discrete | Continuous) -> jax.Array:

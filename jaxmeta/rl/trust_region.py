@@ -73,7 +73,7 @@ class TrustRegion:
         check_number("damping", self.damping)
         check_integer("num_backtracks", self.num_backtracks, minimum=1)
         check_number("backtrack", self.backtrack, minimum=1e-12)
-        if not isinstance(self.backtrack, jax.Array) and self.backtrack >= 1:
+        if not isinstance(self.backtrack, jax.core.Tracer) and self.backtrack >= 1:
             raise ValueError(f"backtrack must be less than 1, got {self.backtrack!r}")
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.checks import check_fits
 from jaxmeta.tasks.draws import draw, draw_of_any
 from jaxmeta.words import counted, short
 
@@ -113,6 +114,18 @@ def check_enough(by_class: ByClass, num_shots: int, num_queries: int) -> None:
     )
 
 
+def check_varies(by_class: ByClass) -> None:
+    """Not all numbers are the same, as those of blank images, in which there is nothing to tell classes by."""
+    array = by_class.data.examples if isinstance(by_class.data, Ragged) else by_class.data
+    flat = np.asarray(array).reshape(-1)
+    is_one = len(by_class.counts) > 1 and all(np.all(some == flat[0]) for some in (flat[:1000], flat))
+    if is_one:
+        raise ValueError(
+            f"data must differ from class to class, got {flat[0]} everywhere: were images decoded, and scaled, as "
+            "they should be?"
+        )
+
+
 def listing(names: Iterable[str]) -> str:
     """The first five, and how many more.
 
@@ -199,6 +212,7 @@ def _check_dtype(what: str, array: Array) -> None:
 
 
 def _on_device(array: Array) -> jax.Array:
+    check_fits("data", array)
     try:
         return jnp.asarray(array)
     except TypeError as error:  # numbers that JAX does not have, such as long doubles

@@ -73,8 +73,9 @@ def few_shot(
       `num_ways` int32 is the episode's own; `info` is −1 in place of classes that it does not have.
 
     Raises:
-      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names;
-        or another argument is wrong: no group has enough classes, images are not square, `augment` changes the shape.
+      ValueError: `data` has none of these forms, or too few classes, or classes with too few examples, which it names,
+        or is one number everywhere; or another argument is wrong: no group has enough classes, images are not square,
+        `augment` changes the shape.
 
     >>> import jax, numpy as np
     >>> data = np.arange(4 * 3, dtype=np.uint8).reshape(4, 3)  # 4 classes of 3 examples, each a single number
@@ -123,7 +124,9 @@ def few_shot(
         query = batch(examples[:, shots:], keys[:, shots:], own and own.queries)
         return Task(support, query, classes if own is None else jnp.where(jnp.arange(ways) < own.ways, classes, -1))
 
-    return TaskDistribution(sample, read.data if groups is None else grouped(read.data, groups, read.names, ways))
+    given = read.data if groups is None else grouped(read.data, groups, read.names, ways)
+    by_class.check_varies(read)
+    return TaskDistribution(sample, given)
 
 
 def _rows(num_ways: int, num_each: int, own_ways: Any, own_each: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:

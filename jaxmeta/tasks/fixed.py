@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_distribution, check_names, check_num_ways, check_stacked, check_weight
+from jaxmeta.checks import check_distribution, check_fits, check_names, check_num_ways, check_stacked, check_weight
 from jaxmeta.tasks.padding import (
     Form,
     are_alike,
@@ -59,6 +59,8 @@ def fixed(tasks: Task | Sequence[Task], *, names: Sequence[str] | None = None) -
     >>> south.support.x.shape, south.support.weight.sum().item()
     ((30, 2), 7.0)
     """
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        raise ValueError(f"names must be a list of strings, one for each task, got {short(names)}")
     if isinstance(tasks, Task):
         data = _with_ways_where_they_differ(_checked_stack(tasks), names)
         return _distribution(_at, data, num_rows(data.support), names)
@@ -99,6 +101,7 @@ def single(task: PyTree) -> TaskDistribution:
     leaves = jax.tree.leaves(task)
     if not leaves or not all(map(_is_number, leaves)):
         raise ValueError(f"task must be of numpy or jax arrays of numbers, one at least, got {short(task)}")
+    check_fits("task", task)
     return TaskDistribution(_the_one, jax.tree.map(jnp.asarray, task), at=_the_one, size=1)
 
 
@@ -236,6 +239,7 @@ def _checked_batch(name: str, batch: Batch, num_axes: int = 1) -> Batch:
         axes = "[B, ...]" if num_axes == 1 else "[N, B, ...]"
         shapes = ", ".join(str(leaf.shape) for leaf in leaves)
         raise ValueError(f"{name} must be arrays {axes} of as many examples each, one at least, got shapes {shapes}")
+    check_fits(name, batch)
     batch = jax.tree.map(_as_numpy, batch)
     if isinstance(batch, Examples) and batch.weight is not None and num_axes == 1:
         check_weight(f"weight in {name}", batch.weight, num_rows(batch))
@@ -263,6 +267,8 @@ def _checked_stack(tasks: Task) -> Task:
 
 
 def _stacked_info(tasks: Sequence[Task], names: Sequence[str] | None) -> PyTree:
+    for i, task in enumerate(tasks):
+        check_fits(f"info of {_name(i, names)}", task.info)
     infos = [jax.tree.map(_as_numpy, task.info) for task in tasks]
     for i, info in enumerate(infos):
         if not are_alike(infos[0], info) or not all(map(_is_array, jax.tree.leaves(info))):

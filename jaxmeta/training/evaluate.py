@@ -19,7 +19,7 @@ from jaxmeta.devices import SHARED, can_share, known_everywhere, on_each, replic
 from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.training.report import Report, joined
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
-from jaxmeta.words import counted
+from jaxmeta.words import counted, short
 
 
 def evaluate(
@@ -74,6 +74,8 @@ def evaluate(
     check_distribution("tasks", tasks)
     num_test_tasks(tasks, num_tasks)
     check_integer("batch_size", batch_size, minimum=1)
+    if not isinstance(batch_norm, str | None):
+        raise ValueError(f"batch_norm must be text for the report, or None, got {short(batch_norm)}")
     check_meta_params(meta_params)
     expected = jax.eval_shape(learner.init, key).meta_params
     check_like("meta_params", meta_params, expected, "this learner's, such as state.meta_params")

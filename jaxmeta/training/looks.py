@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import a_key, check_distribution, check_pure, check_sampler
+from jaxmeta.checks import a_key, check_distribution, check_fits, check_pure, check_sampler
 from jaxmeta.devices import memory_bytes, num_sharing, replicated
 from jaxmeta.traced import used_inputs
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, Task, TaskDistribution
@@ -31,6 +31,7 @@ def look_at_tasks(
         draws with `np.random`; the learner finds something wrong about a task.
     """
     check_distribution(name, tasks)
+    check_fits(f"{name}.data", tasks.data)
     for source, of in (tasks.sources or {}).items():
         look_at_tasks(f"{name}.sources[{source!r}]", of, learner, meta_params, is_test=is_test)
     check_sampler(name, tasks, tasks.data, _CONSTANT)

@@ -127,7 +127,7 @@ def _checked(reports: Any, metric: str) -> tuple[str, ...]:
             raise ValueError(f"reports[{name!r}] must be a Report, as evaluate returns it, got {short(report)}")
         if report.sources is None:
             raise ValueError(f"reports[{name!r}] must be of several sources: evaluate on a tasks.mixture of them")
-        if metric not in report.samples:
+        if not isinstance(metric, str) or metric not in report.samples:
             raise ValueError(f"metric must be one of {', '.join(report.samples)} for {name!r}, got {metric!r}")
         own = tuple(dict.fromkeys(report.sources))
         if sources and set(own) != set(sources):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import a_key, check_choice, check_distribution, check_integer, check_metrics
+from jaxmeta.checks import a_key, check_choice, check_distribution, check_integer, check_metrics, check_seed
 from jaxmeta.training.evaluate import judge, num_test_tasks
 from jaxmeta.training.looks import look_at_tasks
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, TaskDistribution
@@ -43,7 +43,7 @@ class Validation:
     batch_size: int = 100
     """Tasks evaluated at a time."""
     seed: int = 0
-    """An integer ≥ 0, of the tasks and of what adaptation draws."""
+    """Of the tasks and of what adaptation draws, an integer from 0 to 2**32 − 1."""
 
     def __post_init__(self) -> None:
         check_distribution("tasks", self.tasks)
@@ -55,7 +55,7 @@ class Validation:
             check_integer("patience", self.patience, minimum=1)
         num_test_tasks(self.tasks, self.num_tasks)
         check_integer("batch_size", self.batch_size, minimum=1)
-        check_integer("seed", self.seed, minimum=0)
+        check_seed("seed", self.seed)
 
 
 class Validator:

@@ -143,3 +143,39 @@ def test_an_optimizer_with_a_state_is_refused():
     optimizer = adapt.from_optax(optax.sgd(0.1, momentum=0.9))
     with pytest.raises(ValueError, match=r"implicit needs an inner optimizer without a state: proximal\(sgd"):
         gradient_through(adapt.implicit(), optimizer, 5)(MetaParams(jnp.asarray(THETA)))
+
+
+@pytest.mark.parametrize("optimizer", [adapt.sgd(0.2), adapt.meta_sgd(0.2), adapt.proximal(adapt.sgd(0.2), 0.0)])
+def test_a_solution_that_does_not_depend_on_what_is_learned_is_refused(optimizer):
+    """Its gradient was 0 on every step. What the inner loss or the outer one reads beside the start is enough."""
+    theta = jnp.asarray(THETA)
+    with pytest.raises(ValueError, match=r"depends on what is learned.*adapt.proximal\(adapt.sgd\(0.01"):
+        gradient_through(adapt.implicit(), optimizer, 5)(MetaParams(theta, optimizer.init(theta)))
+
+
+def test_a_learned_rate_gets_what_the_loop_is_from_its_solution():
+    """−v · ∇L(φ) for each, by hand after three steps, and 0 at the solution, which does not depend on it."""
+    optimizer, matrix = adapt.proximal(adapt.meta_sgd(0.2), STRENGTH), CURVATURE + STRENGTH * np.eye(5)
+    meta_params = MetaParams(jnp.asarray(THETA), jnp.full(5, 0.2))
+    strategy = adapt.implicit(solver=adapt.conjugate_gradient(5))
+    phi = THETA
+    for _ in range(3):
+        phi = phi - 0.2 * (CURVATURE @ (phi - CENTRE) + STRENGTH * (phi - THETA))
+    slope = CURVATURE @ (phi - CENTRE) + STRENGTH * (phi - THETA)
+    expected = -np.linalg.solve(0.2 * matrix, np.cos(phi - TARGET)) * slope
+    assert_close(gradient_through(strategy, optimizer, 3)(meta_params)[1].hyper, expected, rtol=1e-9)
+    assert np.abs(gradient_through(strategy, optimizer, 300)(meta_params)[1].hyper).max() < 1e-12
+
+
+def test_a_solution_that_only_hyperparameters_or_losses_change_needs_no_proximal_term():
+    """θ* = c / (1 + η) of ½ (θ − c)² + ½ η θ², of which η is in the loss; dθ*/dη = −c / (1 + η)²."""
+
+    def inner(meta_params, sources, task, state=None, **how):
+        start = MetaParams(jnp.zeros(()))
+        loss = lambda params, batch: ((params - 3.0) ** 2 / 2 + meta_params.params * params**2 / 2, {})
+        state, _ = adapt.unroll(adapt.sgd(0.3), loss, lambda source, params: source, start, sources, state=state)
+        return adapt.Adapted(state.fast), state
+
+    gradient = adapt.implicit()(inner, lambda adapted, task: (adapted.params, {}))
+    _, grads = gradient(jax.random.key(0), MetaParams(jnp.array(0.5)), jnp.arange(200), ())
+    assert_close(grads.params, -3.0 / 1.5**2, rtol=1e-9)

@@ -201,6 +201,7 @@ def test_a_solution_that_does_not_depend_on_it_has_no_implicit_gradient():
         ({"second_decay": -0.5}, "second_decay must be a finite number >= 0, got -0.5"),
         ({"base_fan_in": 0}, "base_fan_in must be an integer >= 1, got 0"),
         ({"seed": 0.5}, "seed must be an integer >= 0, got 0.5"),
+        ({"seed": 2**32}, r"seed must be below 2\*\*32, got 4294967296"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):

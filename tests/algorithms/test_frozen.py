@@ -1,5 +1,7 @@
 """Parameters that neither adapt nor are learned: the learner is that of a model whose code has them as numbers."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -190,12 +192,12 @@ def test_no_derivative_of_a_frozen_parameter_is_taken(strategy):
     ],
 )
 def test_what_is_frozen_is_a_part_of_the_parameters(frozen, message):
-    for learner in (
-        jaxmeta.maml(whole_init, loss_fn, frozen=frozen),
-        jaxmeta.protonet(whole_init, features, num_ways=2, frozen=frozen),
+    for make in (
+        partial(jaxmeta.maml, whole_init, loss_fn),
+        partial(jaxmeta.protonet, whole_init, features, num_ways=2),
     ):
         with pytest.raises(ValueError, match=message):
-            learner.init(jax.random.key(0))
+            make(frozen=frozen).init(jax.random.key(0))
 
 
 def test_a_state_with_frozen_parameters_is_shared_by_devices_trained_from_many_seeds_saved_and_restored(tmp_path):

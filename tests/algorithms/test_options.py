@@ -78,6 +78,9 @@ OPTIONS = {
     "loss_weights": {"loss_weights": lambda step: jnp.full(K, 1 / K)},
 }
 REFUSED = {  # with the word that the refusal has
+    ("implicit", "sgd"): "depends on what is learned",
+    ("implicit", "meta_sgd"): "depends on what is learned",
+    ("implicit", "partition"): "depends on what is learned",
     ("implicit", "lslr"): "without a state",
     ("implicit", "per_step"): "without a state",
     ("implicit", "adam"): "without a state",

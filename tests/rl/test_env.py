@@ -275,3 +275,14 @@ def test_states_and_info_are_kept_for_who_draws_them():
     np.testing.assert_array_equal(t.info["steps"], [1, 2, 3, 1, 1, 2, 3, 1])
     np.testing.assert_array_equal(t.info["success"], np.array(t.info["steps"]) == 3)
     assert run().state == () and play(rl.trial(ladder()))[1].info == {}
+
+
+@pytest.mark.parametrize("action", [2, 7, -1])
+def test_an_action_that_there_is_not_pays_nan(action):
+    """jax takes the last one for any beyond it; after the trial nothing is paid all the same."""
+    bandit = rl.families.bernoulli_bandit(num_arms=2, num_pulls=3)
+    task = rl.families.Bandit(jnp.ones(2))
+    policy = lambda key, params, carry, inputs: (params, carry, ())
+    played = lambda action: rl.rollout(jax.random.key(0), rl.trial(bandit.environment), policy, action, (), task)[1]
+    assert jnp.all(jnp.isnan(played(jnp.int32(action)).reward))
+    np.testing.assert_array_equal(played(jnp.int32(1)).reward, [1, 1, 1])

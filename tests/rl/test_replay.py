@@ -53,6 +53,23 @@ def test_a_visit_that_no_buffer_holds_is_refused():
         add_rows(empty_buffers(ROW, 1, 3), 0, rows_of(0, 4))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_is_left_out(bad):
+    """One of them made every later update not finite: what is added is what is counted."""
+    row = {"reward": jnp.zeros(()), "observation": jnp.zeros(2), "done": jnp.bool_(False)}
+    rows = {
+        "reward": jnp.array([1.0, bad, 3.0, 4.0]),
+        "observation": jnp.zeros((4, 2)).at[2, 1].set(bad),
+        "done": jnp.ones(4, bool),
+    }
+    buffers = jax.jit(add_rows)(empty_buffers(row, 2, 4), 1, rows)
+    np.testing.assert_array_equal(buffers.rows["reward"], [[0, 0, 0, 0], [1, 4, 0, 0]])
+    np.testing.assert_array_equal(buffers.num_added, [0, 2])
+    again = add_rows(add_rows(buffers, 1, rows), 1, rows)
+    np.testing.assert_array_equal(again.rows["reward"], [[0, 0, 0, 0], [1, 4, 1, 4]])
+    np.testing.assert_array_equal(again.num_added, [0, 6])
+
+
 def test_an_indexed_task_knows_which_it_is():
     tasks = rl.indexed_tasks({"a": np.arange(5.0), "b": np.arange(5)[:, None] * 10})
     drawn = jax.vmap(tasks.sample, (0, None))(jax.random.split(jax.random.key(0), 1000), tasks.data)

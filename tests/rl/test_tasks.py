@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import rl
+import jaxmeta
+from jaxmeta import nn, rl
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -135,3 +136,19 @@ def test_a_finite_family_has_its_tasks_by_their_number():
     drawn = jax.vmap(family.train.sample, (0, None))(jax.random.split(jax.random.key(0), 50), goals)
     assert {*np.asarray(drawn)} == {1.0, 2.0, 3.0}
     assert of(walk()).train.size is None and of(walk()).train.at is None
+
+
+@pytest.mark.parametrize(("arms", "given"), [(2, 5), (5, 2)])
+def test_tasks_of_another_number_of_arms_are_refused(arms, given):
+    """jax hands out the last arm for each beyond it, and what a policy has no action for is never played."""
+    family, other = (rl.families.bernoulli_bandit(num_arms=number) for number in (arms, given))
+    learners = [
+        jaxmeta.rl2(family, actor=nn.gru(2)),
+        jaxmeta.maml_rl(*rl.mlp_policy(family, hidden=()), family.environment, num_episodes=1),
+        rl.reference_learner(rl.oracles.ucb1(arms), family.environment),
+    ]
+    for learner in learners:
+        meta_params = learner.init(jax.random.key(0)).meta_params
+        message = rf"task must have the shapes .*means=float32\[{arms}\]\), got Bandit\(means=float32\[{given}\]\)"
+        with pytest.raises(ValueError, match=message):
+            jaxmeta.evaluate(jax.random.key(1), learner, other.test, meta_params, num_tasks=2)

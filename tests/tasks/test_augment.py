@@ -116,7 +116,7 @@ def test_what_is_wrong_is_named(construct, problem):
 # In few_shot
 
 
-DATA = np.zeros((4, 5, 6, 6), np.uint8)
+DATA = (np.arange(4 * 5 * 6 * 6) % 251).astype(np.uint8).reshape(4, 5, 6, 6)
 SIZES = {"num_ways": 3, "num_shots": 1, "num_queries": 2}
 
 

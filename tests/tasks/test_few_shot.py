@@ -1,4 +1,5 @@
 import itertools
+import math
 import operator
 
 import jax
@@ -85,7 +86,9 @@ def test_data_is_an_argument_on_the_device_with_its_dtype():
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2), (3, 4, 2, 5, 1)])
 def test_any_trailing_axes(shape):
-    tasks = few_shot(jnp.zeros(shape, jnp.bfloat16), num_ways=2, num_shots=1, num_queries=3)
+    tasks = few_shot(
+        jnp.arange(math.prod(shape), dtype=jnp.bfloat16).reshape(shape), num_ways=2, num_shots=1, num_queries=3
+    )
     task = jax.eval_shape(tasks.sample, jax.random.key(0), tasks.data)
     assert task.support[0].shape == (2, *shape[2:]) and task.query[0].shape == (6, *shape[2:])
     assert task.query[0].dtype == jnp.bfloat16
@@ -495,3 +498,28 @@ def test_groups_with_rotations_and_ranges_turn_alike():
 def test_wrong_groups_are_named(groups, problem):
     with pytest.raises(ValueError, match=f"^groups {problem}"):
         group_tasks(groups)
+
+
+def test_numbers_that_jax_does_not_have_are_refused():
+    """2**40 became 0, in silence."""
+    big, small = np.full((3, 4, 2), 2**40) + np.arange(3)[:, None, None], np.arange(24).reshape(3, 4, 2)
+    sizes = {"num_ways": 2, "num_shots": 1, "num_queries": 1}
+    with pytest.raises(ValueError, match=r"data must hold numbers that are int32s in jax, got 1099511627776 in int64"):
+        few_shot(big, **sizes)
+    with pytest.raises(ValueError, match=r"data must hold numbers that are float32s in jax, got 1e\+300 in float64"):
+        few_shot([np.full((4, 2), 1e300), np.ones((4, 2))], **sizes)
+    for data in (small, small * 1e30, np.where(small, np.inf, 0.0)):
+        few_shot(data, **sizes)
+
+
+@pytest.mark.parametrize("form", ["array", "list", "jax"])
+def test_an_archive_that_is_blank_is_refused(form):
+    blank = np.full((3, 4, 8, 8), 255, np.uint8)
+    data = {"array": blank, "list": list(blank), "jax": jnp.asarray(blank)}[form]
+    with pytest.raises(ValueError, match="data must differ from class to class, got 255 everywhere"):
+        few_shot(data, num_ways=2, num_shots=1, num_queries=1)
+
+
+def test_numbers_of_64_bits_are_those_of_jax_where_it_has_them(x64):
+    data = np.full((3, 4, 2), 2**40) + np.arange(3)[:, None, None]
+    assert few_shot(data, num_ways=2, num_shots=1, num_queries=1).data.dtype == np.int64

@@ -99,7 +99,7 @@ def test_more_classes_while_training_than_at_test():
 
 
 def test_twenty_ways_of_few_shot_for_five_outputs():
-    data = np.zeros((20, 2, 3), np.float32)
+    data = np.arange(120, dtype=np.float32).reshape(20, 2, 3)
     tasks = jaxmeta.tasks.few_shot(data, num_ways=20, num_shots=1, num_queries=1)
     with pytest.raises(ValueError, match=r"got 0, 1, 2, \.\.\., 18, 19: number the classes"):
         train(LEARNERS["maml"], tasks)
@@ -145,6 +145,15 @@ def test_a_sampler_draws_with_its_key(name):
     for run in (train, judge):
         with pytest.raises(ValueError, match=match):
             run(LINE, regression(draw))
+
+
+def test_data_that_jax_would_wrap_around_is_refused():
+    sample = lambda key, data: Task((jax.random.normal(key, (2, 1)), data), (jax.random.normal(key, (2, 1)), data))
+    learner = jaxmeta.maml(lambda key: jnp.ones(()), nn.mean_squared_error(lambda params, x: params * x))
+    distribution = TaskDistribution(sample, {"y": np.array([[1], [2**40]])})
+    message = r"tasks.data\['y'\] must hold numbers that are int32s in jax, got 1099511627776 in int64"
+    with pytest.raises(ValueError, match=message):
+        jaxmeta.fit(jax.random.key(0), learner, distribution, num_outer_steps=1, num_tasks=1, progress=False)
 
 
 def test_one_task_is_allowed_where_it_is_said():

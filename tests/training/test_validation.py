@@ -108,6 +108,7 @@ def test_no_validation_is_finite():
         ({"num_tasks": 1}, "num_tasks must be an integer >= 2"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"seed": -1}, "seed must be"),
+        ({"seed": 2**40}, r"seed must be below 2\*\*32"),  # it would be seed 0
     ],
 )
 def test_what_is_asked_for_wrongly_is_named(wrong, match):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_flag, check_integer
 from jaxmeta.rl.env import Discrete, Environment, Family
 from jaxmeta.rl.tasks import family
 
@@ -92,6 +92,8 @@ def krazy_world(
     check_integer("size", size, minimum=6)
     check_integer("num_goals", num_goals, minimum=1)
     check_integer("horizon", horizon, minimum=1)
+    check_flag("swap_colors", swap_colors)
+    check_flag("swap_dynamics", swap_dynamics)
     if num_goals > size:
         raise ValueError(f"num_goals must be at most size, {size}, got {num_goals}")
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.checks import check_flag
 from jaxmeta.rl.env import Continuous, Environment, Family
 from jaxmeta.rl.tasks import family, finite_family
 
@@ -70,6 +71,7 @@ def point_robot(*, is_sparse: bool = True) -> Family:
     >>> family.train.data.goal.shape, family.test.data.goal.shape
     ((80, 2), (20, 2))
     """
+    check_flag("is_sparse", is_sparse)
 
     def reset(key: jax.Array, params: Goal):
         return jnp.zeros(2), jnp.zeros(2)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer, check_number
+from jaxmeta.checks import check_integer, check_number, check_share
 from jaxmeta.rl.rollout import Agent
 from jaxmeta.rl.trials import Inputs
 from jaxmeta.types import PyTree
@@ -122,9 +122,7 @@ def epsilon_greedy(num_arms: int, *, epsilon: float = 0.0) -> Agent:
 
     >>> greedy = epsilon_greedy(5)
     """
-    check_number("epsilon", epsilon)
-    if not isinstance(epsilon, jax.Array) and epsilon > 1:
-        raise ValueError(f"epsilon must be at most 1, got {epsilon!r}")
+    check_share("epsilon", epsilon)
 
     def index(key: jax.Array, params: PyTree, counts: Counts) -> jax.Array:
         explore_key, arm_key = jax.random.split(key)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_instance, check_integer
 from jaxmeta.rl.families.discrete import TabularMDP
 from jaxmeta.rl.rollout import Agent
 from jaxmeta.rl.trials import Inputs
@@ -34,13 +34,14 @@ def plan(mdp: TabularMDP, *, horizon: int) -> tuple[jax.Array, jax.Array]:
       the optimal actions `[H, S]`.
 
     Raises:
-      ValueError: `horizon` is not a positive integer.
+      ValueError: `mdp` is no `TabularMDP`, or `horizon` is not a positive integer.
 
     >>> mdp = TabularMDP(jnp.ones((1, 2, 1)), jnp.array([[1.0, 3.0]]))
     >>> values, actions = plan(mdp, horizon=2)
     >>> values.tolist(), actions.tolist()
     ([[6.0], [3.0]], [[1], [1]])
     """
+    check_instance("mdp", mdp, TabularMDP)
     check_integer("horizon", horizon, minimum=1)
 
     def step(value: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
