@@ -144,7 +144,7 @@ def _chosen_devices(options: TrainOptions) -> int | None:
 
     from jaxmeta.checks import check_integer
     from jaxmeta.devices import join_processes
-    from jaxmeta.runs import num_devices_of
+    from jaxmeta.run_directory import num_devices_of
 
     number, others = options.num_devices, (options.coordinator, options.num_processes, options.process_id)
     if number is not None:

@@ -13,13 +13,9 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
-import os
 import platform
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,14 +29,16 @@ import numpy as np
 import optax
 
 from jaxmeta import __version__, plotting
-from jaxmeta.checks import check_integer, check_seed
+from jaxmeta.checks import check_seed
 from jaxmeta.devices import any_process, check_shares, num_cores, num_sharing, over_devices
 from jaxmeta.recipes import RECIPES, Experiment, Outer
-from jaxmeta.recipes.experiment import Recipe, from_dict
+from jaxmeta.recipes.experiment import Recipe
+from jaxmeta.run_directory import claimed, differences, listed, new_directory, read_config, write
+from jaxmeta.signals import Asked, Terminated, terminable
 from jaxmeta.training import Checkpointer, JsonLines, Report, evaluate, fit, restore_state
-from jaxmeta.training.files import locked, write_whole, writing
+from jaxmeta.training.files import writing
 from jaxmeta.types import MetaParams, MetaState, TaskDistribution
-from jaxmeta.words import counted, short
+from jaxmeta.words import counted
 
 Judged: TypeAlias = tuple[Report, dict[str, Report]]
 _SECONDS_BETWEEN_SAVES = 30
@@ -69,45 +67,23 @@ def train_recipe(
     sharing = partial(over_devices, num_devices) if num_devices != 1 else contextlib.nullcontext
     with sharing():
         check_shares(config.num_tasks)
-    out = _new_directory(name, seed, resume) if out is None else out
-    with _terminable() as asked, _claimed(name, config, seed, out, resume, num_devices):
+    out = new_directory(name, seed, resume) if out is None else out
+    with terminable() as asked, claimed(name, config, seed, out, resume, num_devices):
         try:
             return _run(name, config, seed, out, experiment, asked, sharing)
         except OSError as error:
             raise OSError(f"{error}. Once that is mended, go on with --resume --out {out}") from error
 
 
-@contextlib.contextmanager
-def _claimed(name: str, config: Outer, seed: int, out: Path, resume: bool, num_devices: int | None) -> Iterator[None]:
-    """`out` is this run's, with `config.json` in it. Of several processes the first one claims it; the others print
-    nothing, and end where it could not."""
-    refused: Exception | None = None
-    with contextlib.ExitStack() as held:
-        if jax.process_index() == 0:
-            try:
-                _check_directory(name, config, seed, out, resume)
-                held.enter_context(locked(out, "--out"))
-                _check_directory(name, config, seed, out, resume)  # by now it may be another's
-                if not resume:
-                    _write(out / "config.json", _content(name, config, seed, num_devices))
-            except (ValueError, OSError) as error:
-                refused = error
-        else:
-            held.enter_context(contextlib.redirect_stdout(held.enter_context(open(os.devnull, "w"))))
-        if any_process(refused is not None):
-            raise refused or ValueError("process 0 says what is wrong, and the others end with it")
-        yield
-
-
 def _run(
-    name: str, config: Outer, seed: int, directory: Path, experiment: Experiment, asked: "_Asked", sharing: Callable
+    name: str, config: Outer, seed: int, directory: Path, experiment: Experiment, asked: Asked, sharing: Callable
 ) -> Report:
-    changed = _differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
+    changed = differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
     with sharing():
         print(_shares(config.num_tasks))
     if changed:
-        print(f"not as the recipe: {_listed(changed, 'the recipe has')}")
+        print(f"not as the recipe: {listed(changed, 'the recipe has')}")
     print(f"under {directory}", flush=True)
 
     log = JsonLines(directory / "metrics.jsonl")
@@ -133,7 +109,7 @@ def _run(
     if others:
         found["other_tests"] = {other: _result(*judged, experiment.metric) for other, judged in others.items()}
     if jax.process_index() == 0:
-        _write(directory / "result.json", found)
+        write(directory / "result.json", found)
     _print_tables(experiment, report, references, others)
     if changed.keys() <= _WITHOUT_EFFECT:
         print(f"to reach: {RECIPES[name].figure}")
@@ -142,7 +118,7 @@ def _run(
 
 
 def _train(
-    experiment: Experiment, config: Outer, seed: int, log: JsonLines, directory: Path, asked: "_Asked"
+    experiment: Experiment, config: Outer, seed: int, log: JsonLines, directory: Path, asked: Asked
 ) -> MetaState:
     """From the last checkpoint on, if there is one."""
     train_key, *_ = jax.random.split(jax.random.key(seed), 3)
@@ -175,55 +151,12 @@ class _NotLogged(BaseException):
     """What `fit` does not take for an error of a callback, which it would survive; it has that error."""
 
 
-class Terminated(KeyboardInterrupt):
-    """The system asked the process to end, by SIGTERM; `status` is that of the command."""
-
-    status = 128 + signal.SIGTERM
-
-
-class _Asked:
-    """What SIGTERM does: it ends training when the chunk does, and what saves nothing at once; a second one kills."""
-
-    def __init__(self) -> None:
-        self.to_end = self._can_wait = False
-
-    def __call__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.to_end = True
-        if not self._can_wait:
-            raise Terminated
-
-    def after_a_chunk(self, state: MetaState, metrics: dict[str, np.ndarray]) -> bool:
-        self._can_wait = True  # from here on there is something to save, and nothing long is compiled
-        return self.to_end
-
-    @contextlib.contextmanager
-    def while_training(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._can_wait = False
-
-
 @contextlib.contextmanager
 def _failing() -> Iterator[None]:
     try:
         yield
     except _NotLogged as stopped:
         raise stopped.args[0] from None
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[_Asked]:
-    asked = _Asked()
-    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, asked)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _result(report: Report, references: dict[str, Report], metric: str) -> dict[str, Any]:
@@ -241,7 +174,7 @@ def evaluate_directory(directory: Path, num_tasks: int | None, data_dir: str | N
     Raises:
       ValueError: `directory` holds no run.
     """
-    name, seed, config = _read_config(directory)
+    name, seed, config = read_config(directory)
     if num_tasks is not None:
         config = dataclasses.replace(config, num_eval_tasks=num_tasks)
     if data_dir is not None:
@@ -345,102 +278,14 @@ def _draw(
             figure.savefig(directory / file)
 
 
-def _new_directory(name: str, seed: int, resume: bool) -> Path:
-    if resume:
-        raise ValueError("--resume goes on with the run in a directory: name it with --out DIR")
-    names = (Path("runs") / f"{name}-seed{seed}{suffix}" for suffix in ["", *(f"-{i}" for i in range(2, 10_000))])
-    return next(path for path in names if not path.exists())
-
-
-def _content(name: str, config: Outer, seed: int, num_devices: int | None = 1) -> dict[str, Any]:
-    shared = {} if num_devices == 1 else {"num_devices": num_devices or len(jax.devices())}
-    return {"recipe": name, "seed": seed, **shared, **dataclasses.asdict(config)}
-
-
-def num_devices_of(directory: Path) -> int:
-    """Of the run in `directory`: on as many it goes on to the same numbers, on others to those but for rounding."""
-    number = _read_json(directory / "config.json").get("num_devices", 1)
-    check_integer(f"num_devices in {directory / 'config.json'}", number, minimum=1)
-    return number
-
-
-def _check_directory(name: str, config: Outer, seed: int, out: Path, resume: bool) -> None:
-    """That it is nobody's, or with `resume` this run's. One that holds something else is left as it is."""
-    if resume:
-        here = json.loads(json.dumps(_content(name, config, seed)))
-        there = _read_json(out / "config.json")
-        there.pop("num_devices", None)
-        if differ := _differences(there, here):
-            raise ValueError(f"--out {out} holds a run with other settings: {_listed(differ, 'the run has')}")
-        if (out / "result.json").exists():
-            raise ValueError(f"--out {out} holds a finished run; see it with: jaxmeta evaluate {out}")
-        return
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"lock"}):
-        remedy = "or add --resume to go on with the run there" if (out / "config.json").exists() else "or empty it"
-        raise ValueError(f"--out {out} is not empty: name a new directory with --out DIR, {remedy}")
-
-
 def _as_the_recipe(recipe: Recipe, config: Outer) -> dict[str, Any]:
     """The recipe's settings for what `config` asks of the fields `by`, which themselves are as in the recipe."""
     default = recipe.config()
     return dataclasses.asdict(recipe.settings_for(config)) | {field: getattr(default, field) for field in recipe.by}
 
 
-_NONE = "not a field"
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ, with both values; those of an option that has fields are named `option.field`."""
-    there, here = dict(_flat(there)), dict(_flat(here))
-    values = {name: (there.get(name, _NONE), here.get(name, _NONE)) for name in there | here}
-    return {name: (one, other) for name, (one, other) in values.items() if one != other}
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _listed(differences: dict[str, tuple[Any, Any]], who: str) -> str:
-    return ", ".join(f"{name} {here} ({who} {short(there, 60)})" for name, (there, here) in differences.items())
-
-
-def _read_config(directory: Path) -> tuple[str, int, Outer]:
-    content = _read_json(directory / "config.json")
-    name, seed = content.pop("recipe", None), content.pop("seed", None)
-    content.pop("num_devices", None)
-    if not isinstance(name, str) or name not in RECIPES:
-        raise ValueError(f"DIR {directory} holds a run of {short(name)}, which is no recipe of this version")
-    try:
-        if type(seed) is not int:
-            raise TypeError(f"seed must be int, got {short(seed)}")
-        return name, seed, from_dict(type(RECIPES[name].config()), content)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"DIR {directory} holds a run of another version, or {directory / 'config.json'} was edited: {error}"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} must hold an object, got {short(content)}")
-        json.dumps(content, allow_nan=False)
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"DIR {path.parent} holds no run of jaxmeta: {path.name}: {error}") from error
-
-
 def _restore(directory: Path, experiment: Experiment) -> MetaState:
     return restore_state(directory / "state", jax.eval_shape(experiment.learner.init, jax.random.key(0)))
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _shares(num_tasks: int) -> str:

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from jaxmeta.recipes.maml_rl import GradientRL
-from jaxmeta.runs import _read_config, _restore
+from jaxmeta.run_directory import read_config
+from jaxmeta.runs import _restore
 from jaxmeta.tasks.omniglot import load_omniglot
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `reference`, whatever pytest's import mode
@@ -94,7 +95,7 @@ def schedule_ends_with_the_run():
     """(directory of a run) -> asserts that a cosine counts the optimizer's steps, or it ends too early or never."""
 
     def check(directory):
-        _, _, config = _read_config(directory)
+        _, _, config = read_config(directory)
         state = _restore(directory, config.build())
         counts = {int(count) for _, count in optax.tree.get_all_with_path(state.opt_state, "count")}
         has_no_rate = isinstance(config, GradientRL) and config.outer == "trpo"  # RL²'s critic has one

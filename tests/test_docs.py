@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from benchmarks import tables
-from jaxmeta import runs
+from jaxmeta import run_directory, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES
 
@@ -140,7 +140,7 @@ def test_the_command_of_a_result_has_the_settings_that_it_was_measured_with(name
     monkeypatch.setattr(runs, "train_recipe", lambda recipe, config, *_: parsed.append((recipe, config)))
     monkeypatch.setattr("jax.default_backend", lambda: "cpu")
     assert main(tables.command(name).split()[1:]) == 0
-    recipe, _, config = runs._read_config(tables.folder_of(name))
+    recipe, _, config = run_directory.read_config(tables.folder_of(name))
     assert parsed == [(recipe, config)]
 
 

@@ -5,11 +5,13 @@ import functools
 import io
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -239,28 +241,33 @@ def test_a_run_killed_at_any_moment_finds_what_an_uninterrupted_one_does(recipe,
         assert found(run) == found(tmp_path / "whole")
 
 
+PROCESS = (
+    "import sys; from jaxmeta import runs; from jaxmeta.__main__ import main; "
+    "runs._SECONDS_BETWEEN_SAVES = 0; sys.exit(main(sys.argv[1:]))"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [5, 9, 13])
-def test_a_process_that_is_killed_goes_on(seconds, finished, tmp_path):
-    """By the system's SIGKILL, wherever it was; then another one goes on until it ends."""
-    command = [
-        sys.executable,
-        "-m",
-        "jaxmeta",
-        "train",
-        "maml-linear",
-        "--num-outer-steps",
-        "30000",
-        "--num-eval-tasks",
-    ]
-    go = lambda out, *more: subprocess.Popen([*command, "20", "--out", str(out), *more])
-    with go(tmp_path / "whole") as whole, go(tmp_path / "run") as run:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.wait(seconds)
-        run.kill()
+@pytest.mark.parametrize("recipe", RUNS)
+def test_a_process_that_is_killed_twenty_times_finds_what_an_uninterrupted_one_does(recipe, tmp_path):
+    """By the system's SIGKILL, wherever it is, a checkpoint after every chunk."""
+    command = [sys.executable, "-c", PROCESS, "train", recipe, *RUNS[recipe].split(), "--num-outer-steps", "300"]
+    go = lambda out, *more: subprocess.Popen([*command, "--out", str(out), *more], stdout=subprocess.DEVNULL)
+    start = time.monotonic()
+    with go(tmp_path / "whole") as whole:
         assert whole.wait() == 0
-    if not (tmp_path / "run" / "config.json").exists():
-        pytest.skip("it had not begun")
+    seconds, moments, steps = time.monotonic() - start, random.Random(0), []
+    for _ in range(20):
+        known = (tmp_path / "run" / "config.json").exists()
+        with go(tmp_path / "run", *["--resume"] * known) as run:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(moments.uniform(0.2, 0.9) * seconds)
+            run.kill()
+        steps.append(max((int(path.name) for path in (tmp_path / "run" / "state").glob("[0-9]*[0-9]")), default=0))
+        if (tmp_path / "run" / "result.json").exists():
+            break
+    print(f"killed {len(steps)} times, after the steps {steps}")
+    assert len({*steps}) > 3
     if not (tmp_path / "run" / "result.json").exists():
         with go(tmp_path / "run", "--resume") as run:
             assert run.wait() == 0

@@ -33,6 +33,8 @@ ROOMS = {
     "algorithms": {"types", "signatures", "checks", "devices", "outer", "adapt", "nn", "rl"},
     "training": {"types", "words", "traced", "checks", "devices"},
     "plotting": {"words", "checks", "types", "training"},
+    "run_directory": {"words", "checks", "devices", "recipes", "training"},
+    "signals": {"types"},
     "runs": None,  # None: everything
     "recipes": None,
     "__main__": None,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmeta import __version__, runs
+from jaxmeta import __version__, run_directory, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES
 from jaxmeta.training import JsonLines, Report
@@ -259,7 +259,7 @@ def test_resuming_with_other_settings_names_those_that_differ(finished, capsys):
 
 def test_options_with_fields_differ_field_by_field():
     there, here = {"outer": {"clip": 0.2, "steps": 1}, "gone": 1}, {"outer": {"clip": 0.3, "steps": 1}, "new": [2]}
-    assert runs._differences(there, here) == {
+    assert run_directory.differences(there, here) == {
         "outer.clip": (0.2, 0.3),
         "gone": (1, "not a field"),
         "new": ("not a field", [2]),

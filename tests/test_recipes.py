@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import jaxmeta
-from jaxmeta import plotting, runs
+from jaxmeta import plotting, run_directory, runs
 from jaxmeta.__main__ import main
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.bilevel import BILEVEL
@@ -351,7 +351,7 @@ def test_a_configuration_comes_back_from_what_is_written_of_it(name):
 
 @pytest.mark.parametrize("name", [*MAML_RL, *RL2_RECIPES, "maml-glyphs", "protonet-glyphs"])
 def test_the_committed_results_are_of_the_recipes(name):
-    *_, config = runs._read_config(RESULTS / name)
+    *_, config = run_directory.read_config(RESULTS / name)
     assert config == RECIPES[name].config()
 
 
@@ -421,7 +421,7 @@ def said(tmp_path, monkeypatch, capsys):
     def train(*arguments):
         status = main(["train", "maml-omniglot", "--out", str(directory), *arguments])
         printed = capsys.readouterr()
-        return printed.out + printed.err, runs._read_config(directory)[2], status
+        return printed.out + printed.err, run_directory.read_config(directory)[2], status
 
     return train
 
