@@ -16,6 +16,8 @@ from jaxmeta.run_directory import read_config
 from jaxmeta.runs import _restore
 from jaxmeta.tasks.omniglot import load_omniglot
 
+collect_ignore = ["one_process.py", "shared_updates.py"]  # programs, which tests start
+
 sys.path.insert(0, str(Path(__file__).parent))  # for `reference`, whatever pytest's import mode
 
 

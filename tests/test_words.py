@@ -11,7 +11,9 @@ import jaxmeta
 from jaxmeta.words import short
 
 LEARNER = jaxmeta.maml(lambda key: {"w": jnp.ones((64, 64))}, lambda params, batch: (0.0, {}))
-TASKS = jaxmeta.tasks.few_shot(np.zeros((9, 4, 28, 28)), num_ways=5, num_shots=1, num_queries=1)
+TASKS = jaxmeta.tasks.few_shot(
+    np.arange(9.0).repeat(4 * 28 * 28).reshape(9, 4, 28, 28), num_ways=5, num_shots=1, num_queries=1
+)
 FAMILY = jaxmeta.rl.families.navigation()
 STATE = LEARNER.init(jax.random.key(0))
 VALUES = {

@@ -169,7 +169,8 @@ def check_common(argument: str, names: Sequence[str] | None, there: Mapping[str,
 
 def _check_sequence(names: Sequence[str] | None) -> None:
     if isinstance(names, str) or not isinstance(names, Sequence | None):
-        raise ValueError(f"names must be a sequence of names, such as ['loss'], got {short(names)}")
+        such = [names] if isinstance(names, str) else ["loss"]
+        raise ValueError(f"names must be a sequence of names, such as {such}, got {short(names)}")
 
 
 def check_array(name: str, value: Any, shape: str, *, minimum: int = 0) -> np.ndarray:

@@ -118,6 +118,21 @@ class Family(NamedTuple):
         return short(self, width=300)
 
 
+def check_sizes(task: PyTree, **shapes: tuple[int, ...]) -> None:
+    """That the arrays of a task are of the sizes of its family: jax would hand out the last of them for each beyond.
+
+    Args:
+      task: a NamedTuple of arrays.
+      shapes: what they are to be.
+    """
+    for name, shape in shapes.items():
+        if np.shape(given := getattr(task, name)) != shape:
+            raise ValueError(
+                f"{name} of task must be of shape {shape}, as those of the family are, got {short(given)}: train and "
+                "test on family.train and family.test, or make a family of that size"
+            )
+
+
 def check_environment(name: str, value: Any) -> None:
     """An `Environment`, or something with its fields."""
     if isinstance(value, Family):

@@ -120,10 +120,11 @@ def add_rows(buffers: Buffers, index: jax.Array, rows: PyTree) -> Buffers:
     if num_rows > capacity:
         raise ValueError(f"rows must be at most the {capacity} that a buffer holds, got {num_rows}")
     is_kept = jnp.all(jnp.stack([_is_finite(leaf) for leaf in jax.tree.leaves(rows)]), axis=0)
-    place = (buffers.num_added[index] + jnp.cumsum(is_kept) - 1) % capacity
+    count = jnp.cumsum(is_kept, dtype=buffers.num_added.dtype)
+    place = (buffers.num_added[index] + count - 1) % capacity
     where = jnp.where(is_kept, place, capacity)  # beyond the buffer
     write = lambda buffer, new: buffer.at[index, where].set(new, mode="drop")
-    num_added = buffers.num_added.at[index].add(jnp.sum(is_kept), mode="drop")
+    num_added = buffers.num_added.at[index].add(count[-1], mode="drop")
     return Buffers(jax.tree.map(write, buffers.rows, rows), num_added)
 
 

@@ -1,7 +1,6 @@
 """Families from samplers and from lists of tasks, and what is noticed of an environment whose task does not stay."""
 
 from collections.abc import Callable
-from functools import wraps
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,6 @@ from jaxmeta.rl.env import (
 )
 from jaxmeta.traced import copied_inputs, used_inputs
 from jaxmeta.types import PyTree, TaskDistribution
-from jaxmeta.words import short
 
 _CONSTANT = (
     ". Where one task is wanted, say so: finite_family(environment, tasks, tasks), tasks with a leading axis of 1"
@@ -59,9 +57,8 @@ def family(environment: Environment, sample_fn: Callable, test_sample_fn: Callab
     check_arguments("test_sample_fn", test_sample_fn, ("key",), "it returns the params of a task")
     train = _drawn("sample_fn", environment, sample_fn)
     test = train if test_sample_fn is sample_fn else _drawn("test_sample_fn", environment, test_sample_fn)
-    shapes = [jax.eval_shape(tasks.sample, a_key(), ()) for tasks in (train, test)]
-    _check_task_stays(environment, shapes[0])
-    return Family(_of_tasks(environment, shapes), train, test)
+    _check_task_stays(environment, jax.eval_shape(train.sample, a_key(), ()))
+    return Family(environment, train, test)
 
 
 def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Family:
@@ -88,30 +85,8 @@ def finite_family(environment: Environment, train: PyTree, test: PyTree) -> Fami
     """
     check_environment("environment", environment)
     distributions = _stacked("train", train), _stacked("test", test)
-    shapes = [jax.eval_shape(lambda tasks=tasks: task_at(0, tasks)) for tasks in (train, test)]
-    _check_task_stays(environment, shapes[0])
-    return Family(_of_tasks(environment, shapes), *distributions)
-
-
-def _of_tasks(environment: Environment, shapes: list[PyTree]) -> Environment:
-    """The environment, whose `reset` refuses a task of other shapes: jax would hand out the last arm for each beyond
-    it, and never play those that it knows nothing of."""
-    wanted = [_shapes_of(task) for task in shapes]
-
-    @wraps(environment.reset)
-    def reset(key: jax.Array, task: PyTree) -> tuple[PyTree, PyTree]:
-        if _shapes_of(task) not in wanted:
-            raise ValueError(
-                f"task must have the shapes of the tasks of the family that the environment is of, {short(shapes[0])}, "
-                f"got {short(task)}: train and test on family.train and family.test, or make a family of these tasks"
-            )
-        return environment.reset(key, task)
-
-    return environment._replace(reset=reset)
-
-
-def _shapes_of(task: PyTree) -> dict[str, tuple[int, ...]]:
-    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(task)}
+    _check_task_stays(environment, jax.eval_shape(lambda: task_at(0, train)))
+    return Family(environment, *distributions)
 
 
 def _drawn(name: str, environment: Environment, sample_fn: Callable) -> TaskDistribution:

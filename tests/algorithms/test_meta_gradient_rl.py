@@ -306,7 +306,7 @@ def test_a_wrong_argument_is_named(options, message):
 
 
 def test_a_share_is_at_most_one():
-    with pytest.raises(ValueError, match=r"gae_lambda must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match="gae_lambda must be a finite number from 0 to 1, got 1.5"):
         A2C(gae_lambda=1.5)
 
 

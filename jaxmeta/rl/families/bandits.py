@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.rl.env import Discrete, Environment, Family
+from jaxmeta.rl.env import Discrete, Environment, Family, check_sizes
 from jaxmeta.rl.tasks import family
 
 
@@ -71,6 +71,7 @@ def _bandit(prior: Callable, pull: Callable, num_arms: int, num_pulls: int) -> F
         return jnp.ones(1), ()
 
     def step(key: jax.Array, state: tuple, action: jax.Array, params: Bandit):
+        check_sizes(params, means=(num_arms,))
         reward = jnp.asarray(pull(key, params.means[action]), float)
         return jnp.ones(1), state, reward, jnp.bool_(False)
 

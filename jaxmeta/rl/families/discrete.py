@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_integer
-from jaxmeta.rl.env import Discrete, Environment, Family
+from jaxmeta.rl.env import Discrete, Environment, Family, check_sizes
 from jaxmeta.rl.families.navigation import Goal
 from jaxmeta.rl.tasks import family, finite_family
 
@@ -58,6 +58,8 @@ def tabular_mdp(*, num_states: int = 10, num_actions: int = 5, horizon: int = 10
         return observe(jnp.int32(0)), jnp.int32(0)
 
     def step(key: jax.Array, state: jax.Array, action: jax.Array, params: TabularMDP):
+        by_action = (num_states, num_actions)
+        check_sizes(params, transitions=(*by_action, num_states), rewards=by_action)
         noise_key, next_key = jax.random.split(key)
         reward = params.rewards[state, action] + jax.random.normal(noise_key, dtype=params.rewards.dtype)
         # The smallest s' with u < P(1) + .. + P(s'): one random number where a categorical draws S.
