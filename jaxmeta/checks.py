@@ -23,6 +23,13 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {short(value)}")
 
 
+def check_optional_counts(**counts: Any) -> None:
+    """Integers of at least 1, or None, by their names."""
+    for name, count in counts.items():
+        if count is not None:
+            check_integer(name, count, minimum=1)
+
+
 def check_number(name: str, value: Any, minimum: float = 0.0, maximum: float = math.inf) -> None:
     """A finite real number from `minimum` to `maximum`; of a traced one, a hyperparameter, only what is known.
 

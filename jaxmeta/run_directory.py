@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,14 @@ _NONE = "not a field"
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ, with both values; those of an option that has fields are named `option.field`."""
+    """The fields that differ, with both values; named as by `_flat`."""
     there, here = dict(_flat(there)), dict(_flat(here))
     values = {name: (there.get(name, _NONE), here.get(name, _NONE)) for name in there | here}
     return {name: (one, other) for name, (one, other) in values.items() if one != other}
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields and their values; those of an option that has fields are named `option.field`."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

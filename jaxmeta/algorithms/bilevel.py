@@ -36,6 +36,7 @@ from jaxmeta.checks import (
     check_integer,
     check_loss_fn,
     check_meta_params,
+    check_optional_counts,
     check_params,
     check_pure,
     check_query,
@@ -131,9 +132,7 @@ def bilevel(
     """
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
     check_integer("num_problems", num_problems, minimum=1)
-    for name, count in (("num_eval_steps", num_eval_steps), ("batch_size", batch_size), ("microbatch", microbatch)):
-        if count is not None:
-            check_integer(name, count, minimum=1)
+    check_optional_counts(num_eval_steps=num_eval_steps, batch_size=batch_size, microbatch=microbatch)
     check_arguments("init_fn", init_fn, ("key", "meta_params"), "an inner problem begins by what is learned, or not")
     check_arguments("meta_init_fn", meta_init_fn, ("key",), "what is learned begins by a key alone")
     for name, flag in (("staggered", staggered), ("stream", stream), ("stochastic", stochastic)):

@@ -33,6 +33,7 @@ from jaxmeta.checks import (
     check_integer,
     check_meta_params,
     check_number,
+    check_optional_counts,
     check_query,
     check_state,
     check_takes_key,
@@ -346,9 +347,7 @@ def closed_form(
         check_where("frozen", frozen)
     check_takes_key("embed_fn", embed_fn, ("params", "x"), stochastic)
     check_integer("num_ways", num_ways, minimum=1)
-    for name, count in (("num_eval_ways", num_eval_ways), ("microbatch", microbatch)):
-        if count is not None:
-            check_integer(name, count, minimum=1)
+    check_optional_counts(num_eval_ways=num_eval_ways, microbatch=microbatch)
     if condition_fn is not None:
         check_arguments("condition_fn", condition_fn, ("params", "support"), "it returns parameters")
     spec = _ClosedForm(

@@ -42,6 +42,7 @@ from jaxmeta.checks import (
     check_loss_fn,
     check_meta_params,
     check_number,
+    check_optional_counts,
     check_pairs,
     check_pure,
     check_query,
@@ -140,9 +141,7 @@ def maml(
     >>> metrics["loss"].item()
     0.0
     """
-    for name, count in (("num_eval_steps", num_eval_steps), ("batch_size", batch_size), ("microbatch", microbatch)):
-        if count is not None:
-            check_integer(name, count, minimum=1)
+    check_optional_counts(num_eval_steps=num_eval_steps, batch_size=batch_size, microbatch=microbatch)
     check_integer("num_inner_steps", num_inner_steps, minimum=1)
     check_flag("stochastic", stochastic)
     if frozen is not None:

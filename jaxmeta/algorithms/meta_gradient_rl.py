@@ -117,11 +117,10 @@ def meta_gradient_rl(
     )
     check_integer("num_agents", num_agents, minimum=1)
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
-    adam = adapt.from_optax(optax.adam(1e-3, eps_root=1e-8))
     parts = _Parts(
         init_fn=check_init_fn(init_fn),
         act=Actor(apply_fn, True, environment.action_space).act,
-        inner_optimizer=adam if inner_optimizer is None else inner_optimizer,
+        inner_optimizer=_ADAM if inner_optimizer is None else inner_optimizer,
         losses=losses,
         num_eval_steps=num_eval_steps,
     )
@@ -146,6 +145,9 @@ def meta_gradient_rl(
         agent=partial(_agent, parts),
         check=partial(_check, problem),
     )
+
+
+_ADAM = adapt.from_optax(optax.adam(1e-3, eps_root=1e-8))
 
 
 class _Parts(NamedTuple):
