@@ -1,6 +1,7 @@
 """Layers that stay fast when their weights differ per task, the papers' networks, and losses."""
 
-from jaxmeta.nn.layers import Conv, batch_norm, conv, conv_batch_norm, max_pool
+from jaxmeta.nn.convolution import conv
+from jaxmeta.nn.layers import Conv, batch_norm, conv_batch_norm, max_pool
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
 from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics

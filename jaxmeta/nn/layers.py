@@ -1,66 +1,21 @@
 """Layers that are fast, and exact, when every task has its own weights and is differentiated twice.
 
-`vmap` of `lax.conv_general_dilated` over kernels is a grouped convolution, an order of magnitude slower on a CPU than
-the same sums written as a matrix product. So a convolution here is patches, cut out by strided slices, times one
-matrix: slices, a concatenation and a product, which stay exactly that under `vmap`, `scan`, and any mix of forward and
-reverse mode. `Conv` is a drop-in for `flax.linen.Conv`, with the same names and shapes of parameters.
+`Conv` is a drop-in for `flax.linen.Conv`, with the same names and shapes of parameters.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta.checks import check_callable, check_choice, check_flag, check_integer, check_number
+from jaxmeta.checks import check_callable, check_flag, check_integer, check_number
+from jaxmeta.nn.convolution import Padding, check_images, conv, convolve, pair, patches_of, product, taps_of
 from jaxmeta.nn.weights import along_first, checked_weight_of_norm, weighted_mean
 
 Initializer = Callable[..., Any]
-Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
-
-_CACHE, _CHUNK = 32 * 2**20, 16 * 2**20  # bytes of patches: more than these are cut in chunks of so many
-
-
-def conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: int | Sequence[int] = 1,
-    padding: Padding = "SAME",
-    kernel_dilation: int | Sequence[int] = 1,
-) -> jax.Array:
-    """Two-dimensional convolution (cross-correlation) as patches times a matrix.
-
-        y[b, p, q, f] = sum over i, j, c of x[b, p * stride + i * d, q * stride + j * d, c] * kernel[i, j, c, f]
-
-    with x padded by zeros unless `padding` is "VALID". Equal to `lax.conv_general_dilated` with dimension numbers
-    ("NHWC", "HWIO", "NHWC"), and without a grouped convolution under `vmap` over kernels. The patches are "im2col" of
-    Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006,
-    https://inria.hal.science/inria-00112631. Where they take more than 32 MiB, on a CPU, they are cut for a few images
-    at a time, and cut once more on the way back instead of being kept.
-
-    Args:
-      x: images [B, H, W, C].
-      kernel: weights [kh, kw, C, F].
-      strides: step between patches in pixels, one for both axes or a pair.
-      padding: "SAME" (H' = ceil(H / stride)), "VALID" (only whole patches), zeros on each side, one for both axes or a
-        pair, or a pair of pairs (before, after).
-      kernel_dilation: d, step between the pixels that a kernel's neighbours meet, one for both axes or a pair.
-
-    Returns:
-      [B, H', W', F].
-
-    Raises:
-      ValueError: for shapes that do not fit, images of integers, a stride or dilation below 1 or an unknown padding.
-
-    >>> conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), strides=2).shape
-    (1, 2, 2, 2)
-    >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID").item()
-    9.0
-    """
-    return _conv(x, kernel, _taps(x, kernel, strides, padding, kernel_dilation))
 
 
 def batch_norm(
@@ -148,16 +103,16 @@ def conv_batch_norm(
     True
     """
     check_number("epsilon", epsilon, minimum=1e-12)
-    taps = _taps(x, kernel, strides, padding)
+    taps = taps_of(x, kernel, strides, padding)
     if kernel.size >= kernel.shape[-1] ** 2:
-        return batch_norm(_conv(x, kernel, taps), scale, bias, epsilon, weight)
+        return batch_norm(convolve(x, kernel, taps), scale, bias, epsilon, weight)
     _check_scale_and_bias(kernel, scale, bias)
     weight = checked_weight_of_norm(weight, x)
-    patches = _patches(x, taps)
+    patches = patches_of(x, taps)
     centred = patches - weighted_mean(patches, weight, (0, 1, 2), keepdims=True)
     weights = kernel.reshape(-1, kernel.shape[-1])
     variance = jnp.sum(weights * (_covariance(centred, weight) @ weights), axis=0)
-    y = _product(centred, kernel * _last(scale * lax.rsqrt(variance + epsilon), kernel))
+    y = product(centred, kernel * _last(scale * lax.rsqrt(variance + epsilon), kernel))
     return y + _last(bias, y)
 
 
@@ -233,7 +188,7 @@ class Conv(nn.Module):
         check_flag("use_bias", self.use_bias)
         for name in ("kernel_init", "bias_init"):
             check_initializer(name, getattr(self, name))
-        _check_images(x)
+        check_images(x)
         window = pair("kernel_size", self.kernel_size)
         kernel = self.param(
             "kernel",
@@ -249,128 +204,10 @@ class Conv(nn.Module):
         return y if bias is None else y + _last(bias, y)
 
 
-class _Taps(NamedTuple):
-    """Where a kernel meets padded images: its pixel (i, j) and the patch (p, q) at (p sh + i dh, q sw + j dw)."""
-
-    window: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    pads: tuple[tuple[int, int], ...]
-    size: tuple[int, int]  # H', W'
-
-
-def _taps(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: int | Sequence[int],
-    padding: Padding,
-    dilation: int | Sequence[int] = 1,
-) -> _Taps:
-    """Of the kernel [kh, kw, C, F] on images [B, H, W, C]; checks that they fit."""
-    _check_images(x)
-    if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
-        raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
-    (sh, sw), (kh, kw), (dh, dw) = pair("strides", strides), kernel.shape[:2], pair("kernel_dilation", dilation)
-    reach = (kh - 1) * dh + 1, (kw - 1) * dw + 1
-    top, left = _pads(padding, x.shape[1:3], reach, (sh, sw))
-    height, width = x.shape[1] + sum(top) - reach[0], x.shape[2] + sum(left) - reach[1]
-    if height < 0 or width < 0:
-        raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
-    return _Taps((kh, kw), (sh, sw), (dh, dw), (top, left), (height // sh + 1, width // sw + 1))
-
-
-def _check_images(x: jax.Array) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, got {x.dtype}: of uint8 images take x.astype(jnp.float32) / 255")
-
-
 def check_initializer(name: str, value: Any) -> None:
     """None, or a function of a key, a shape and a dtype."""
     if value is not None:
         check_callable(name, value, "(key, shape, dtype) -> array")
-
-
-def _conv(x: jax.Array, kernel: jax.Array, taps: _Taps) -> jax.Array:
-    number = _images_at_a_time(x, kernel, taps)
-    if number == len(x):
-        return _product(_patches(x, taps), kernel)
-    some = jax.checkpoint(lambda x: _product_by_rows(x, taps, kernel))
-    y = lax.map(some, x.reshape(-1, number, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
-
-
-def _patches(x: jax.Array, taps: _Taps) -> jax.Array:
-    """[B, H, W, C] -> [B, H', W', kh * kw * C]."""
-    padded, (kh, kw) = _padded(x, taps), taps.window
-    return jnp.concatenate([_met(padded, taps, i, j) for i in range(kh) for j in range(kw)], axis=-1)
-
-
-def _product_by_rows(x: jax.Array, taps: _Taps, kernel: jax.Array) -> jax.Array:
-    """`_product(_patches(x, taps), kernel)` as a sum over the kernel's rows, for which a kh-th is cut."""
-    padded, (kh, kw) = _padded(x, taps), taps.window
-    columns = jnp.concatenate([_met(padded, taps, column=j) for j in range(kw)], axis=-1)
-    first, *rest = (_product(_met(columns, taps, row=i), kernel[i, None]) for i in range(kh))
-    return sum(rest, first)
-
-
-def _padded(x: jax.Array, taps: _Taps) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *taps.pads, (0, 0)))
-
-
-def _met(padded: jax.Array, taps: _Taps, row: int | None = None, column: int | None = None) -> jax.Array:
-    """The H' x W' pixels that the kernel's (row, column) meets; where one is None, all of that axis.
-
-    A slice of lax, because indexing with a stride is a slow gather in older releases of jax.
-    """
-    starts, limits, steps = [0] * 4, list(padded.shape), [1] * 4
-    for axis, index in ((0, row), (1, column)):
-        if index is not None:
-            start, stride = index * taps.dilation[axis], taps.strides[axis]
-            starts[axis + 1], steps[axis + 1] = start, stride
-            limits[axis + 1] = start + (taps.size[axis] - 1) * stride + 1
-    return lax.slice(padded, starts, limits, steps)
-
-
-def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: _Taps) -> int:
-    """Of how many images to cut patches at a time: all, but on a CPU as many as fit its cache where all do not.
-
-    Beyond the cache, patches are written to memory and read again, which takes longer than the products do.
-    """
-    one = taps.size[0] * taps.size[1] * (kernel.size // kernel.shape[-1]) * x.dtype.itemsize
-    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE:
-        return len(x)
-    return max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * one <= max(one, _CHUNK))
-
-
-def _product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[B, H', W', kh * kw * C] times [kh, kw, C, F] -> [B, H', W', F].
-
-    Two axes, and the smaller one first in the weights: their gradient is then the product [small, large] of XLA's CPU
-    backend, which is two to five times as fast as its transpose.
-    """
-    length, features = patches.shape[-1], kernel.shape[-1]
-    rows, weights, axis = patches.reshape(-1, length), kernel.reshape(length, features), 0
-    if features < length:
-        weights, axis = kernel.transpose(3, 0, 1, 2).reshape(features, length), 1
-    return lax.dot_general(rows, weights, (((1,), (axis,)), ((), ()))).reshape(*patches.shape[:-1], features)
-
-
-def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
-    """Zeros (before, after) each of the two axes."""
-    if isinstance(padding, bytes):  # whose numbers would be taken
-        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
-    if isinstance(padding, str):
-        check_choice("padding", padding, ("SAME", "VALID"))
-        return lax.padtype_to_pads(size, window, strides, padding)
-    sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
-    pads = [tuple(side) if isinstance(side, Sequence) else (side, side) for side in sides]
-    if len(pads) != 2 or any(len(pad) != 2 for pad in pads):
-        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
-    for number in (*pads[0], *pads[1]):
-        check_integer("padding", number, 0)
-    return pads
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -393,13 +230,3 @@ def _check_scale_and_bias(x: jax.Array, scale: jax.Array, bias: jax.Array) -> No
 def _last(vector: jax.Array, x: jax.Array) -> jax.Array:
     """A vector [C] along the last axis of x [..., C]."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
-
-
-def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """An integer for both axes, or one for each."""
-    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    for number in pair:
-        check_integer(name, number, 1)
-    return int(pair[0]), int(pair[1])

@@ -60,7 +60,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.checks import check_callable, check_integer, check_number
-from jaxmeta.nn.layers import Initializer, Padding, batch_norm, check_initializer, conv, conv_batch_norm, pair
+from jaxmeta.nn.convolution import Padding, conv, pair
+from jaxmeta.nn.layers import Initializer, batch_norm, check_initializer, conv_batch_norm
 from jaxmeta.nn.weights import apply_weighted, checked_weight, checked_weight_of_norm, num_examples, weighted_mean
 from jaxmeta.types import Batch, Examples, Params
 

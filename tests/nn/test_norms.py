@@ -17,7 +17,7 @@ from reference import assert_close
 
 from jaxmeta import Task, adapt, maml, protonet, ridge
 from jaxmeta.nn import Conv4, ResNet12, norms
-from jaxmeta.nn.layers import conv
+from jaxmeta.nn.convolution import conv
 from jaxmeta.nn.losses import mean_squared_error
 from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics
 

@@ -1,0 +1,345 @@
+"""Convolution that is fast, and exact, where every task may have its own kernel and is differentiated twice.
+
+In two ways, of which `_is_wide` chooses one by shapes:
+
+- Patches, cut out by strided slices, times one matrix: slices, a concatenation and a product, which stay that under
+  `vmap`, `scan`, and any mix of forward and reverse mode. Where each task has its own kernel it is a batched product,
+  and `lax.conv_general_dilated` a grouped convolution, an order of magnitude slower on a CPU.
+- XLA's own convolution, which packs patches in a processor's cache and never writes them. It is fast on a CPU as long
+  as its kernel is shared, and only that way round: JAX's transpose rules make of the derivative of a kernel's gradient
+  a convolution whose window is the image. But a convolution is bilinear, and so are its two gradients, and the
+  derivatives of each of the three are the two others:
+
+      y = conv(x, k)                <y, v> = <x, image(v, k)> = <k, kernel(x, v)>
+
+  So these are three primitives, closed under derivatives of any order and mode, and each is a plain convolution.
+  Where the kernel is batched they become patches.
+
+Of a large product's rate, on one core, forward / to the images / to the kernel, 10 images (`lax` in chunks of 4 there):
+
+| side, C -> F      | 84, 32 -> 32    | 84, 64 -> 64    | 42, 160 -> 160  | 21, 320 -> 320  |
+|-------------------|-----------------|-----------------|-----------------|-----------------|
+| patches           | .50 / .42 / .45 | .52 / .47 / .47 | .76 / .69 / .72 | .93 / .82 / .97 |
+| `lax`             | .99 / .95 / .75 | .90 / .92 / .85 | .95 / .93 / .76 | .91 / .90 / .90 |
+
+One program with several threads is another matter: XLA's convolution of narrow layers keeps one of them busy. There it
+is chosen where features are many and large, for the memory: in a step of ResNet-12 a fifth less, as fast.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxmeta.checks import check_choice, check_integer
+
+Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
+Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+
+_CACHE, _CHUNK = 32 * 2**20, 16 * 2**20  # bytes of patches: more than these are cut in chunks of so many
+_NARROW, _FEW, _SMALL = 16, 64, 1000  # channels with a core, and without one; pixels
+_IMAGES = 4  # whose part of a kernel's gradient is summed at a time: what they take fits a core's cache
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] = 1,
+) -> jax.Array:
+    """Two-dimensional convolution (cross-correlation), as patches times a matrix or by XLA's own, whichever is faster.
+
+        y[b, p, q, f] = sum over i, j, c of x[b, p * stride + i * d, q * stride + j * d, c] * kernel[i, j, c, f]
+
+    with x padded by zeros unless `padding` is "VALID". Equal to `lax.conv_general_dilated` with dimension numbers
+    ("NHWC", "HWIO", "NHWC"), and without a grouped convolution under `vmap` over kernels. The patches are "im2col" of
+    Chellapilla et al., "High Performance Convolutional Neural Networks for Document Processing", 2006,
+    https://inria.hal.science/inria-00112631. Where they take more than 32 MiB, on a CPU, they are cut for a few images
+    at a time, and cut once more on the way back instead of being kept. XLA's convolution runs on a CPU where the kernel
+    has stride 1 and is shared by the batch, and each device has one core, as with `over_devices`, or features are many.
+
+    Args:
+      x: images [B, H, W, C].
+      kernel: weights [kh, kw, C, F].
+      strides: step between patches in pixels, one for both axes or a pair.
+      padding: "SAME" (H' = ceil(H / stride)), "VALID" (only whole patches), zeros on each side, one for both axes or a
+        pair, or a pair of pairs (before, after).
+      kernel_dilation: d, step between the pixels that a kernel's neighbours meet, one for both axes or a pair.
+
+    Returns:
+      [B, H', W', F].
+
+    Raises:
+      ValueError: for shapes that do not fit, images of integers, a stride or dilation below 1 or an unknown padding.
+
+    >>> conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), strides=2).shape
+    (1, 2, 2, 2)
+    >>> conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding="VALID").item()
+    9.0
+    """
+    return convolve(x, kernel, taps_of(x, kernel, strides, padding, kernel_dilation))
+
+
+class Taps(NamedTuple):
+    """Where a kernel meets padded images: its pixel (i, j) and the patch (p, q) at (p sh + i dh, q sw + j dw)."""
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[tuple[int, int], ...]
+    size: tuple[int, int]  # H', W'
+
+
+def taps_of(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
+) -> Taps:
+    """Of the kernel [kh, kw, C, F] on images [B, H, W, C]; checks that they fit."""
+    check_images(x)
+    if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
+        raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
+    (sh, sw), (kh, kw), (dh, dw) = pair("strides", strides), kernel.shape[:2], pair("kernel_dilation", dilation)
+    reach = (kh - 1) * dh + 1, (kw - 1) * dw + 1
+    top, left = _pads(padding, x.shape[1:3], reach, (sh, sw))
+    height, width = x.shape[1] + sum(top) - reach[0], x.shape[2] + sum(left) - reach[1]
+    if height < 0 or width < 0:
+        raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
+    return Taps((kh, kw), (sh, sw), (dh, dw), (top, left), (height // sh + 1, width // sw + 1))
+
+
+def check_images(x: jax.Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}: of uint8 images take x.astype(jnp.float32) / 255")
+
+
+def convolve(x: jax.Array, kernel: jax.Array, taps: Taps) -> jax.Array:
+    """The convolution of images and a kernel that fit."""
+    if _is_wide(x, kernel, taps):
+        return _conv.bind(x, kernel, pads=taps.pads)
+    return _by_patches(x, kernel, taps)
+
+
+def _is_wide(x: jax.Array, kernel: jax.Array, taps: Taps) -> bool:
+    """Whether XLA's own convolution is the better way, see the head of this file."""
+    if jax.default_backend() != "cpu" or taps.window == (1, 1) or (*taps.strides, *taps.dilation) != (1, 1, 1, 1):
+        return False
+    if _varies(x) or _varies(kernel):
+        return False
+    if _has_a_core():
+        return x.shape[-1] >= _NARROW
+    is_large = _images_at_a_time(x, kernel, taps) < len(x) and taps.size[0] * taps.size[1] >= _SMALL
+    return is_large and x.shape[-1] >= _FEW
+
+
+def _has_a_core() -> bool:
+    """Whether what is traced is a device's share: of a CPU, a core's."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(mesh.shape[name] > 1 for name in mesh.manual_axes)
+
+
+def _varies(x: jax.Array) -> bool:
+    """Whether it is tracked that devices have different ones: there the primitives would have to say so too."""
+    kind = jax.typeof(x)
+    return bool(getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None))
+
+
+def _xla_conv(x: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
+
+
+def _xla_to_images(dy: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:
+    """Each pixel meets the kernel turned round."""
+    reach = [(size - 1 - before, size - 1 - after) for size, (before, after) in zip(kernel.shape, pads, strict=False)]
+    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    return lax.conv_general_dilated(dy, turned, (1, 1), reach, dimension_numbers=_LAYOUT)
+
+
+def _xla_to_kernel(x: jax.Array, dy: jax.Array, *, pads: Pads) -> jax.Array:
+    """A few images at a time."""
+    whole = len(x) // _IMAGES * _IMAGES
+    of = functools.partial(_of_some_images, pads=pads)
+    if len(x) <= _IMAGES:
+        return of(x, dy)
+    some = [part[:whole].reshape(-1, _IMAGES, *part.shape[1:]) for part in (x, dy)]
+    add = lambda total, part: (total + of(*part), None)
+    start = of(x[whole:], dy[whole:]) if whole < len(x) else jnp.zeros(_to_kernel_shape(x, dy, pads=pads), x.dtype)
+    return lax.scan(add, start, some)[0]
+
+
+def _of_some_images(x: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
+    """Channels are the images of a convolution over images. In another layout, or fused, XLA's is a naive loop."""
+    channels_first, turned = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    return _xla_conv(channels_first, turned, pads=pads).transpose(1, 2, 0, 3)
+
+
+def _conv_shape(x: jax.Array, kernel: jax.Array, *, pads: Pads) -> tuple[int, ...]:
+    height, width = (x.shape[i] + sum(pads[i - 1]) - kernel.shape[i - 1] + 1 for i in (1, 2))
+    return x.shape[0], height, width, kernel.shape[3]
+
+
+def _to_images_shape(dy: jax.Array, kernel: jax.Array, *, pads: Pads) -> tuple[int, ...]:
+    height, width = (dy.shape[i] - sum(pads[i - 1]) + kernel.shape[i - 1] - 1 for i in (1, 2))
+    return dy.shape[0], height, width, kernel.shape[2]
+
+
+def _to_kernel_shape(x: jax.Array, dy: jax.Array, *, pads: Pads) -> tuple[int, ...]:
+    height, width = (x.shape[i] + sum(pads[i - 1]) - dy.shape[i] + 1 for i in (1, 2))
+    return height, width, x.shape[3], dy.shape[3]
+
+
+def _plain_conv(x: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:
+    return _by_patches(x, kernel, taps_of(x, kernel, 1, pads))
+
+
+def _plain_to_images(dy: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:
+    x = jax.ShapeDtypeStruct(_to_images_shape(dy, kernel, pads=pads), dy.dtype)
+    return jax.linear_transpose(lambda x: _plain_conv(x, kernel, pads=pads), x)(dy)[0]
+
+
+def _plain_to_kernel(x: jax.Array, dy: jax.Array, *, pads: Pads) -> jax.Array:
+    kernel = jax.ShapeDtypeStruct(_to_kernel_shape(x, dy, pads=pads), dy.dtype)
+    return jax.linear_transpose(lambda kernel: _plain_conv(x, kernel, pads=pads), kernel)(dy)[0]
+
+
+def _primitive(name: str, by_xla: Callable, shape: Callable, by_patches: Callable, second_is_kernel: bool) -> Primitive:
+    """A bilinear map of two arrays; over tasks, images of one kernel are all images, anything else is patches."""
+
+    def over_tasks(args: Sequence, axes: Sequence, *, pads: Pads) -> tuple[jax.Array, int]:
+        if second_is_kernel and axes[1] is None:
+            images = jnp.moveaxis(args[0], axes[0], 0)
+            y = primitive.bind(images.reshape(-1, *images.shape[2:]), args[1], pads=pads)
+            return y.reshape(*images.shape[:2], *y.shape[1:]), 0
+        return jax.vmap(functools.partial(by_patches, pads=pads), tuple(axes))(*args), 0
+
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(by_xla, static_argnames="pads"))
+    primitive.def_abstract_eval(lambda *args, pads: jax.core.ShapedArray(shape(*args, pads=pads), args[0].dtype))
+    batching.primitive_batchers[primitive] = over_tasks
+    mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
+    return primitive
+
+
+_conv = _primitive("conv", _xla_conv, _conv_shape, _plain_conv, True)
+_to_images = _primitive("conv_to_images", _xla_to_images, _to_images_shape, _plain_to_images, True)
+_to_kernel = _primitive("conv_to_kernel", _xla_to_kernel, _to_kernel_shape, _plain_to_kernel, False)
+
+# the derivative in each argument, of a cotangent: all others are of these
+ad.defbilinear(
+    _conv,
+    lambda dy, x, kernel, pads: _to_images.bind(dy, kernel, pads=pads),
+    lambda dy, x, kernel, pads: _to_kernel.bind(x, dy, pads=pads),
+)
+ad.defbilinear(
+    _to_images,
+    lambda dx, dy, kernel, pads: _conv.bind(dx, kernel, pads=pads),
+    lambda dx, dy, kernel, pads: _to_kernel.bind(dx, dy, pads=pads),
+)
+ad.defbilinear(
+    _to_kernel,
+    lambda dk, x, dy, pads: _to_images.bind(dy, dk, pads=pads),
+    lambda dk, x, dy, pads: _conv.bind(x, dk, pads=pads),
+)
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array, taps: Taps) -> jax.Array:
+    number = _images_at_a_time(x, kernel, taps)
+    if number == len(x):
+        return product(patches_of(x, taps), kernel)
+    some = jax.checkpoint(lambda x: _product_by_rows(x, taps, kernel))
+    y = lax.map(some, x.reshape(-1, number, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def patches_of(x: jax.Array, taps: Taps) -> jax.Array:
+    """[B, H, W, C] -> [B, H', W', kh * kw * C]."""
+    padded, (kh, kw) = _padded(x, taps), taps.window
+    return jnp.concatenate([_met(padded, taps, i, j) for i in range(kh) for j in range(kw)], axis=-1)
+
+
+def _product_by_rows(x: jax.Array, taps: Taps, kernel: jax.Array) -> jax.Array:
+    """`product(patches_of(x, taps), kernel)` as a sum over the kernel's rows, for which a kh-th is cut."""
+    padded, (kh, kw) = _padded(x, taps), taps.window
+    columns = jnp.concatenate([_met(padded, taps, column=j) for j in range(kw)], axis=-1)
+    first, *rest = (product(_met(columns, taps, row=i), kernel[i, None]) for i in range(kh))
+    return sum(rest, first)
+
+
+def _padded(x: jax.Array, taps: Taps) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *taps.pads, (0, 0)))
+
+
+def _met(padded: jax.Array, taps: Taps, row: int | None = None, column: int | None = None) -> jax.Array:
+    """The H' x W' pixels that the kernel's (row, column) meets; where one is None, all of that axis.
+
+    A slice of lax, because indexing with a stride is a slow gather in older releases of jax.
+    """
+    starts, limits, steps = [0] * 4, list(padded.shape), [1] * 4
+    for axis, index in ((0, row), (1, column)):
+        if index is not None:
+            start, stride = index * taps.dilation[axis], taps.strides[axis]
+            starts[axis + 1], steps[axis + 1] = start, stride
+            limits[axis + 1] = start + (taps.size[axis] - 1) * stride + 1
+    return lax.slice(padded, starts, limits, steps)
+
+
+def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: Taps) -> int:
+    """Of how many images to cut patches at a time: all, but on a CPU as many as fit its cache where all do not.
+
+    Beyond the cache, patches are written to memory and read again, which takes longer than the products do.
+    """
+    one = taps.size[0] * taps.size[1] * (kernel.size // kernel.shape[-1]) * x.dtype.itemsize
+    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE:
+        return len(x)
+    return max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * one <= max(one, _CHUNK))
+
+
+def product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, H', W', kh * kw * C] times [kh, kw, C, F] -> [B, H', W', F].
+
+    Two axes, and the smaller one first in the weights: their gradient is then the product [small, large] of XLA's CPU
+    backend, which is two to five times as fast as its transpose.
+    """
+    length, features = patches.shape[-1], kernel.shape[-1]
+    rows, weights, axis = patches.reshape(-1, length), kernel.reshape(length, features), 0
+    if features < length:
+        weights, axis = kernel.transpose(3, 0, 1, 2).reshape(features, length), 1
+    return lax.dot_general(rows, weights, (((1,), (axis,)), ((), ()))).reshape(*patches.shape[:-1], features)
+
+
+def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
+    """Zeros (before, after) each of the two axes."""
+    if isinstance(padding, bytes):  # whose numbers would be taken
+        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
+    if isinstance(padding, str):
+        check_choice("padding", padding, ("SAME", "VALID"))
+        return lax.padtype_to_pads(size, window, strides, padding)
+    sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
+    pads = [tuple(side) if isinstance(side, Sequence) else (side, side) for side in sides]
+    if len(pads) != 2 or any(len(pad) != 2 for pad in pads):
+        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
+    for number in (*pads[0], *pads[1]):
+        check_integer("padding", number, 0)
+    return pads
+
+
+def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """An integer for both axes, or one for each."""
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
+    for number in pair:
+        check_integer(name, number, 1)
+    return int(pair[0]), int(pair[1])
