@@ -17,13 +17,13 @@ import numpy as np
 import optax
 
 import jaxmeta
-from benchmarks.cases import Case, cast, episodes, regression, sequences, sinusoid
-from benchmarks.measure import interleave, jax_program, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, style
-from benchmarks.report import Row, print_table, write_report
-from benchmarks.strategies import APPROXIMATE, EXACT, Strategies
+from benchmarks.shared.cases import Case, cast, episodes, regression, sequences, sinusoid
+from benchmarks.shared.measure import interleave, jax_program, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, style
+from benchmarks.shared.report import Row, print_table, write_report
+from benchmarks.shared.strategies import APPROXIMATE, EXACT, Strategies
 from jaxmeta import adapt, nn
 from jaxmeta.plotting.costs import draw_costs
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import numpy as np
 
-from benchmarks.cases import FAMILIES, Case
-from benchmarks.contenders import (
+from benchmarks.shared.cases import FAMILIES, Case
+from benchmarks.shared.contenders import (
     JAXMETA,
     JAXMETA_DEVICES,
     JAXMETA_LOOP,
@@ -25,11 +25,11 @@ from benchmarks.contenders import (
     plain_gradient,
     relative_error,
 )
-from benchmarks.measure import float64, interleave, matrix_product, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import panels, style
-from benchmarks.report import Row, print_table, text, write_report
+from benchmarks.shared.measure import float64, interleave, matrix_product, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import panels, style
+from benchmarks.shared.report import Row, print_table, text, write_report
 from jaxmeta.devices import num_cores
 from jaxmeta.types import PyTree
 from jaxmeta.words import counted
@@ -187,7 +187,7 @@ def _repeated(case: Case, number: int) -> Case:
 
 def _peers(precision: str) -> list[Contender]:
     try:
-        from benchmarks import peers
+        from benchmarks.shared import peers
     except ImportError as error:
         print(f"without PyTorch's libraries ({error}): pip install -e '.[peers]' adds them")
         return []

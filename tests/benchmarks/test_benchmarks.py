@@ -3,29 +3,29 @@
 import itertools
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import benchmarks
 from benchmarks import (
     bilevel,
     compile_time,
     estimators,
     gradient_error,
     memory,
-    report,
     rl,
     rl2_table,
     scaling,
+    shared,
     throughput,
 )
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.options import UnknownCase, choose
-from benchmarks.pictures import style
-from benchmarks.report import write_report
-from benchmarks.strategies import EXACT
+from benchmarks.shared import report
+from benchmarks.shared.options import UnknownCase, choose
+from benchmarks.shared.pictures import style
+from benchmarks.shared.report import write_report
+from benchmarks.shared.strategies import EXACT
+from benchmarks.tables import RESULTS
 
 
 def quick(tmp_path, name, *arguments):
@@ -39,8 +39,8 @@ def quick(tmp_path, name, *arguments):
 
 @pytest.mark.slow  # who competes, and how, is in test_contenders.py
 def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "benchmarks.peers", None)  # as if PyTorch were not installed
-    monkeypatch.delattr(benchmarks, "peers", raising=False)
+    monkeypatch.setitem(sys.modules, "benchmarks.shared.peers", None)  # as if PyTorch were not installed
+    monkeypatch.delattr(shared, "peers", raising=False)
     rows = quick(tmp_path, "throughput", "--cases", "sinusoid-t25-k1")
     assert "pip install -e '.[peers]'" in capsys.readouterr().out
     *timed, product = (row for row in rows if "skipped" not in row)
@@ -90,7 +90,7 @@ def names_drawn(path):
     return [name for name in dict.fromkeys(row[key] for row in rows) if name != "matrix product"]  # a yardstick
 
 
-@pytest.mark.parametrize("name", [*DRAWN_TOGETHER, *Path(report.__file__).parent.glob("results/*/*.json")])
+@pytest.mark.parametrize("name", [*DRAWN_TOGETHER, *RESULTS.glob("*/*.json")])
 def test_what_is_drawn_together_is_told_apart_with_and_without_colours(name):
     names = DRAWN_TOGETHER[name] if isinstance(name, str) else names_drawn(name)
     for one, other in itertools.combinations(names, 2):
@@ -195,6 +195,11 @@ def test_compile_time(tmp_path):
     rows = quick(tmp_path, "compile_time")
     assert {row["method"] for row in rows} == set(compile_time.METHODS)
     assert all(row[part]["samples"][0] > 0 for row in rows for part in ("trace", "compile"))
+
+
+def test_a_result_goes_to_the_folder_of_its_device_and_a_quick_one_elsewhere():
+    assert report.default_path("throughput", quick=False) == RESULTS / "cpu" / "throughput.json"
+    assert RESULTS not in report.default_path("throughput", quick=True).absolute().parents
 
 
 def test_rows_of_other_cases_are_kept_if_the_machine_is_the_same(tmp_path):

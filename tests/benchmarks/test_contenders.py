@@ -6,8 +6,8 @@ import pytest
 from reference import mean_meta_gradient, sgd
 
 from benchmarks import throughput
-from benchmarks.cases import FAMILIES, Case, cast, episodes, regression, sequences
-from benchmarks.contenders import (
+from benchmarks.shared.cases import FAMILIES, Case, cast, episodes, regression, sequences
+from benchmarks.shared.contenders import (
     JAXMETA,
     JAXMETA_LOOP,
     PLAIN,
@@ -149,7 +149,7 @@ def test_every_case_can_be_differentiated(family):
 def test_pytorch_agrees(name):
     """Every library that is there; whether it is, is for the one who installs it to see."""
     pytest.importorskip("torch", reason="pip install -e '.[peers]' adds PyTorch's libraries")
-    from benchmarks.peers import CONTENDERS
+    from benchmarks.shared.peers import CONTENDERS
 
     ran = 0
     for contender, step, verdict in throughput.check(SMALL[name], initial(SMALL[name]), CONTENDERS, tolerance=1e-3):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.cases import conv4, sinusoid
-from benchmarks.flops import count_flops, meta_step_flops
+from benchmarks.shared.cases import conv4, sinusoid
+from benchmarks.shared.flops import count_flops, meta_step_flops
 
 
 def test_a_batched_product():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from benchmarks.flops import count_flops, meta_step_flops
+from benchmarks.shared.flops import count_flops, meta_step_flops
 from jaxmeta import Task, nn
 from jaxmeta.types import LossFn, PyTree
 

@@ -6,7 +6,7 @@ case's flax network under the same names. All compute the same meta-step: N task
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,11 +16,13 @@ from jax.typing import DTypeLike
 from torch import Tensor, nn
 
 import jaxmeta
-from benchmarks.bilevel import Quadratic
-from benchmarks.cases import Case
-from benchmarks.contenders import OUTER_RATE, Contender, MetaStep, Unavailable
-from benchmarks.measure import Program
+from benchmarks.shared.cases import Case
+from benchmarks.shared.contenders import OUTER_RATE, Contender, MetaStep, Unavailable
+from benchmarks.shared.measure import Program
 from jaxmeta.types import PyTree
+
+if TYPE_CHECKING:
+    from benchmarks.bilevel import Quadratic
 
 Batch = tuple[Tensor, Tensor]
 
@@ -185,7 +187,7 @@ class Problem:
     def __init__(self, case: Case, params: PyTree, dtype: DTypeLike):
         name = type(case.network).__name__
         if name not in NETWORKS:
-            raise Unavailable(f"there is no {name} in benchmarks/peers.py: write it again in PyTorch there")
+            raise Unavailable(f"there is no {name} in benchmarks/shared/peers.py: write it again in PyTorch there")
         device = "cpu" if jax.default_backend() == "cpu" else "cuda"
         tensor = lambda x: torch.tensor(np.asarray(x), device=device)
         layout = lambda path, p: tensor(_to_torch(path[-1].key, np.asarray(p, dtype)))
@@ -286,12 +288,12 @@ def build_torchopt(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
     return problem.meta_step(backward)
 
 
-def torchopt_bilevel(problem: Quadratic, num_steps: int, inner_rate: float, outer_rate: float) -> MetaStep:
+def torchopt_bilevel(problem: "Quadratic", num_steps: int, inner_rate: float, outer_rate: float) -> MetaStep:
     """An outer step of a bilevel problem that goes on, through a window of unrolled inner steps, with `MetaSGD`; in
     the place of a gradient it tells what is learned, after the first step."""
     import torchopt
 
-    matrices = Quadratic(*(torch.tensor(array) for array in problem))
+    matrices = type(problem)(*(torch.tensor(array) for array in problem))
 
     class Inner(nn.Module):
         def __init__(self):

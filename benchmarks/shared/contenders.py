@@ -16,8 +16,8 @@ import optax
 from jax.typing import DTypeLike
 
 import jaxmeta
-from benchmarks.cases import Case, cast
-from benchmarks.measure import Program
+from benchmarks.shared.cases import Case, cast
+from benchmarks.shared.measure import Program
 from jaxmeta import Task
 from jaxmeta.types import PyTree
 
