@@ -34,10 +34,14 @@ class MetaStep(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """build: (case, params, dtype) -> MetaStep; it raises `Unavailable` where it cannot run."""
+    """build: (case, params, dtype) -> MetaStep; it raises `Unavailable` where it cannot run.
+
+    Of several with one name, in different memory layouts, the fastest competes.
+    """
 
     name: str
     build: Callable[[Case, PyTree, DTypeLike], MetaStep]
+    layout: str = ""
 
 
 class Unavailable(Exception):

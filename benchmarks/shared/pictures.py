@@ -19,6 +19,8 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "jaxmeta, over devices": Style("#009e73", "v"),
     "plain JAX": Style("#cc79a7", "*"),
     "torch.func": Style("#d55e00", "s"),
+    "torch.compile": Style("#999999", "<", ":"),
+    "parallel-metalearn": Style("#332288", "h", "-."),
     "higher": Style("#e69f00", "D"),
     "TorchOpt": Style("#8c510a", "^"),
     "learn2learn": Style("#7b3294", "X"),

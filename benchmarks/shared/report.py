@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_LIBRARIES = ("jaxmeta", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "higher", "torchopt", "learn2learn")
+_LIBRARIES = (
+    *("jaxmeta", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("torch", "parallel-metalearn", "higher", "torchopt", "learn2learn"),
+)
 
 
 def machine() -> dict[str, Any]:

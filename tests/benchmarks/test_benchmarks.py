@@ -72,6 +72,27 @@ def test_throughput_keeps_the_cases_before_one_that_fails(tmp_path, monkeypatch)
     assert json.loads(path.read_text())["rows"] == [{"case": "sinusoid-t25-k1"}]
 
 
+def test_throughput_leaves_out_who_is_named(tmp_path, monkeypatch, capsys):
+    competed = []
+
+    def names_of(name, case, contenders, *_):
+        competed.extend(contender.name for contender in contenders)
+        return [{"case": name}]
+
+    for function, stand_in in {
+        "compete": names_of,
+        "_peers": lambda precision: [],
+        "_print_case": lambda rows: None,
+        "draw": lambda rows, device: _Figure(),
+    }.items():
+        monkeypatch.setattr(throughput, function, stand_in)
+    arguments = ["throughput", "--cases", "sinusoid-t25-k1", "--json", str(tmp_path / "throughput.json"), "--without"]
+    assert main([*arguments, "plain JAX,jaxmeta*devices"]) == 0
+    assert competed == ["jaxmeta", "jaxmeta, as fit"]
+    assert main([*arguments, "plain-JAX"]) == 2
+    assert "did you mean plain JAX?" in capsys.readouterr().err
+
+
 DRAWN_TOGETHER = {
     "memory": [*(memory.STRATEGIES | memory.LEARNS_RATES)],
     "estimators": [*estimators.ESTIMATORS],
