@@ -10,6 +10,7 @@ import tyro
 BENCHMARKS = (
     "throughput",
     "memory",
+    "longest_loop",
     "gradient_error",
     "compile_time",
     "estimators",

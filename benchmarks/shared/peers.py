@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jax.typing import DTypeLike
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.shared.cases import Case
 from benchmarks.shared.contenders import OUTER_RATE, Contender, MetaStep, Unavailable
@@ -195,6 +196,27 @@ def step_of_higher(problem: Problem) -> Callable[[], None]:
     return problem.with_adam(backward)
 
 
+def step_of_checkpoints(problem: Problem) -> Callable[[], None]:
+    """PyTorch alone, each inner step computed again on the way back: `torch.utils.checkpoint`."""
+    names = [name for name, _ in problem.module.named_parameters()]
+
+    def inner_step(x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        prediction = torch.func.functional_call(problem.module, dict(zip(names, values, strict=True)), (x,))
+        grads = torch.autograd.grad(problem.loss(prediction, y), values, create_graph=True)
+        return tuple(value - problem.learning_rate * grad for value, grad in zip(values, grads, strict=True))
+
+    def backward() -> None:
+        for (x, y), (query_x, query_y) in problem.tasks:
+            values = tuple(problem.module.parameters())
+            for _ in range(problem.num_steps):
+                values = checkpoint(inner_step, x, y, *values, use_reentrant=False)
+            adapted = dict(zip(names, values, strict=True))
+            prediction = torch.func.functional_call(problem.module, adapted, (query_x,))
+            (problem.loss(prediction, query_y) / problem.num_tasks).backward()
+
+    return problem.with_adam(backward)
+
+
 def step_of_torchopt(problem: Problem) -> Callable[[], None]:
     """Ren et al., "TorchOpt: An Efficient Library for Differentiable Optimization" (2023),
     https://arxiv.org/abs/2211.06934"""
@@ -259,6 +281,7 @@ CONTENDERS = [
     for name, step_of in _STEPS.items()
     for layout in (LAYOUTS[:1] if name == "torch.compile" else LAYOUTS)  # the compiler lays images out itself
 ]
+CHECKPOINTED = Contender("PyTorch, checkpoints", _in_layout(LAYOUTS[0], step_of_checkpoints))
 
 
 def torchopt_bilevel(problem: "Quadratic", num_steps: int, inner_rate: float, outer_rate: float) -> MetaStep:

@@ -21,6 +21,7 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "torch.func": Style("#d55e00", "s"),
     "torch.compile": Style("#999999", "<", ":"),
     "parallel-metalearn": Style("#332288", "h", "-."),
+    "PyTorch, checkpoints": Style("#332288", "h", "-."),
     "higher": Style("#e69f00", "D"),
     "TorchOpt": Style("#8c510a", "^"),
     "learn2learn": Style("#7b3294", "X"),

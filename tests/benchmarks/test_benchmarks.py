@@ -12,6 +12,7 @@ from benchmarks import (
     compile_time,
     estimators,
     gradient_error,
+    longest_loop,
     memory,
     rl,
     rl2_table,
@@ -95,6 +96,7 @@ def test_throughput_leaves_out_who_is_named(tmp_path, monkeypatch, capsys):
 
 DRAWN_TOGETHER = {
     "memory": [*(memory.STRATEGIES | memory.LEARNS_RATES)],
+    "longest_loop": [*longest_loop.STRATEGIES, *longest_loop.PEERS],
     "estimators": [*estimators.ESTIMATORS],
     "rl": [*rl.CONTENDERS],
     "bilevel": [*bilevel.SOLVERS, "TorchOpt"],
@@ -184,6 +186,40 @@ def test_a_process_grows_by_at_least_what_the_program_says():
     memory._add_process_peaks("few-shot-mlp", memory.MODELS["few-shot-mlp"], rows)
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary <= rows[0]["process_bytes"] < 2 * temporary  # it holds the buffers, and outputs and workspaces
+
+
+@pytest.mark.parametrize(
+    ("bytes_of", "most"),
+    [(lambda k: 100 + 7 * k, 128), (lambda k: 50 + 90 * k**0.5, 111), (lambda k: 10 + k * k / 50, 222)],
+)
+def test_the_longest_loop_that_fits_is_found(bytes_of, most):
+    """To 2%, in a few tries, however memory grows."""
+    asked = []
+    steps, size = longest_loop.longest(lambda k: asked.append(k) or bytes_of(k), 1000, 10_000)
+    assert 0.98 * most <= steps <= most and size == bytes_of(steps) and len(asked) < 10
+
+
+def test_a_loop_that_never_fits_and_one_that_always_does():
+    assert longest_loop.longest(lambda k: 2000, 1000, 10_000) == (0, 2000)
+    assert longest_loop.longest(lambda k: 10, 1000, 10_000) == (10_000, 10)
+
+
+def test_longest_loop(tmp_path, monkeypatch, capsys):
+    kept = {"exact": 10, "exact, segments": 1, "mixed mode": 5, "mixed mode, segments": 0}
+    monkeypatch.setattr(longest_loop, "temporary_bytes", lambda network, strategy, k: kept[strategy] * k * 2**20)
+    rows = {row["method"]: row for row in quick(tmp_path, "longest_loop")}
+    assert (
+        rows["exact"]["num_steps"] in (101, 102) and rows["exact"]["bytes"] == rows["exact"]["num_steps"] * 10 * 2**20
+    )
+    assert rows["mixed mode, segments"]["num_steps"] == rows["mixed mode, segments"]["most_steps"]
+    assert "≥ 2,000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_longer_loops_take_more_and_segments_less():
+    bytes_of = lambda strategy, k: longest_loop.temporary_bytes("sinusoid", strategy, k)
+    assert bytes_of("exact", 100) > bytes_of("exact", 10) > 0
+    assert bytes_of("exact, segments", 100) < bytes_of("exact", 100) / 4
 
 
 @pytest.mark.slow

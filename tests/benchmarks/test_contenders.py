@@ -173,12 +173,12 @@ def test_every_case_can_be_differentiated(family):
 def test_pytorch_agrees(name):
     """Every library that is there, in every layout; whether it is, is for the one who installs it to see."""
     pytest.importorskip("torch", reason="pip install -e '.[peers]' adds PyTorch's libraries")
-    from benchmarks.shared.peers import CONTENDERS
+    from benchmarks.shared.peers import CHECKPOINTED, CONTENDERS
 
     case, ran = SMALL[name], set()
-    for contender, step, verdict in throughput.check(case, initial(case), CONTENDERS, tolerance=1e-3):
+    for contender, step, verdict in throughput.check(case, initial(case), [*CONTENDERS, CHECKPOINTED], tolerance=1e-3):
         if not any(reason in verdict.get("skipped", "") for reason in ("No module named", "there are no images")):
             assert step is not None, (contender.name, contender.layout, verdict)
-            ran.add(contender.layout)
+            ran.add(contender.layout or "contiguous")
     layouts = {"contiguous", "channels_last"} if "conv" in type(case.network).__name__.lower() else {"contiguous"}
     assert ran == layouts
