@@ -8,7 +8,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STRATEGIES = ("exact", "exact, segments", "mixed mode", "mixed mode, segments")
 PEERS = ("higher", "PyTorch, checkpoints")
 NETWORKS = ("sinusoid", "omniglot-mlp", "conv4", "mini-imagenet", "resnet12", "transformer")
+_SMALL = "sinusoid"
 _FURTHER = 20  # times as many steps are tried next, at most
 _MOST_TRIES = 12
 
@@ -58,8 +59,7 @@ def measure(network: str, options: Options) -> list[Row]:
         strategy: partial(temporary_bytes, network, strategy) for strategy in STRATEGIES
     }
     if not options.quick and _has_peers():
-        params = jax.tree.map(np.asarray, case_of(network, 1).init(jax.random.key(0)))
-        methods |= {peer: partial(process_bytes, network, peer, params) for peer in PEERS}
+        methods |= {peer: partial(process_bytes, network, peer) for peer in PEERS}
     rows = []
     for method, bytes_of in methods.items():
         steps, size = longest(bytes_of, options.budget, options.most_steps)
@@ -109,18 +109,27 @@ def temporary_bytes(network: str, strategy: str, num_steps: int) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def process_bytes(network: str, peer: str, params: PyTree, num_steps: int) -> int:
+def process_bytes(network: str, peer: str, num_steps: int) -> int:
     spawn = multiprocessing.get_context("spawn")  # a new interpreter, in which nothing was compiled
+    params = {name: _initial(name) for name in (_SMALL, network)}
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(_growth, network, peer, params, num_steps).result()
 
 
-def _growth(network: str, peer: str, params: PyTree, num_steps: int) -> int:
+@cache
+def _initial(network: str) -> PyTree:
+    return jax.tree.map(np.asarray, case_of(network, 1).init(jax.random.key(0)))
+
+
+def _growth(network: str, peer: str, params: dict[str, PyTree], num_steps: int) -> int:
+    """Of this process while the peer takes its step, after a small one that loads what it needs."""
     from benchmarks.shared import peers
 
     contenders = {of.name: of for of in (*peers.CONTENDERS, peers.CHECKPOINTED) if of.layout != "channels_last"}
+    step = lambda name, case: contenders[peer].build(case, params[name], np.float32)
+    step(_SMALL, case_of(_SMALL, 1))
     case = case_of(network, num_steps)
-    growth = peak_growth(lambda: contenders[peer].build(case, params, np.float32))
+    growth = peak_growth(lambda: step(network, case))
     if growth is None:
         raise RuntimeError("how much a process takes is known on Linux only")
     return growth
