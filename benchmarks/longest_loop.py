@@ -123,10 +123,9 @@ def _initial(network: str) -> PyTree:
 
 def _growth(network: str, peer: str, params: dict[str, PyTree], num_steps: int) -> int:
     """Of this process while the peer takes its step, after a small one that loads what it needs."""
-    from benchmarks.shared import peers
+    from benchmarks.shared.peers import by_name
 
-    contenders = {of.name: of for of in (*peers.CONTENDERS, peers.CHECKPOINTED) if of.layout != "channels_last"}
-    step = lambda name, case: contenders[peer].build(case, params[name], np.float32)
+    step = lambda name, case: by_name(peer).build(case, params[name], np.float32)
     step(_SMALL, case_of(_SMALL, 1))
     case = case_of(network, num_steps)
     growth = peak_growth(lambda: step(network, case))

@@ -284,6 +284,11 @@ CONTENDERS = [
 CHECKPOINTED = Contender("PyTorch, checkpoints", _in_layout(LAYOUTS[0], step_of_checkpoints))
 
 
+def by_name(name: str) -> Contender:
+    """In PyTorch's default layout."""
+    return next(of for of in (*CONTENDERS, CHECKPOINTED) if of.name == name and of.layout in ("", LAYOUTS[0]))
+
+
 def torchopt_bilevel(problem: "Quadratic", num_steps: int, inner_rate: float, outer_rate: float) -> MetaStep:
     """An outer step of a bilevel problem that goes on, through a window of unrolled inner steps, with `MetaSGD`; in
     the place of a gradient it tells what is learned, after the first step."""
