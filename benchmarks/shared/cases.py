@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from benchmarks.shared.flops import count_flops, meta_step_flops
+from benchmarks.shared.plain_transformer import PlainTransformer
 from jaxmeta import Task, nn
 from jaxmeta.types import LossFn, PyTree
 
@@ -53,7 +54,10 @@ class Case(NamedTuple):
 
 
 def plain_apply(network: fnn.Module) -> Callable:
-    """`network.apply` as people write it: each convolution of jaxmeta becomes a `lax.conv_general_dilated`."""
+    """`network.apply` as people write it: each convolution of jaxmeta becomes a `lax.conv_general_dilated`, and its
+    transformer flax's layers."""
+    if isinstance(network, nn.Transformer):
+        return PlainTransformer(**{name: getattr(network, name) for name in network.__annotations__}).apply
 
     def plain_conv(call: Callable, args: tuple, kwargs: dict, context: fnn.module.InterceptorContext) -> Any:
         layer = context.module

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import check_fields, check_integer
+from jaxmeta.nn.features_first import LayerNorm
 from jaxmeta.nn.transformer import Block, Memory, layer_norm
 from jaxmeta.types import Params, PyTree
 
@@ -259,12 +260,12 @@ class _CausalTransformer(nn.Module):
         shape = (self.max_steps, self.num_units)
         positions = self.param("positions", nn.initializers.normal(0.02), shape, jnp.float32)
         now = carry[0].steps(len(xs))
-        h = nn.Dense(self.num_units, name="embed")(jnp.moveaxis(xs, 0, -2)) + positions[now]
+        h = jnp.moveaxis(nn.Dense(self.num_units, name="embed")(jnp.moveaxis(xs, 0, -2)) + positions[now], -1, 0)
         memories = []
         for i, memory in enumerate(carry):
             h, memory = Block(self.num_heads, name=f"block{i}")(h, memory)
             memories.append(memory)
-        return tuple(memories), jnp.moveaxis(layer_norm("norm")(h), -2, 0)
+        return tuple(memories), jnp.moveaxis(LayerNorm(name="norm")(h), (-1, 0), (0, -1))
 
 
 def with_layers(core: Recurrent, num_units: int = 128) -> Recurrent:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import check_flag, check_integer
+from jaxmeta.nn.attention import attention, causal_attention
+from jaxmeta.nn.features_first import Dense, LayerNorm, gelu
 
 
 class Transformer(nn.Module):
@@ -56,11 +58,11 @@ class Transformer(nn.Module):
         else:
             h = nn.Embed(self.num_tokens, self.width, name="embed")(x)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.max_length, self.width), jnp.float32)
-        h = h + positions[None, : x.shape[1]]
+        h = jnp.moveaxis(h + positions[None, : x.shape[1]], -1, 0)
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.num_layers):
             h = block(self.num_heads, name=f"block{i}")(h)
-        return nn.Dense(self.num_outputs, name="head")(layer_norm("norm")(h))
+        return jnp.moveaxis(Dense(self.num_outputs, name="head")(LayerNorm(name="norm")(h)), 0, -1)
 
     def _check(self, x: jax.Array) -> None:
         for name in ("num_outputs", "max_length", "num_layers", "width", "num_heads"):
@@ -96,7 +98,7 @@ class Memory(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention, then an mlp, each added to what it was given: [..., T, W] -> [..., T, W].
+    """Attention, then an mlp, each added to what it was given: [W, ..., T] -> [W, ..., T].
 
     With a `Memory` of what came before, attention reads that too: (h, memory) -> (h, memory).
     """
@@ -105,45 +107,33 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, memory: Memory | None = None):
-        *batch, length, width = h.shape
-        heads = (*batch, length, self.num_heads, width // self.num_heads)
-        rows = h.reshape(-1, width)  # on two axes no derivative of a dense layer has to transpose what it reads
-        qkv = nn.Dense(3 * width, name="qkv")(layer_norm("norm0")(rows))
-        query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        width, *batch, length = h.shape
+        qkv = Dense(3 * width, name="qkv")(LayerNorm(name="norm0")(h))
+        heads = qkv.reshape(3, self.num_heads, width // self.num_heads, *batch, length)
+        query, key, value = jnp.moveaxis(heads, 2, -2)  # [heads, ..., D, T]
         if memory is None:
-            attended = _attention(query, key, value, jnp.tril(jnp.ones((length, length), bool)))
+            attended = causal_attention(query, key, value)
         else:
             attended, memory = _attention_to_memory(query, key, value, memory)
-        rows = rows + nn.Dense(width, name="out")(attended.reshape(-1, width))
-        hidden = nn.gelu(nn.Dense(4 * width, name="hidden")(layer_norm("norm1")(rows)))
-        h = (rows + nn.Dense(width, name="mlp")(hidden)).reshape(h.shape)
+        h = h + Dense(width, name="out")(jnp.moveaxis(attended, -2, 1).reshape(h.shape))
+        hidden = gelu(Dense(4 * width, name="hidden")(LayerNorm(name="norm1")(h)))
+        h = h + Dense(width, name="mlp")(hidden)
         return h if memory is None else (h, memory)
-
-
-def _attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(Q K' / sqrt(D)) V over the keys that `mask` [..., T, M] leaves, for [..., T or M, heads, D] each.
-
-    Written out, because `jax.nn.dot_product_attention` takes its softmax in float32 whatever the inputs are. Divided by
-    the sum of the weights last, so that what is kept for the derivatives is [T, D], not [T, M].
-    """
-    scores = jnp.einsum("...qhd,...khd->...hqk", query, key) / query.shape[-1] ** 0.5
-    mask = jnp.expand_dims(mask, range(scores.ndim - mask.ndim - 1))[..., None, :, :]
-    scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))  # any shift will do
-    total = jnp.sum(weights, axis=-1).swapaxes(-1, -2)
-    return jnp.einsum("...hqk,...khd->...qhd", weights, value) / total[..., None]
 
 
 def _attention_to_memory(
     query: jax.Array, key: jax.Array, value: jax.Array, memory: Memory
 ) -> tuple[jax.Array, Memory]:
     """What is new is written behind what is there; a query sees all that is not later."""
-    length, size = query.shape[-3], memory.keys.shape[-3]
+    length, size = query.shape[-1], memory.keys.shape[-3]
     write = jnp.vectorize(_write, signature="(m,h,d),(t,h,d),()->(m,h,d)")
-    keys, values = write(memory.keys, key, memory.position), write(memory.values, value, memory.position)
-    now = memory.steps(length)[..., None]
-    past = jnp.expand_dims(jnp.arange(size), range(now.ndim - 1)) <= now
-    return _attention(query, keys, values, past), Memory(keys, values, memory.position + length)
+    in_time = lambda x: jnp.moveaxis(x, (0, -1), (-2, -3))
+    keys = write(memory.keys, in_time(key), memory.position)
+    values = write(memory.values, in_time(value), memory.position)
+    now = memory.steps(length)[..., None, :]
+    past = jnp.expand_dims(jnp.arange(size)[:, None], range(now.ndim - 2)) <= now
+    in_heads = lambda x: jnp.moveaxis(x, (-2, -3), (0, -1))
+    return attention(query, in_heads(keys), in_heads(values), past), Memory(keys, values, memory.position + length)
 
 
 def _write(memory: jax.Array, new: jax.Array, position: jax.Array) -> jax.Array:
