@@ -12,6 +12,7 @@ BENCHMARKS = (
     "memory",
     "gradient_error",
     "compile_time",
+    "first_step",
     "estimators",
     "bilevel",
     "rl",
