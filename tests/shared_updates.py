@@ -1,4 +1,6 @@
-"""Each learner's update on one device and over several, a line of JSON each: run by test_over_devices.py.
+"""Each learner's update on one device and over several, and once more from its state as a checkpoint gives it back.
+
+A line of JSON each: run by test_over_devices.py.
 
 python tests/shared_updates.py NUM_DEVICES [NAME ...]
 """
@@ -6,6 +8,7 @@ python tests/shared_updates.py NUM_DEVICES [NAME ...]
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -15,6 +18,7 @@ import optax
 
 import jaxmeta
 from jaxmeta import nn, rl
+from jaxmeta.training import restore_state, save_state
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
@@ -92,6 +96,15 @@ def difference(tree, other):
     return largest
 
 
+def goes_on(update, key, state, tasks):
+    """Whether what follows a state that was saved and read is, bit by bit, what follows the state."""
+    with tempfile.TemporaryDirectory() as directory:
+        save_state(directory, int(state.step), state)
+        restored = restore_state(directory, jax.eval_shape(lambda state: state, state))
+    after, again = (jax.tree.leaves(update(*jaxmeta.replicated((key, s, tasks)))) for s in (state, restored))
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(after, again, strict=True))
+
+
 def main(num_devices, names):
     for name, learner, tasks in every():
         if names and name not in names:
@@ -101,10 +114,13 @@ def main(num_devices, names):
         with jaxmeta.over_devices(num_devices):
             arguments = jaxmeta.replicated(arguments)
             program = jax.jit(learner.update).lower(*arguments).compile()
-            error = difference(alone, program(*arguments))
+            after = program(*arguments)
+            error = difference(alone, after)
+            resumed = goes_on(program, jax.random.key(3), after[0], arguments[2])
         reals = [leaf.dtype for leaf in jax.tree.leaves(alone) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         counts = collectives(program.as_text())
-        print(json.dumps({"name": name, "error": error, "dtypes": len(set(reals)), **counts}), flush=True)
+        found = {"name": name, "error": error, "resumed": resumed, "dtypes": len(set(reals)), **counts}
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
