@@ -10,6 +10,7 @@ import tyro
 BENCHMARKS = (
     "throughput",
     "memory",
+    "longest_loop",
     "gradient_error",
     "compile_time",
     "first_step",
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, BENCHMARKS, n=1)
         hint = f": did you mean {near[0]}?" if near else ""
         return _fail(f"there is no benchmark {name!r}{hint}\n\n{_usage()}")
-    from benchmarks.options import UnknownCase
-    from benchmarks.report import default_path
+    from benchmarks.shared.options import UnknownCase
+    from benchmarks.shared.report import default_path
 
     benchmark = importlib.import_module(f"benchmarks.{name}")
     options = tyro.cli(

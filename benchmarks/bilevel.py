@@ -16,11 +16,11 @@ import numpy as np
 import optax
 
 import jaxmeta
-from benchmarks.measure import Program, float64, interleave, jax_program, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.measure import Program, float64, interleave, jax_program, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta import Task, adapt
 from jaxmeta.types import PyTree
 
@@ -171,7 +171,7 @@ def compete(name: str, problem: Quadratic, options: Options) -> list[Row]:
 def _peer(problem: Quadratic, after_one_step: np.ndarray) -> Program | None:
     """The same unrolled meta-step by TorchOpt, where it is installed."""
     try:
-        from benchmarks import peers
+        from benchmarks.shared import peers
     except ImportError as error:
         print(f"{_PEER} is left out: {error}; pip install -e '.[peers]'")
         return None

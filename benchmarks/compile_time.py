@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 import jaxmeta
-from benchmarks.cases import Case, cast, conv4, episodes
-from benchmarks.contenders import plain_update
-from benchmarks.measure import summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.cases import Case, cast, conv4, episodes
+from benchmarks.shared.contenders import plain_update
+from benchmarks.shared.measure import summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta import Task, adapt, nn
 
 if TYPE_CHECKING:

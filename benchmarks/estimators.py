@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.enumerated import (
+from benchmarks.shared.enumerated import (
     PARAMS,
     Episodes,
     all_episodes,
@@ -25,11 +25,11 @@ from benchmarks.enumerated import (
     reward_to_go,
     values,
 )
-from benchmarks.measure import float64
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.measure import float64
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta.rl import objectives
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ import optax
 from jax.typing import DTypeLike
 
 import jaxmeta
-from benchmarks.cases import Case, cast, conv4, omniglot_mlp, sinusoid
-from benchmarks.measure import float64, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
-from benchmarks.strategies import APPROXIMATE, EXACT
+from benchmarks.shared.cases import Case, cast, conv4, omniglot_mlp, sinusoid
+from benchmarks.shared.measure import float64, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
+from benchmarks.shared.strategies import APPROXIMATE, EXACT
 from jaxmeta import adapt
 
 if TYPE_CHECKING:

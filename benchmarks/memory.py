@@ -17,13 +17,13 @@ import numpy as np
 import optax
 
 import jaxmeta
-from benchmarks.cases import Case, cast, episodes, regression, sequences, sinusoid
-from benchmarks.measure import interleave, jax_program, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, style
-from benchmarks.report import Row, print_table, write_report
-from benchmarks.strategies import APPROXIMATE, EXACT, Strategies
+from benchmarks.shared.cases import Case, cast, episodes, regression, sequences, sinusoid
+from benchmarks.shared.measure import interleave, jax_program, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, style
+from benchmarks.shared.report import Row, print_table, write_report
+from benchmarks.shared.strategies import APPROXIMATE, EXACT, Strategies
 from jaxmeta import adapt, nn
 from jaxmeta.plotting.costs import draw_costs
 
@@ -186,16 +186,20 @@ def compile_step(model: Model, strategy: str, at: dict[str, int]) -> tuple[Any, 
 def process_growth(name: str, strategy: str, at: dict[str, int]) -> int | None:
     """Bytes by which the most that this process ever holds grows when it runs a step; None where Linux is not."""
     compiled, arguments = compile_step(MODELS[name], strategy, at)
+    return peak_growth(lambda: jax.block_until_ready(compiled(*arguments)))
+
+
+def peak_growth(work: Callable[[], Any]) -> int | None:
     device = jax.local_devices()[0]
     if stats := device.memory_stats():  # a GPU or TPU
-        jax.block_until_ready(compiled(*arguments))
+        work()
         return device.memory_stats()["peak_bytes_in_use"] - stats["bytes_in_use"]
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
     reset.write_text("5")  # the peak starts anew; getrusage's would also hold that of the parent before exec
     before = _peak_bytes()
-    jax.block_until_ready(compiled(*arguments))
+    work()
     return _peak_bytes() - before
 
 

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 import jaxmeta
-from benchmarks.flops import count_flops
-from benchmarks.measure import Program, interleave, jax_program, matrix_product, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.flops import count_flops
+from benchmarks.shared.measure import Program, interleave, jax_program, matrix_product, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta import nn, rl
 from jaxmeta.rl import families, oracles
 from jaxmeta.types import PyTree

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta.recipes.rl2 import MDPRL2, RL2, BanditRL2
 from jaxmeta.rl import Agent, reference_learner
 from jaxmeta.rl.on_policy import PPO, Advantages

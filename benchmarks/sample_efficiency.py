@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import legend_below, panels, words
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import legend_below, panels, words
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta.algorithms import Replay
 from jaxmeta.recipes.maml_rl import MAML_RL, GradientRL
 from jaxmeta.recipes.pearl import PEARL, Pearl

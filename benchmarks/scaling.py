@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 
 import jaxmeta
-from benchmarks.cases import FAMILIES, Case
-from benchmarks.measure import Program, interleave, jax_program, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import panels
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.cases import FAMILIES, Case
+from benchmarks.shared.measure import Program, interleave, jax_program, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import panels
+from benchmarks.shared.report import Row, print_table, write_report
 from benchmarks.tables import RESULTS
 from jaxmeta.devices import SHARED, on_each
 from jaxmeta.outer.cost import num_bytes

@@ -262,6 +262,20 @@ def predicted(device: str) -> str:
     return _markdown(["case, tasks of each, K", "bytes", "ms of one", *numbers], lines)
 
 
+def longest_loop(device: str) -> str:
+    """The table of how many inner steps fit in a budget; where as many as were tried do, it says so."""
+    rows = {(row["case"], row["method"]): row for row in content(RESULTS / device / "longest_loop.json")["rows"]}
+    networks, methods = (list(dict.fromkeys(key[i] for key in rows)) for i in (0, 1))
+    lines = [[f"`{network}`", *(_steps(rows.get((network, method))) for method in methods)] for network in networks]
+    return _markdown(["network", *methods], lines)
+
+
+def _steps(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    return f"{'≥ ' if row['num_steps'] == row['most_steps'] else ''}{row['num_steps']:,}"
+
+
 def _milliseconds(seconds: float) -> str:
     ms = 1e3 * seconds
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"

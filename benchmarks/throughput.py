@@ -4,38 +4,43 @@ All have the same weights, tasks and loss. First each shows in float64 that it c
 does not is not timed. The limit is the rate of a large matrix product, which takes its turns with the rest.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
-from benchmarks.cases import FAMILIES, Case
-from benchmarks.contenders import (
+from benchmarks.shared.cases import FAMILIES, Case
+from benchmarks.shared.contenders import (
     JAXMETA,
     JAXMETA_DEVICES,
     JAXMETA_LOOP,
     PLAIN,
     Contender,
+    MetaStep,
     Unavailable,
     plain_gradient,
     relative_error,
 )
-from benchmarks.measure import float64, interleave, matrix_product, summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import panels, style
-from benchmarks.report import Row, print_table, text, write_report
+from benchmarks.shared.measure import float64, interleave, matrix_product, summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import panels, style
+from benchmarks.shared.report import Row, print_table, text, write_report
 from jaxmeta.devices import num_cores
 from jaxmeta.types import PyTree
 from jaxmeta.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Checked: TypeAlias = tuple[Contender, MetaStep | None, dict[str, Any]]  # and the errors, or why it is left out
 
 _QUICK = "sinusoid-t25-k1,omniglot-mlp-t32-k1"
 _TOLERANCE_FLOAT64 = 1e-9
@@ -51,6 +56,8 @@ class Options(CommonOptions):
     """Samples of each contender."""
     precision: Literal["float32", "tf32"] = "float32"
     """Of products on NVIDIA GPUs, for all contenders."""
+    without: str | None = None
+    """Contenders to leave out, with commas between: torch.compile takes minutes to compile a case."""
 
 
 def cases() -> dict[str, Callable[[], Case]]:
@@ -70,7 +77,9 @@ def prepare() -> None:
 
 def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(options.cases or (_QUICK if options.quick else "*"), cases())
-    contenders = [JAXMETA, JAXMETA_LOOP, JAXMETA_DEVICES, PLAIN, *_peers(options.precision)]
+    contenders = [JAXMETA_LOOP, JAXMETA_DEVICES, PLAIN, *_peers(options.precision)]
+    left_out = choose(options.without, {of.name: of for of in contenders}) if options.without else {}
+    contenders = [JAXMETA, *(of for of in contenders if of.name not in left_out)]
     num_rounds = 3 if options.quick else options.num_rounds
     rows: list[Row] = []
     with jax.default_matmul_precision("highest" if options.precision == "float32" else "tensorfloat32"):
@@ -87,7 +96,7 @@ def compete(
     """A row for each contender, jaxmeta among them: checked and timed, or why not; and one for the matrix product."""
     params = jax.tree.map(np.asarray, case.init(jax.random.key(0)))
     built, rows = {}, {}
-    for contender, step, verdict in check(case, params, contenders, tolerance):
+    for contender, step, verdict in in_best_layouts(check(case, params, contenders, tolerance)):
         rows[contender.name] = {"case": name, "contender": contender.name, **verdict}
         if step is not None:
             built[contender.name] = step
@@ -114,7 +123,7 @@ def compete(
     return list(rows.values())
 
 
-def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance: float):
+def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance: float) -> Iterator[Checked]:
     """Builds each contender; yields it, its meta-step or None, and its errors or the reason why it is left out.
 
     The reference is plain JAX, task by task. In float64, on the CPU, two of the tasks suffice; the program to be timed,
@@ -146,6 +155,24 @@ def check(case: Case, params: PyTree, contenders: Sequence[Contender], tolerance
             names = {"error_float32": "as timed", "error_float32_of_a_task": "on the task that agrees best"}
             message += "".join(f", {errors[key]:.1e} {name}" for key, name in names.items() if key in errors)
             yield contender, None, {"skipped": message, **errors}
+
+
+def in_best_layouts(checked: Iterable[Checked]) -> Iterator[Checked]:
+    """Of neighbours with one name that are right, the one whose first few steps, in turns, are the fastest.
+
+    Its verdict tells the seconds of all. Where there is one or none there is nothing to tell.
+    """
+    for _, layouts in itertools.groupby(checked, key=lambda entry: entry[0].name):
+        entries = list(layouts)
+        right = {entry[0].layout: entry for entry in entries if entry[1] is not None}
+        if len(right) < 2:
+            yield next(iter(right.values()), entries[0])
+            continue
+        programs = {layout: step.program for layout, (_, step, _) in right.items() if step is not None}
+        samples = interleave(programs, num_rounds=3, max_seconds=1.0)
+        seconds = {layout: statistics.median(of_layout) for layout, of_layout in samples.items()}
+        contender, step, verdict = right[min(seconds, key=seconds.__getitem__)]
+        yield contender, step, {**verdict, "layout": contender.layout, "seconds_of_layouts": seconds}
 
 
 def _tolerance_float64(contender: Contender) -> float:
@@ -187,7 +214,7 @@ def _repeated(case: Case, number: int) -> Case:
 
 def _peers(precision: str) -> list[Contender]:
     try:
-        from benchmarks import peers
+        from benchmarks.shared import peers
     except ImportError as error:
         print(f"without PyTorch's libraries ({error}): pip install -e '.[peers]' adds them")
         return []
@@ -217,6 +244,9 @@ def _print_case(rows: Sequence[Row]) -> None:
     for row in rows:
         if "skipped" in row:
             print(f"{row['contender']}: {row['skipped']}")
+        if "layout" in row:
+            seconds = ", ".join(f"{layout} {1e3 * s:.3g} ms" for layout, s in row["seconds_of_layouts"].items())
+            print(f"{row['contender']}: {row['layout']}, of {seconds}")
 
 
 def draw(rows: Sequence[Row], device: str) -> "Figure":

@@ -6,6 +6,7 @@ In a page stands, and is replaced when the site is built:
     {{ recipe maml-sinusoid }}                 a table: what, to reach, measured, time, command
     {{ throughput cpu }}                       the table of times of one device
     {{ scaling cpu }}, {{ predicted cpu }}     the tables of python -m benchmarks scaling
+    {{ longest_loop cpu }}                     the table of inner steps that fit in 1 GiB
     {{ figure FILE | PATH | FORMAT }}          a number of benchmarks/results/FILE, see benchmarks.tables.figure
     {{ picture cpu/rl.png | what is in it }}   a picture of benchmarks/results, which becomes a file of the site
     {{ docstring jaxmeta.algorithms.maml }}    what a module says of itself
@@ -68,6 +69,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
                 "figure": tables.figure,
                 "scaling": tables.scaling,
                 "predicted": tables.predicted,
+                "longest_loop": tables.longest_loop,
                 "docstring": _docstring,
                 "names": _names,
             }

@@ -95,6 +95,7 @@ def test_figures_are_those_of_the_results(shown):
     assert shown("{{ result nvidia-h200/maml-omniglot }}")[0] != shown("{{ result maml-omniglot }}")[0]
     times = shown("{{ throughput nvidia-h200 }}")[0]
     assert times.startswith("| case, tasks, K | jaxmeta | as fit | plain JAX | torch.func | of the product |\n|---|")
+    assert shown("{{ longest_loop cpu }}")[0].startswith("| network | exact | exact, segments | mixed mode |")
     again = shown("{{ figure cpu/maml-sinusoid/result.json | metrics.mse.mean[1] | .4f }}")[0]
     assert again == mse[0].split(" ")[0]
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.enumerated import (
+from benchmarks.shared.enumerated import (
     MDP,
     Episodes,
     all_episodes,

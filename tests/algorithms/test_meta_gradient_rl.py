@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxmeta
-from benchmarks.enumerated import PARAMS, TOY
+from benchmarks.shared.enumerated import PARAMS, TOY
 from jaxmeta import A2C, Task, adapt, rl
 from jaxmeta.algorithms.actor_critic import a2c_terms, play
 from jaxmeta.rl.actors import Actor

@@ -3,29 +3,30 @@
 import itertools
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import benchmarks
 from benchmarks import (
     bilevel,
     compile_time,
     estimators,
     gradient_error,
+    longest_loop,
     memory,
-    report,
     rl,
     rl2_table,
     scaling,
+    shared,
     throughput,
 )
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.options import UnknownCase, choose
-from benchmarks.pictures import style
-from benchmarks.report import write_report
-from benchmarks.strategies import EXACT
+from benchmarks.shared import report
+from benchmarks.shared.options import UnknownCase, choose
+from benchmarks.shared.pictures import style
+from benchmarks.shared.report import write_report
+from benchmarks.shared.strategies import EXACT
+from benchmarks.tables import RESULTS
 
 
 def quick(tmp_path, name, *arguments):
@@ -39,8 +40,8 @@ def quick(tmp_path, name, *arguments):
 
 @pytest.mark.slow  # who competes, and how, is in test_contenders.py
 def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "benchmarks.peers", None)  # as if PyTorch were not installed
-    monkeypatch.delattr(benchmarks, "peers", raising=False)
+    monkeypatch.setitem(sys.modules, "benchmarks.shared.peers", None)  # as if PyTorch were not installed
+    monkeypatch.delattr(shared, "peers", raising=False)
     rows = quick(tmp_path, "throughput", "--cases", "sinusoid-t25-k1")
     assert "pip install -e '.[peers]'" in capsys.readouterr().out
     *timed, product = (row for row in rows if "skipped" not in row)
@@ -72,8 +73,30 @@ def test_throughput_keeps_the_cases_before_one_that_fails(tmp_path, monkeypatch)
     assert json.loads(path.read_text())["rows"] == [{"case": "sinusoid-t25-k1"}]
 
 
+def test_throughput_leaves_out_who_is_named(tmp_path, monkeypatch, capsys):
+    competed = []
+
+    def names_of(name, case, contenders, *_):
+        competed.extend(contender.name for contender in contenders)
+        return [{"case": name}]
+
+    for function, stand_in in {
+        "compete": names_of,
+        "_peers": lambda precision: [],
+        "_print_case": lambda rows: None,
+        "draw": lambda rows, device: _Figure(),
+    }.items():
+        monkeypatch.setattr(throughput, function, stand_in)
+    arguments = ["throughput", "--cases", "sinusoid-t25-k1", "--json", str(tmp_path / "throughput.json"), "--without"]
+    assert main([*arguments, "plain JAX,jaxmeta*devices"]) == 0
+    assert competed == ["jaxmeta", "jaxmeta, as fit"]
+    assert main([*arguments, "plain-JAX"]) == 2
+    assert "did you mean plain JAX?" in capsys.readouterr().err
+
+
 DRAWN_TOGETHER = {
     "memory": [*(memory.STRATEGIES | memory.LEARNS_RATES)],
+    "longest_loop": [*longest_loop.STRATEGIES, *longest_loop.PEERS],
     "estimators": [*estimators.ESTIMATORS],
     "rl": [*rl.CONTENDERS],
     "bilevel": [*bilevel.SOLVERS, "TorchOpt"],
@@ -90,7 +113,7 @@ def names_drawn(path):
     return [name for name in dict.fromkeys(row[key] for row in rows) if name != "matrix product"]  # a yardstick
 
 
-@pytest.mark.parametrize("name", [*DRAWN_TOGETHER, *Path(report.__file__).parent.glob("results/*/*.json")])
+@pytest.mark.parametrize("name", [*DRAWN_TOGETHER, *RESULTS.glob("*/*.json")])
 def test_what_is_drawn_together_is_told_apart_with_and_without_colours(name):
     names = DRAWN_TOGETHER[name] if isinstance(name, str) else names_drawn(name)
     for one, other in itertools.combinations(names, 2):
@@ -165,6 +188,40 @@ def test_a_process_grows_by_at_least_what_the_program_says():
     assert temporary <= rows[0]["process_bytes"] < 2 * temporary  # it holds the buffers, and outputs and workspaces
 
 
+@pytest.mark.parametrize(
+    ("bytes_of", "most"),
+    [(lambda k: 100 + 7 * k, 128), (lambda k: 50 + 90 * k**0.5, 111), (lambda k: 10 + k * k / 50, 222)],
+)
+def test_the_longest_loop_that_fits_is_found(bytes_of, most):
+    """To 2%, in a few tries, however memory grows."""
+    asked = []
+    steps, size = longest_loop.longest(lambda k: asked.append(k) or bytes_of(k), 1000, 10_000)
+    assert 0.98 * most <= steps <= most and size == bytes_of(steps) and len(asked) < 10
+
+
+def test_a_loop_that_never_fits_and_one_that_always_does():
+    assert longest_loop.longest(lambda k: 2000, 1000, 10_000) == (0, 2000)
+    assert longest_loop.longest(lambda k: 10, 1000, 10_000) == (10_000, 10)
+
+
+def test_longest_loop(tmp_path, monkeypatch, capsys):
+    kept = {"exact": 10, "exact, segments": 1, "mixed mode": 5, "mixed mode, segments": 0}
+    monkeypatch.setattr(longest_loop, "temporary_bytes", lambda network, strategy, k: kept[strategy] * k * 2**20)
+    rows = {row["method"]: row for row in quick(tmp_path, "longest_loop")}
+    assert (
+        rows["exact"]["num_steps"] in (101, 102) and rows["exact"]["bytes"] == rows["exact"]["num_steps"] * 10 * 2**20
+    )
+    assert rows["mixed mode, segments"]["num_steps"] == rows["mixed mode, segments"]["most_steps"]
+    assert "≥ 2,000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_longer_loops_take_more_and_segments_less():
+    bytes_of = lambda strategy, k: longest_loop.temporary_bytes("sinusoid", strategy, k)
+    assert bytes_of("exact", 100) > bytes_of("exact", 10) > 0
+    assert bytes_of("exact, segments", 100) < bytes_of("exact", 100) / 4
+
+
 @pytest.mark.slow
 def test_gradient_error(tmp_path):
     rows = quick(tmp_path, "gradient_error")
@@ -202,6 +259,11 @@ def test_compile_time(tmp_path):
     rows = quick(tmp_path, "compile_time")
     assert {row["method"] for row in rows} == set(compile_time.METHODS)
     assert all(row[part]["samples"][0] > 0 for row in rows for part in ("trace", "compile"))
+
+
+def test_a_result_goes_to_the_folder_of_its_device_and_a_quick_one_elsewhere():
+    assert report.default_path("throughput", quick=False) == RESULTS / "cpu" / "throughput.json"
+    assert RESULTS not in report.default_path("throughput", quick=True).absolute().parents
 
 
 def test_rows_of_other_cases_are_kept_if_the_machine_is_the_same(tmp_path):

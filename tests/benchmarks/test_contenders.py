@@ -1,27 +1,34 @@
 """All contenders compute one meta-gradient, and one that does not is found and not timed."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
 from reference import mean_meta_gradient, sgd
 
 from benchmarks import throughput
-from benchmarks.cases import FAMILIES, Case, cast, episodes, regression, sequences
-from benchmarks.contenders import (
+from benchmarks.shared.cases import FAMILIES, Case, cast, episodes, regression, sequences
+from benchmarks.shared.contenders import (
     JAXMETA,
     JAXMETA_LOOP,
     PLAIN,
     Contender,
+    MetaStep,
     Unavailable,
     build_jaxmeta,
     plain_gradient,
     relative_error,
 )
+from benchmarks.shared.measure import Program
 from jaxmeta import nn
 
 SMALL = {
     "mlp": Case(nn.MLP((8,)), nn.mean_squared_error, regression(3, 5, 4), 2, 0.05),
     "conv4": Case(nn.Conv4(3, num_filters=4), nn.cross_entropy, episodes(2, 3, 1, 2, (12, 12, 1)), 1, 0.4),
+    "mini-imagenet": Case(
+        nn.Conv4(3, num_filters=4, strided=False), nn.cross_entropy, episodes(2, 3, 1, 2, (34, 34, 3)), 1, 0.1
+    ),
     "transformer": Case(
         nn.Transformer(num_outputs=7, max_length=6, num_tokens=7, num_layers=2, width=8, num_heads=2),
         nn.cross_entropy,
@@ -34,7 +41,7 @@ SMALL = {
 
 # the others compile for a minute, above all the second derivatives of grouped convolutions
 over_cases = pytest.mark.parametrize(
-    "name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "conv4"))]
+    "name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("transformer", "conv4", "mini-imagenet"))]
 )
 
 
@@ -131,6 +138,22 @@ def test_one_that_cannot_run_is_left_out_with_its_reason(rows):
     assert rows["absent"] == {"case": "small", "contender": "absent", "skipped": "not installed"}
 
 
+def test_the_fastest_layout_competes_and_tells_of_the_others():
+    def entry(name, layout, seconds=None):
+        contender = Contender(name, build_absent, layout)
+        if seconds is None:
+            return contender, None, {"skipped": f"no {layout}"}
+        return contender, MetaStep(Program(lambda: time.sleep(seconds), lambda: None), {}), {"error_float64": 0.0}
+
+    checked = [entry("two", "slow", 0.02), entry("two", "wrong"), entry("two", "quick", 1e-3)]
+    checked += [entry("one", "absent"), entry("one", "there", 1e-3), entry("none", "first"), entry("none", "second")]
+    two, one, none = throughput.in_best_layouts(checked)
+    assert two[0].layout == two[2]["layout"] == "quick" and two[1] is not None
+    assert list(two[2]["seconds_of_layouts"]) == ["slow", "quick"]
+    assert one[0].layout == "there" and one[2] == {"error_float64": 0.0}
+    assert none[1] is None and none[2] == {"skipped": "no first"}
+
+
 def test_jaxmeta_itself_may_not_be_wrong():
     with pytest.raises(RuntimeError, match="jaxmeta computes another meta-gradient"):
         throughput.compete("small", SMALL["mlp"], [Contender("jaxmeta", build_wrong)], num_rounds=2)
@@ -145,15 +168,17 @@ def test_every_case_can_be_differentiated(family):
     assert jax.tree.structure(grads) == jax.tree.structure(params) and case.flops() > 0
 
 
+@pytest.mark.filterwarnings("ignore")  # of others' libraries
 @over_cases
 def test_pytorch_agrees(name):
-    """Every library that is there; whether it is, is for the one who installs it to see."""
+    """Every library that is there, in every layout; whether it is, is for the one who installs it to see."""
     pytest.importorskip("torch", reason="pip install -e '.[peers]' adds PyTorch's libraries")
-    from benchmarks.peers import CONTENDERS
+    from benchmarks.shared.peers import CHECKPOINTED, CONTENDERS
 
-    ran = 0
-    for contender, step, verdict in throughput.check(SMALL[name], initial(SMALL[name]), CONTENDERS, tolerance=1e-3):
-        if "No module named" not in verdict.get("skipped", ""):
-            assert step is not None, (contender.name, verdict)
-            ran += 1
-    assert ran
+    case, ran = SMALL[name], set()
+    for contender, step, verdict in throughput.check(case, initial(case), [*CONTENDERS, CHECKPOINTED], tolerance=1e-3):
+        if not any(reason in verdict.get("skipped", "") for reason in ("No module named", "there are no images")):
+            assert step is not None, (contender.name, contender.layout, verdict)
+            ran.add(contender.layout or "contiguous")
+    layouts = {"contiguous", "channels_last"} if "conv" in type(case.network).__name__.lower() else {"contiguous"}
+    assert ran == layouts

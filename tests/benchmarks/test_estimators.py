@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.enumerated import PARAMS, sampled_adapted_return
 from benchmarks.estimators import ESTIMATORS, RATE, _data, _estimates
+from benchmarks.shared.enumerated import PARAMS, sampled_adapted_return
 
 
 @pytest.mark.parametrize("name", ["E-MAML", "E-MAML, baseline"])

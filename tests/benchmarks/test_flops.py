@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.cases import conv4, sinusoid
-from benchmarks.flops import count_flops, meta_step_flops
+from benchmarks.shared.cases import conv4, mini_imagenet, sinusoid
+from benchmarks.shared.flops import count_flops, meta_step_flops
 
 
 def test_a_batched_product():
@@ -70,3 +70,10 @@ def test_the_conv4_case_counts_convolutions_not_what_jaxmeta_makes_of_them():
     """Stride 2: 28 → 14 → 7 → 4 → 2 pixels a side, 64 filters, a dense head on the mean."""
     image = 2 * (14**2 * 9 * 1 * 64 + (7**2 + 4**2 + 2**2) * 9 * 64 * 64 + 64 * 5)
     assert conv4(8, 1).flops() == 8 * (9 * 5 + 3 * 75) * image
+
+
+def test_the_mini_imagenet_case():
+    """Pooled: 84 → 42 → 21 → 10 → 5 pixels a side, 32 filters, a dense head on all that is left."""
+    image = 2 * (84**2 * 9 * 3 * 32 + (42**2 + 21**2 + 10**2) * 9 * 32 * 32 + 5**2 * 32 * 5)
+    assert mini_imagenet(4, 5).flops() == 4 * (5 * 9 * 5 + 3 * 75) * image
+    assert mini_imagenet(4, 5, num_shots=5).flops() == 4 * (5 * 9 * 25 + 3 * 75) * image

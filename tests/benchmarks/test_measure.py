@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from benchmarks.measure import Program, interleave, seconds_per_step, summary
+from benchmarks.shared.measure import Program, interleave, seconds_per_step, summary
 
 
 def recorder(log, name, seconds):
@@ -28,7 +28,7 @@ def test_programs_take_turns_in_an_order_that_rotates():
 def test_a_fast_program_runs_many_steps_and_waits_once_a_sample(monkeypatch):
     """By a clock of its own, on which a step takes exactly 2 ms; the first is the calibration."""
     log = []
-    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: 2e-3 * log.count("fast"))
+    monkeypatch.setattr("benchmarks.shared.measure.time.perf_counter", lambda: 2e-3 * log.count("fast"))
     interleave({"fast": recorder(log, "fast", 0)}, num_rounds=1, min_seconds=0.02)
     assert (log.count("fast"), log.count("fast waits")) == (1 + 10, 2)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.enumerated import (
+from benchmarks.shared.enumerated import (
     HORIZON,
     PARAMS,
     TOY,

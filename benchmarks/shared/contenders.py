@@ -16,8 +16,8 @@ import optax
 from jax.typing import DTypeLike
 
 import jaxmeta
-from benchmarks.cases import Case, cast
-from benchmarks.measure import Program
+from benchmarks.shared.cases import Case, cast
+from benchmarks.shared.measure import Program
 from jaxmeta import Task
 from jaxmeta.types import PyTree
 
@@ -34,10 +34,14 @@ class MetaStep(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """build: (case, params, dtype) -> MetaStep; it raises `Unavailable` where it cannot run."""
+    """build: (case, params, dtype) -> MetaStep; it raises `Unavailable` where it cannot run.
+
+    Of several with one name, in different memory layouts, the fastest competes.
+    """
 
     name: str
     build: Callable[[Case, PyTree, DTypeLike], MetaStep]
+    layout: str = ""
 
 
 class Unavailable(Exception):

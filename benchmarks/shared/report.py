@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_LIBRARIES = ("jaxmeta", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "higher", "torchopt", "learn2learn")
+_LIBRARIES = (
+    *("jaxmeta", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("torch", "parallel-metalearn", "higher", "torchopt", "learn2learn"),
+)
 
 
 def machine() -> dict[str, Any]:
@@ -54,7 +57,7 @@ def default_path(name: str, quick: bool) -> Path:
     """`benchmarks/results/<device>/NAME.json`; with `quick`, which must not overwrite a real result, under `runs/`."""
     device = jax.devices()[0]
     kind = "cpu" if device.platform == "cpu" else re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
-    folder = Path("runs", "benchmarks") if quick else Path(__file__).parent / "results"
+    folder = Path("runs", "benchmarks") if quick else Path(__file__).parents[1] / "results"
     return folder / kind / f"{name}.json"
 
 

@@ -4,6 +4,7 @@ A case is written once and given to every contender: jaxmeta, the plain JAX that
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as fnn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from benchmarks.flops import count_flops, meta_step_flops
+from benchmarks.shared.flops import count_flops, meta_step_flops
 from jaxmeta import Task, nn
 from jaxmeta.types import LossFn, PyTree
 
@@ -139,6 +140,12 @@ def conv4_20way(num_tasks: int, num_steps: int) -> Case:
     return Case(nn.Conv4(20), nn.cross_entropy, tasks, num_steps, 0.1)
 
 
+def mini_imagenet(num_tasks: int, num_steps: int, num_shots: int = 1) -> Case:
+    """What everybody runs: MAML's network and episodes for mini-ImageNet."""
+    tasks = episodes(num_tasks, 5, num_shots, 15, (84, 84, 3))
+    return Case(nn.Conv4(5, num_filters=32, strided=False), nn.cross_entropy, tasks, num_steps, 0.01)
+
+
 def resnet12(num_tasks: int, num_steps: int) -> Case:
     tasks = episodes(num_tasks, 5, 1, 15, (84, 84, 3))
     return Case(nn.ResNet12(num_classes=5), nn.cross_entropy, tasks, num_steps, 0.01)
@@ -156,6 +163,8 @@ FAMILIES: dict[str, tuple[Callable[[int, int], Case], list[tuple[int, int]]]] = 
     "omniglot-mlp": (omniglot_mlp, [(32, 1), (32, 5)]),
     "conv4": (conv4, [(8, 1), (8, 5), (32, 1), (32, 5)]),
     "conv4-20way": (conv4_20way, [(4, 1), (4, 5)]),
+    "mini-imagenet": (mini_imagenet, [(4, 5)]),
+    "mini-imagenet-5shot": (partial(mini_imagenet, num_shots=5), [(4, 5)]),
     "resnet12": (resnet12, [(1, 1), (1, 5)]),
     "transformer": (transformer, [(4, 1), (4, 5)]),
 }
