@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 import jaxmeta
-from benchmarks.cases import Case, cast, conv4, sinusoid, transformer
-from benchmarks.measure import summary
-from benchmarks.options import Options as CommonOptions
-from benchmarks.options import choose
-from benchmarks.pictures import panels
-from benchmarks.report import Row, print_table, write_report
+from benchmarks.shared.cases import Case, cast, conv4, sinusoid, transformer
+from benchmarks.shared.measure import summary
+from benchmarks.shared.options import Options as CommonOptions
+from benchmarks.shared.options import choose
+from benchmarks.shared.pictures import panels
+from benchmarks.shared.report import Row, print_table, write_report
 from jaxmeta import TaskDistribution, adapt
 
 if TYPE_CHECKING:
@@ -105,14 +105,14 @@ def first_step_of_jaxmeta(name: str, folder: str) -> float:
 
 def first_step_of_torch(name: str) -> float:
     """What the contender builds has taken its first step; its initial weights are made before."""
-    from benchmarks.peers import build_torch_func
+    from benchmarks.shared.peers import by_name
 
     case = _case(name)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(case.init, jax.random.key(0))
     params = jax.tree.map(lambda shape: rng.normal(0, 0.05, shape.shape).astype(np.float32), shapes)
     start = time.perf_counter()
-    build_torch_func(case, params, np.float32)
+    by_name("torch.func").build(case, params, np.float32)
     return time.perf_counter() - start
 
 
