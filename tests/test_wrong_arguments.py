@@ -103,7 +103,6 @@ VALID = {
     "fomaml": LOSSES,
     "imaml": LOSSES,
     "join_processes": {},
-    "keep_compiled": {},
     "maml": LOSSES,
     "maml_plus_plus": LOSSES | {"num_annealing_steps": 10},
     "maml_rl": OF_POLICY,
