@@ -13,6 +13,7 @@ BENCHMARKS = (
     "longest_loop",
     "gradient_error",
     "compile_time",
+    "first_step",
     "estimators",
     "bilevel",
     "rl",

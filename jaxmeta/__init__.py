@@ -49,6 +49,7 @@ from jaxmeta.algorithms import (
     sac,
     simple_shot,
 )
+from jaxmeta.compiled import keep_compiled
 from jaxmeta.devices import join_processes, over_devices, replicated
 from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages
 from jaxmeta.training import Report, evaluate, fit
@@ -90,6 +91,7 @@ __all__ = [
     "fomaml",
     "imaml",
     "join_processes",
+    "keep_compiled",
     "maml",
     "maml_plus_plus",
     "maml_rl",

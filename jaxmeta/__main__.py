@@ -128,6 +128,7 @@ def _train(argv: list[str]) -> None:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"there is no recipe {name!r}: {hint}the recipes are {', '.join(RECIPES)}")
+    from jaxmeta.compiled import keep_compiled
     from jaxmeta.runs import train_recipe
 
     recipe = RECIPES[name]
@@ -135,6 +136,7 @@ def _train(argv: list[str]) -> None:
     if recipe.by:  # what was not given follows from those fields
         options, config = _parsed(name, recipe, recipe.settings_for(config), argv[1:])
     num_devices = _chosen_devices(options)
+    keep_compiled()
     train_recipe(name, config, options.seed, options.out, options.resume, num_devices)
 
 
@@ -184,8 +186,10 @@ def _parsed(name: str, recipe: "Recipe", default: Any, argv: list[str]) -> tuple
 
 def _evaluate(argv: list[str]) -> None:
     options = tyro.cli(EvaluateOptions, prog="jaxmeta evaluate", args=argv)
+    from jaxmeta.compiled import keep_compiled
     from jaxmeta.runs import evaluate_directory
 
+    keep_compiled()
     evaluate_directory(options.dir, options.num_tasks, options.data_dir)
 
 

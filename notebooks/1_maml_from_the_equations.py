@@ -35,6 +35,8 @@ from jax.flatten_util import ravel_pytree
 import jaxmeta
 from jaxmeta import adapt, nn, plotting
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 
 def relative_error(actual, expected):
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))

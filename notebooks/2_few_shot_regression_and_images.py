@@ -30,6 +30,8 @@ from PIL import Image
 
 import jaxmeta
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 # %% [markdown]
 # ## 1. Sine waves from five points
 #

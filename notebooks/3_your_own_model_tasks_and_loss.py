@@ -30,6 +30,8 @@ from flax import linen, nnx
 
 import jaxmeta
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 # %% [markdown]
 # ## 1. Your own tasks
 #

@@ -29,6 +29,8 @@ import optax
 import jaxmeta
 from jaxmeta import rl
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 # %% [markdown]
 # ## The family
 #

@@ -52,6 +52,8 @@ from jax.flatten_util import ravel_pytree
 import jaxmeta
 from jaxmeta import adapt, nn, plotting
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 network = nn.MLP((64, 64), activation=jnp.tanh)
 params = network.init(jax.random.key(0), jnp.ones((1, 1)))
 loss_fn = nn.mean_squared_error(lambda params, x: network.apply(params, x / 5))  # x is from −5 to 5

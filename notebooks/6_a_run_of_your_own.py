@@ -34,6 +34,8 @@ import optax
 
 import jaxmeta
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 # %% [markdown]
 # ## The run, in a file of its own
 #

@@ -34,6 +34,8 @@ from PIL import Image, ImageDraw
 
 import jaxmeta
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 # %% [markdown]
 # ## A folder
 #

@@ -28,6 +28,8 @@ import optax
 import jaxmeta
 from jaxmeta import Task, TaskDistribution, adapt, bilevel, tasks
 
+jaxmeta.keep_compiled()  # on disk, so that next time nothing here waits for the compiler
+
 # %% [markdown]
 # ## One problem inside another
 #

@@ -37,6 +37,8 @@ def pytest_configure(config):
     """Most of what the check waits for is compiling, and its programs run for moments. `-m slow` trains."""
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of programs that tests start; nothing in the user's home
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.devices()  # the flags are read, and benchmarks leave the number of devices alone
     jax.config.update("jax_traceback_in_locations_limit", 0)  # which line of python an operation is of: nobody asks
     jax.config.update("jax_traceback_filtering", "off")  # thousands of errors are expected, and none is looked at

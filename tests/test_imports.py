@@ -28,6 +28,7 @@ ROOMS = {
     "outer": {"types", "checks", "devices"},
     "adapt": {"types", "words", "traced", "checks", "devices", "outer"},
     "tasks": {"types", "words", "signatures", "checks", "devices"},
+    "compiled": {"tasks"},
     "nn": {"types", "checks"},
     "rl": {"types", "words", "traced", "checks", "devices", "outer", "nn"},
     "algorithms": {"types", "signatures", "checks", "devices", "outer", "adapt", "nn", "rl"},

@@ -5,6 +5,7 @@ The rules are in the docstring of `auto`.
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,7 @@ def _choose(peak: Callable[[str], int], num_steps: int, budget: int) -> tuple[st
         name, reason = _PLAIN, f"it keeps {mib(_PLAIN)}"
     elif peak(_PLAIN) <= peak(_STEPS):
         name, reason = _PLAIN, f"it keeps {mib(_PLAIN)}, not more than recomputed steps, {mib(_STEPS)}"
-    elif peak(_STEPS) > _NEAR and 2 * peak(_SEGMENTS) <= peak(_STEPS):
+    elif peak(_STEPS) > _NEAR and _segments_may_halve(peak, num_steps) and 2 * peak(_SEGMENTS) <= peak(_STEPS):
         name, reason = _SEGMENTS, f"recomputed segments keep {mib(_SEGMENTS)}, steps {mib(_STEPS)}"
     else:
         name, reason = _STEPS, f"recomputed steps keep {mib(_STEPS)}, plain reverse mode {mib(_PLAIN)}"
@@ -106,6 +107,15 @@ def _choose(peak: Callable[[str], int], num_steps: int, budget: int) -> tuple[st
     name = fitting[0] if fitting else min(SCHEDULES, key=peak)
     relation = "within" if fitting else "though above"
     return name, f"it keeps {mib(name)}, {relation} the budget of {budget / 2**20:.3g} MiB"
+
+
+def _segments_may_halve(peak: Callable[[str], int], num_steps: int) -> bool:
+    """Whether segments can need half of what recomputed steps do: of short loops they cannot, which spares their trace.
+
+    A segment that is run again keeps what plain reverse mode keeps of its L = K / S steps: L / K of that at least.
+    """
+    length = math.ceil(num_steps / round(math.sqrt(num_steps)))
+    return 2 * length * peak(_PLAIN) <= num_steps * peak(_STEPS)
 
 
 def _num_tasks() -> int | None:

@@ -248,6 +248,13 @@ def test_sine_and_cosine_of_known_vectors():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_first_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # in the processes that it starts
+    rows = {row["contender"]: row["seconds"] for row in quick(tmp_path, "first_step")}
+    assert 0 < rows["jaxmeta, warm"]["median"] < rows["jaxmeta, cold"]["median"]
+
+
 def test_compile_time(tmp_path):
     rows = quick(tmp_path, "compile_time")
     assert {row["method"] for row in rows} == set(compile_time.METHODS)

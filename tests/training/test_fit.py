@@ -166,9 +166,9 @@ def test_the_second_call_and_the_shorter_last_chunk_compile_nothing(key, whole, 
 
 
 def test_the_second_call_traces_the_update_no_more(key):
-    """The first does for the shapes of its metrics and for the loop; looking at tasks and labels needs none."""
+    """The first does once, for the shapes of its metrics and for the loop; looking at tasks and labels needs none."""
     chex.clear_trace_counter()
-    learner = LEARNER._replace(update=chex.assert_max_traces(lambda *args: LEARNER.update(*args), 2))
+    learner = LEARNER._replace(update=chex.assert_max_traces(lambda *args: LEARNER.update(*args), 1))
     run(key, 5, learner=learner)
     run(key, 9, learner=learner)
 
