@@ -17,6 +17,8 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "jaxmeta": METHODS["auto"],
     "jaxmeta, as fit": Style("#56b4e9", "P"),
     "jaxmeta, over devices": Style("#009e73", "v"),
+    "jaxmeta, cold": METHODS["auto"],
+    "jaxmeta, warm": Style("#009e73", "v"),
     "plain JAX": Style("#cc79a7", "*"),
     "torch.func": Style("#d55e00", "s"),
     "torch.compile": Style("#999999", "<", ":"),

@@ -132,7 +132,7 @@ def _there_and_back(axes: Axes, start: tuple[float, float], end: tuple[float, fl
 
 
 GROUND = ("types", "checks", "words", "traced", "signatures")
-TOP = ("recipes", "run_directory", "runs", "signals", "__main__", "")
+TOP = ("recipes", "run_directory", "runs", "signals", "compiled", "__main__", "")
 PLACES = {
     "tasks": (0.95, 2.6, "task distributions"),
     "adapt": (2.55, 3.15, "inner loop,\nmeta-gradients"),
