@@ -37,6 +37,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.nn.products import varying
 
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
@@ -136,7 +137,7 @@ def _is_wide(x: jax.Array, kernel: jax.Array, taps: Taps) -> bool:
     """Whether XLA's own convolution is the better way, see the head of this file."""
     if jax.default_backend() != "cpu" or taps.window == (1, 1) or (*taps.strides, *taps.dilation) != (1, 1, 1, 1):
         return False
-    if _varies(x) or _varies(kernel):
+    if varying(x) or varying(kernel):  # the primitives do not say so
         return False
     if _has_a_core():
         return x.shape[-1] >= _NARROW
@@ -148,12 +149,6 @@ def _has_a_core() -> bool:
     """Whether what is traced is a device's share: of a CPU, a core's."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape[name] > 1 for name in mesh.manual_axes)
-
-
-def _varies(x: jax.Array) -> bool:
-    """Whether it is tracked that devices have different ones: there the primitives would have to say so too."""
-    kind = jax.typeof(x)
-    return bool(getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None))
 
 
 def _xla_conv(x: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:

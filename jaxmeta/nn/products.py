@@ -24,7 +24,7 @@ def outputs(weights: jax.Array, inputs: jax.Array) -> jax.Array:
     >>> outputs(jnp.ones((2, 3)), jnp.ones((2, 5))).shape
     (3, 5)
     """
-    return _outputs.bind(weights, inputs)
+    return _outputs.bind(*_alike(weights, inputs))
 
 
 def to_inputs(weights: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ def to_inputs(weights: jax.Array, outputs: jax.Array) -> jax.Array:
     >>> to_inputs(jnp.ones((2, 3)), jnp.ones((3, 5))).shape
     (2, 5)
     """
-    return _to_inputs.bind(weights, outputs)
+    return _to_inputs.bind(*_alike(weights, outputs))
 
 
 def to_weights(inputs: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -42,7 +42,25 @@ def to_weights(inputs: jax.Array, outputs: jax.Array) -> jax.Array:
     >>> to_weights(jnp.ones((2, 5)), jnp.ones((3, 5))).shape
     (2, 3)
     """
-    return _to_weights.bind(inputs, outputs)
+    return _to_weights.bind(*_alike(inputs, outputs))
+
+
+def varying(x: jax.Array) -> frozenset[str]:
+    """Over which axes of devices it is tracked that there are several of it, in `jax.shard_map` with `check_vma`.
+
+    >>> varying(jnp.ones(2))
+    frozenset()
+    """
+    kind = jax.typeof(x)
+    axes = getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None)
+    return frozenset(axes or ())
+
+
+def _alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both varying over what either does: JAX's own products see to it, and sum the derivative of what did not."""
+    axes = varying(x) | varying(y)
+    x, y = (lax.pcast(a, tuple(axes - varying(a)), to="varying") if axes - varying(a) else a for a in (x, y))
+    return x, y
 
 
 def _product(name: str, x_axis: int, y_axis: int) -> Primitive:

@@ -58,6 +58,23 @@ def test_products_equal_einsum_to_the_third_derivative_under_every_transformatio
         assert_close(result, reference, rtol=1e-11)
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_derivative_of_what_all_devices_have_is_the_sum_over_devices(name):
+    """Of either factor: within `jax.shard_map`, which tracks what varies, as of JAX's own products."""
+    product, formula, *shapes = PRODUCTS[name]
+    everywhere, shares = PartitionSpec(), PartitionSpec("d")
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    x, y = (random(N, *shape) for shape in shapes)
+
+    def gradients(fn, specs):
+        loss = lambda x, y: jax.lax.psum(jnp.sum(jnp.sin(fn(x, y))), "d")
+        return jax.shard_map(jax.grad(loss, (0, 1)), mesh=mesh, in_specs=specs, out_specs=specs)(x, y)
+
+    for specs in ((everywhere, shares), (shares, everywhere)):
+        expected = gradients(lambda x, y: jnp.einsum(formula, x, y), specs)
+        assert_close(gradients(product, specs), expected, rtol=1e-11)
+
+
 def test_products_of_arrays_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="outputs must be given arrays that fit"):
         outputs(jnp.ones((2, 3)), jnp.ones((3, 5)))
