@@ -50,7 +50,6 @@ def shard(update, key, state, tasks):
     arguments = (*jax.device_put((key, state), NamedSharding(mesh, PartitionSpec())), tasks)
     return jax.jit(update).lower(*arguments).compile(), arguments
 
-check(learner_of(adapt.exact(), 1), share)
 check(learner_of(adapt.mixed_mode(num_segments=2), 2), share)
 check(learner_of(adapt.auto(), None), shard)
 """
@@ -123,11 +122,11 @@ def said():
 
 def test_an_update_over_four_devices_is_that_of_one_with_one_all_reduce(said):
     # 8 gradients and 2 metrics are reduced, once each; newer releases of XLA combine them
-    assert said[:6] in (["1", "0"] * 3, ["10", "0"] * 3)
+    assert said[:4] in (["1", "0"] * 2, ["10", "0"] * 2)
 
 
 def test_a_run_over_four_devices_is_that_of_one_and_compiles_once(said):
-    assert said[6:] == ["0", "4", "2"]
+    assert said[4:] == ["0", "4", "2"]
 
 
 def test_errors_of_devices():

@@ -255,6 +255,7 @@ def test_first_step(tmp_path, monkeypatch):
     assert 0 < rows["jaxmeta, warm"]["median"] < rows["jaxmeta, cold"]["median"]
 
 
+@pytest.mark.slow  # compiling is what it measures
 def test_compile_time(tmp_path):
     rows = quick(tmp_path, "compile_time")
     assert {row["method"] for row in rows} == set(compile_time.METHODS)
