@@ -169,7 +169,8 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
     assert (tmp_path / name / "episode.png").exists()
 
 
-@pytest.mark.parametrize("name", [pytest.param("maml-glyphs", marks=pytest.mark.slow), "protonet-glyphs"])
+@pytest.mark.slow  # on Omniglot they are trained in the check, above
+@pytest.mark.parametrize("name", ["maml-glyphs", "protonet-glyphs"])
 def test_recipes_of_glyphs_train_and_are_judged_on_both_kinds_of_scripts_beside_pixels(
     name, tmp_path, monkeypatch, capsys
 ):
