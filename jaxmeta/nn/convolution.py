@@ -137,7 +137,7 @@ def _is_wide(x: jax.Array, kernel: jax.Array, taps: Taps) -> bool:
     """Whether XLA's own convolution is the better way, see the head of this file."""
     if jax.default_backend() != "cpu" or taps.window == (1, 1) or (*taps.strides, *taps.dilation) != (1, 1, 1, 1):
         return False
-    if varying(x) or varying(kernel):  # the primitives do not say so
+    if x.dtype != kernel.dtype or varying(x) or varying(kernel):  # XLA's takes one dtype; what varies it does not say
         return False
     if _has_a_core():
         return x.shape[-1] >= _NARROW

@@ -53,6 +53,14 @@ def test_throughput_without_pytorch_says_so(tmp_path, capsys, monkeypatch):
         assert row["tasks_per_second"] > 0 and 0 < row["fraction_of_matrix_product_rate"] < 1
 
 
+def compete_by(monkeypatch, compete):
+    """Throughput without peers, prints and pictures."""
+    monkeypatch.setattr(throughput, "compete", compete)
+    monkeypatch.setattr(throughput, "_peers", lambda precision: [])
+    monkeypatch.setattr(throughput, "_print_case", lambda rows: None)
+    monkeypatch.setattr(throughput, "draw", lambda rows, device: _Figure())
+
+
 def test_throughput_keeps_the_cases_before_one_that_fails(tmp_path, monkeypatch):
     path = tmp_path / "throughput.json"
 
@@ -61,13 +69,7 @@ def test_throughput_keeps_the_cases_before_one_that_fails(tmp_path, monkeypatch)
             raise RuntimeError("killed")
         return [{"case": name}]
 
-    for function, stand_in in {
-        "compete": second_fails,
-        "_peers": lambda precision: [],
-        "_print_case": lambda rows: None,
-        "draw": lambda rows, device: _Figure(),
-    }.items():
-        monkeypatch.setattr(throughput, function, stand_in)
+    compete_by(monkeypatch, second_fails)
     with pytest.raises(RuntimeError, match="killed"):
         main(["throughput", "--quick", "--cases", "sinusoid", "--json", str(path)])
     assert json.loads(path.read_text())["rows"] == [{"case": "sinusoid-t25-k1"}]
@@ -80,13 +82,7 @@ def test_throughput_leaves_out_who_is_named(tmp_path, monkeypatch, capsys):
         competed.extend(contender.name for contender in contenders)
         return [{"case": name}]
 
-    for function, stand_in in {
-        "compete": names_of,
-        "_peers": lambda precision: [],
-        "_print_case": lambda rows: None,
-        "draw": lambda rows, device: _Figure(),
-    }.items():
-        monkeypatch.setattr(throughput, function, stand_in)
+    compete_by(monkeypatch, names_of)
     arguments = ["throughput", "--cases", "sinusoid-t25-k1", "--json", str(tmp_path / "throughput.json"), "--without"]
     assert main([*arguments, "plain JAX,jaxmeta*devices"]) == 0
     assert competed == ["jaxmeta", "jaxmeta, as fit"]

@@ -290,6 +290,11 @@ def test_xla_has_what_a_core_has_for_itself_and_what_is_wide_and_patches_the_res
     assert not names(84, 64, kernel_dilation=2)
 
 
+def test_images_and_kernel_of_two_dtypes_are_what_they_are_by_patches(xla):
+    x, kernel = normal(0, 2, 5, 4, 2), normal(1, 3, 3, 2, 3).astype(jnp.float32)
+    assert_close(jax.jit(conv)(x, kernel), reference_conv(x, kernel.astype(x.dtype), 1, "SAME"))
+
+
 def test_a_share_of_several_devices_has_a_core_and_no_other_program():
     seen = []
     note = lambda x: seen.append(convolution._has_a_core()) or x
