@@ -47,6 +47,7 @@ from jaxmeta.rl import objectives
 from jaxmeta.rl.actors import Actor, PolicyFn, kl_between, log_prob_of
 from jaxmeta.rl.env import Environment, check_environment, flatten
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
+from jaxmeta.rl.observe import Normalization, chosen_normalization, looking
 from jaxmeta.rl.on_policy import (
     ALIKE_SCALE,
     PPO,
@@ -64,7 +65,7 @@ from jaxmeta.rl.rollout import Agent, Transition, rollout
 from jaxmeta.rl.trials import Trial, trial
 from jaxmeta.rl.trust_region import TrustRegionState, kl_of, trust_region
 from jaxmeta.signatures import names_options_of
-from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
+from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, learned
 
 # Inner losses, term by term: (log π, log π of the policy that acted, advantage) -> [T, E].
 ESTIMATORS: dict[str, Callable] = {
@@ -100,8 +101,8 @@ class Surrogate:
 
 
 class Episodes(NamedTuple):
-    """What a policy played and what is learned of it: advantages and the targets of values, `[T, E]`; `scale` is what
-    advantages were divided by."""
+    """What is learned of: transitions, observations and rewards as `normalization` shows and pays them; advantages and
+    the targets of values, `[T, E]`; `scale` is what advantages were divided by."""
 
     transitions: Transition
     advantage: jax.Array
@@ -138,6 +139,7 @@ class Parts(NamedTuple):
     surrogate: Surrogate
     outer: PolicyStep
     optimizer: optax.GradientTransformation
+    normalization: Normalization
     metrics_fn: MetricsFn | None
     meta_gradient: adapt.MetaGradient
     microbatch: int | None
@@ -157,6 +159,7 @@ def maml_rl(
     surrogate: Surrogate = Surrogate(),
     outer: PolicyStep = TRPO(),
     optimizer: optax.GradientTransformation | None = None,
+    normalization: Normalization | None = None,
     metrics_fn: MetricsFn | None = None,
     meta_gradient: adapt.MetaGradient | None = None,
     microbatch: int | None = None,
@@ -184,6 +187,7 @@ def maml_rl(
       surrogate: the estimator of the inner loss, and what else the episodes before adaptation are to the outer loss.
       outer: `TRPO(...)`, `PPO(...)`, which runs the inner loop again in each of its steps, or `VPG()`.
       optimizer: what steps outside, with `PPO` and `VPG`; Adam with rate 1e-3 if None. `TRPO` has no rate.
+      normalization: of observations and rewards, `rl.running_moments(family)`; they are taken as they are if None.
       metrics_fn: (transitions of E episodes, `[T, E]`) -> {name: scalar}, what `update` and `evaluate` report beside
         "return", the mean of the undiscounted sum of an episode's rewards; see `rl.Transition`.
       meta_gradient: how to differentiate the inner loop (see `jaxmeta.adapt`); `adapt.exact()` if None.
@@ -224,6 +228,7 @@ def maml_rl(
     check_choice("baseline", baseline, ("linear", "none", "value"))
     check_instance("surrogate", surrogate, Surrogate)
     check_policy_step("outer", outer)
+    normalization = chosen_normalization(normalization)
     check_metrics_fn(metrics_fn, "T, E")
     meta_gradient = adapt.exact() if meta_gradient is None else meta_gradient
     check_meta_gradient("meta_gradient", meta_gradient)
@@ -242,6 +247,7 @@ def maml_rl(
         surrogate,
         outer,
         _optimizer(outer, optimizer),
+        normalization,
         metrics_fn,
         meta_gradient,
         microbatch,
@@ -258,12 +264,27 @@ def maml_rl(
 # What a policy plays in one task, and how its actions are judged.
 
 
-def play(parts: Parts, key: jax.Array, params: Params, task: PyTree) -> Episodes:
-    """E episodes of the policy, and the advantages of its actions."""
-    run = lambda key: rollout(key, parts.episode, parts.actor.act, params, (), task)[1]
+def play(parts: Parts, key: jax.Array, moments: PyTree, params: Params, task: PyTree) -> tuple[Transition, Episodes]:
+    """E episodes of the policy as they were played, and as they are learned from, with advantages of its actions."""
+    policy = looking(parts.normalization, parts.actor.act)
+    run = lambda key: rollout(key, parts.episode, policy, (moments, params), (), task)[1]
     transitions = jax.vmap(run, out_axes=1)(jax.random.split(key, parts.num_episodes))
-    done = transitions.terminated | transitions.truncated
-    to_go = discounted_returns(transitions.reward, done, discount=parts.advantages.discount)
+    return transitions, judged_by_return(parts, params, seen(parts, moments, transitions))
+
+
+def seen(parts: Parts, moments: PyTree, transitions: Transition) -> Transition:
+    """Episodes `[T, E]` as networks see them, with rewards as they are learned from."""
+    observe = jax.vmap(jax.vmap(partial(parts.normalization.observe, moments)))
+    return transitions._replace(
+        inputs=transitions.inputs._replace(observation=observe(transitions.inputs.observation)),
+        next_observation=observe(transitions.next_observation),
+        reward=parts.normalization.pay(moments, transitions.reward),
+    )
+
+
+def judged_by_return(parts: Parts, params: Params, transitions: Transition) -> Episodes:
+    """With the advantages of actions, by the baseline that was chosen."""
+    done, to_go = transitions.terminated | transitions.truncated, returns_to_go(parts, transitions)
     value, next_value = baseline_values(parts.actor, params, transitions, to_go, parts.baseline)
     advantage, target = gae(
         transitions.reward,
@@ -278,6 +299,18 @@ def play(parts: Parts, key: jax.Array, params: Params, task: PyTree) -> Episodes
         return Episodes(transitions, advantage, target, jnp.ones(()))
     advantage, scale = normalized(advantage, transitions.mask, to_go)
     return Episodes(transitions, advantage, target, scale)
+
+
+def returns_to_go(parts: Parts, transitions: Transition) -> jax.Array:
+    """Discounted, to the end of the episode."""
+    done = transitions.terminated | transitions.truncated
+    return discounted_returns(transitions.reward, done, discount=parts.advantages.discount)
+
+
+def measured(parts: Parts, transitions: Transition) -> PyTree:
+    """The moments of episodes `[T, E]`."""
+    steps = (transitions.inputs.observation, transitions.reward, returns_to_go(parts, transitions), transitions.mask)
+    return parts.normalization.measure(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps))
 
 
 def baseline_values(
@@ -319,12 +352,13 @@ def inner_loss(parts: Parts, params: Params, episodes: Episodes) -> tuple[jax.Ar
 
 def adapt_live(
     parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree, num_steps: int
-) -> tuple[Params, Episodes]:
-    """The adapted parameters, and the episodes that each inner step learned from, `[K, T, E]`."""
+) -> tuple[Params, tuple[Transition, Episodes]]:
+    """The adapted parameters, and what was played, `[K, T, E]`, and what each inner step learned of it."""
     check_meta_params(meta_params)
-    draw = lambda key, params: jax.lax.stop_gradient(play(parts, key, params, task))
+    draw = lambda key, params: jax.lax.stop_gradient(play(parts, key, meta_params.constants, params, task))
+    loss = lambda params, played: inner_loss(parts, params, played[1])
     keys = jax.random.split(key, num_steps)
-    state, trace = adapt.unroll(parts.inner_optimizer, partial(inner_loss, parts), draw, meta_params, keys)
+    state, trace = adapt.unroll(parts.inner_optimizer, loss, draw, meta_params, keys)
     return parts.inner_optimizer.params(meta_params, state.fast), trace.batch
 
 
@@ -384,17 +418,19 @@ def credit_of(after: Episodes, discount: float | jax.Array) -> jax.Array:
 
 def sample(
     parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree
-) -> tuple[Episodes, Episodes, tuple[Metrics, Metrics]]:
-    """A task's episodes before and after adaptation; the learner's metrics and the user's."""
+) -> tuple[Episodes, Episodes, PyTree, tuple[Metrics, Metrics]]:
+    """A task's episodes before and after adaptation, and their moments; the learner's metrics and the user's."""
     before_key, after_key = jax.random.split(key)
-    params, before = adapt_live(parts, before_key, meta_params, task, parts.num_inner_steps)
-    after = jax.lax.stop_gradient(play(parts, after_key, params, task))
-    first = jax.tree.map(lambda x: x[0], before.transitions)
+    params, (played, before) = adapt_live(parts, before_key, meta_params, task, parts.num_inner_steps)
+    last, after = jax.lax.stop_gradient(play(parts, after_key, meta_params.constants, params, task))
+    first = jax.tree.map(lambda x: x[0], played)
     reports = [
         {f"{name}_before": value for name, value in of_first.items()} | of_last
-        for of_first, of_last in zip(report(parts, first), report(parts, after.transitions), strict=True)
+        for of_first, of_last in zip(report(parts, first), report(parts, last), strict=True)
     ]
-    return before, after, (reports[0], reports[1])
+    measure = partial(measured, parts)
+    moments = jax.tree.map(lambda x, y: jnp.append(x, y[None], axis=0), jax.vmap(measure)(played), measure(last))
+    return before, after, moments, (reports[0], reports[1])
 
 
 def report(parts: Parts, transitions: Transition) -> tuple[Metrics, Metrics]:
@@ -409,19 +445,21 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
     # Every task is adapted to and played in, before and after.
     each = lambda meta_params, per_task: sample(parts, per_task[0], meta_params, per_task[1])
     per_task = jax.random.split(sample_key, num_tasks), tasks
-    before, after, reports = for_each_task(each, state.meta_params, per_task)
+    before, after, measures, reports = for_each_task(each, state.meta_params, per_task)
     own, of_user = jax.tree.map(lambda x: jnp.mean(x, axis=0), reports)
     num_env_steps = jnp.sum(before.transitions.mask) + jnp.sum(after.transitions.mask)
 
     # The outer steps, through the inner loop on what was played.
     judged = Judged(after, credit_of(after, parts.advantages.discount))
-    judged, own, of_user, num_env_steps = known_everywhere((judged, own, of_user, num_env_steps))
+    of_each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), measures)
+    moments = parts.normalization.merge(state.meta_params.constants, of_each)
+    judged, moments, own, of_user, num_env_steps = known_everywhere((judged, moments, own, of_user, num_env_steps))
     keys = jax.random.split(gradient_key, num_tasks + 1)
     meta_params, opt_state, curves = descend(
         keys[-1],
         parts.optimizer,
         partial(meta_gradient_of, parts),
-        state.meta_params,
+        learned(state.meta_params),
         state.opt_state,
         (keys[:-1], before, judged),
         axis=0,
@@ -429,10 +467,11 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
         num_minibatches=parts.outer.num_minibatches,
         **trust_functions(parts, before, judged),
     )
-    learned = own | of_update(curves) | {"num_env_steps": num_env_steps}
+    terms = own | of_update(curves) | {"num_env_steps": num_env_steps}
     if isinstance(opt_state, TrustRegionState):
-        learned |= kl_of(opt_state)
-    return counted(state, meta_params, opt_state, learned["is_finite"]), beside(of_user, learned)
+        terms |= kl_of(opt_state)
+    meta_params = meta_params._replace(constants=moments)
+    return counted(state, meta_params, opt_state, terms["is_finite"]), beside(of_user, terms)
 
 
 def meta_gradient_of(parts: Parts, meta_params: MetaParams, data: PyTree) -> tuple:
@@ -477,20 +516,21 @@ def trust_functions(parts: Parts, before: Episodes, judged: Judged) -> dict[str,
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
     params = check_params(parts.init_fn(key))
-    return initial_state(parts.optimizer, MetaParams(params, parts.inner_optimizer.init(params)))
+    hyper, constants = parts.inner_optimizer.init(params), parts.normalization.init()
+    return initial_state(parts.optimizer, MetaParams(params, hyper, constants))
 
 
 def _adapt(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedPolicy:
-    params, episodes = adapt_live(parts, key, meta_params, task, parts.num_eval_steps)
-    return AdaptedPolicy(params, episodes.transitions)
+    params, (played, _) = adapt_live(parts, key, meta_params, task, parts.num_eval_steps)
+    return AdaptedPolicy(params, played)
 
 
 def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
     before_key, after_key = jax.random.split(key)
-    params, before = adapt_live(parts, before_key, meta_params, task, parts.num_eval_steps)
-    last = play(parts, after_key, params, task).transitions
+    params, (played, _) = adapt_live(parts, before_key, meta_params, task, parts.num_eval_steps)
+    last, _ = play(parts, after_key, meta_params.constants, params, task)
     reported = lambda transitions: beside(*reversed(report(parts, transitions)))
-    return jax.tree.map(jnp.append, jax.vmap(reported)(before.transitions), reported(last))
+    return jax.tree.map(jnp.append, jax.vmap(reported)(played), reported(last))
 
 
 def _agent(parts: Parts, meta_params: MetaParams, adapted: AdaptedPolicy | None = None) -> Agent:
@@ -500,7 +540,8 @@ def _agent(parts: Parts, meta_params: MetaParams, adapted: AdaptedPolicy | None 
         raise ValueError(f"adapted must be what adapt returned, an AdaptedPolicy, got {type(adapted).__name__}")
     optimizer = parts.inner_optimizer
     initial = lambda: optimizer.params(meta_params, optimizer.start(meta_params).fast)
-    return Agent(parts.actor.act, initial() if adapted is None else adapted.params)
+    policy = looking(parts.normalization, parts.actor.act)
+    return Agent(policy, (meta_params.constants, initial() if adapted is None else adapted.params))
 
 
 def _optimizer(outer: PolicyStep, optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
@@ -521,6 +562,7 @@ class OfMamlRL(TypedDict, total=False):
     advantages: Advantages
     baseline: Literal["linear", "none", "value"]
     optimizer: optax.GradientTransformation | None
+    normalization: Normalization | None
     metrics_fn: MetricsFn | None
     meta_gradient: adapt.MetaGradient | None
     microbatch: int | None

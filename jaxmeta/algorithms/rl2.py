@@ -27,6 +27,7 @@ from jaxmeta.nn.recurrent import Recurrent, gru
 from jaxmeta.outer import chosen_optimizer, counted, for_each_task, initial_state, mean_over_shares, shared_out
 from jaxmeta.rl.env import Family, check_family
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
+from jaxmeta.rl.observe import Normalization, chosen_normalization, looking
 from jaxmeta.rl.on_policy import (
     PPO,
     TRPO,
@@ -43,7 +44,7 @@ from jaxmeta.rl.returns import discounted_returns, gae
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.trials import Trial, trial
 from jaxmeta.rl.trust_region import kl_of, trust_region
-from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
+from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, learned
 
 
 class Experience(NamedTuple):
@@ -61,8 +62,8 @@ class Experience(NamedTuple):
 class Parts(NamedTuple):
     """What a learner is made of, all of it checked; see the arguments of `rl2`.
 
-    `actor` and `critic` are the networks that learn, `policy` is how the actor acts, from the carry
-    `start()`.
+    `actor` and `critic` are the networks that learn, `policy` is how the actor acts, by (moments, its parameters), from
+    the carry `start()`.
     """
 
     train_trial: Trial
@@ -80,6 +81,7 @@ class Parts(NamedTuple):
     max_grad_norm: float | None
     advantages: Advantages
     entropy_weight: optax.Schedule
+    normalization: Normalization
     metrics_fn: MetricsFn | None
 
 
@@ -97,6 +99,7 @@ def rl2(
     optimizer: optax.GradientTransformation | None = None,
     max_grad_norm: float | None = 0.5,
     entropy_weight: float | optax.Schedule = 0.0,
+    normalization: Normalization | None = None,
     metrics_fn: MetricsFn | None = None,
 ) -> MetaLearner:
     """Meta-learns a recurrent policy by reinforcement learning over whole trials.
@@ -124,6 +127,7 @@ def rl2(
         the value's may be a hundred times the policy's. None does not clip.
       entropy_weight: ≥ 0, what a nat of the policy's entropy is worth; or an optax schedule of it, (step of `update`)
         -> weight.
+      normalization: of observations and rewards, `rl.running_moments(family)`; they are taken as they are if None.
       metrics_fn: (transitions of a trial, `[T]`) -> {name: scalar}, what `update` and `evaluate` report beside their
         own; see `rl.Transition`.
 
@@ -160,6 +164,7 @@ def rl2(
     if max_grad_norm is not None:
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
     of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)
+    normalization = chosen_normalization(normalization)
     check_metrics_fn(metrics_fn, "T")
     train_trial = trial(family.environment, num_episodes=num_episodes)
     eval_trial = trial(family.environment, num_episodes=num_eval_episodes)
@@ -177,13 +182,14 @@ def rl2(
         partial(_num_inputs, family, train_trial),
         network,
         recurrent_value(critic, truncation=truncation),
-        acting(network, train_trial.encode),
+        looking(normalization, acting(network, train_trial.encode)),
         partial(actor.start, ()),
         outer,
         optimizer,
         max_grad_norm,
         advantages,
         of_entropy,
+        normalization,
         metrics_fn,
     )
     return MetaLearner(
@@ -200,7 +206,7 @@ def _init(parts: Parts, key: jax.Array) -> MetaState:
     actor_key, critic_key = jax.random.split(key)
     num_inputs = parts.num_inputs()
     params = {"actor": parts.actor.init(actor_key, num_inputs), "critic": parts.critic.init(critic_key, num_inputs)}
-    meta_params = MetaParams(params)
+    meta_params = MetaParams(params, constants=parts.normalization.init())
     if not isinstance(parts.outer, TRPO):
         return initial_state(parts.optimizer, meta_params)
     of_actor, of_critic = trust_region(parts.outer).init(params["actor"]), parts.optimizer.init(params["critic"])
@@ -211,32 +217,55 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
     play_key, learn_key = jax.random.split(key)
 
     # A trial of each task, by the policy that there is.
-    experience, played, of_user = play(parts, play_key, state.meta_params.params, tasks)
+    experience, moments, played, of_user = play(parts, play_key, state.meta_params, tasks)
 
     # One step in a trust region, or the optimizer's, on all of them.
     entropy_weight = jnp.asarray(parts.entropy_weight(state.step))
     learn = learn_by_trust_region if isinstance(parts.outer, TRPO) else learn_by_gradients
-    params, opt_state, learned = learn(parts, learn_key, state, experience, entropy_weight)
-    stepped = counted(state, MetaParams(params), opt_state, learned["is_finite"])
-    return stepped, beside(of_user, played | learned)
+    params, opt_state, terms = learn(parts, learn_key, state, experience, entropy_weight)
+    stepped = counted(state, MetaParams(params, constants=moments), opt_state, terms["is_finite"])
+    return stepped, beside(of_user, played | terms)
 
 
-def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[Experience, Metrics, Metrics]:
-    """A trial of each task, and what is to be learned from it; the learner's metrics and the user's."""
-    keys = jax.random.split(key, check_stacked("tasks", tasks))
+def play(
+    parts: Parts, key: jax.Array, meta_params: MetaParams, tasks: PyTree
+) -> tuple[Experience, PyTree, Metrics, Metrics]:
+    """A trial of each task, and what is to be learned from it; the moments with it; the learner's metrics and the
+    user's."""
+    keys, moments = jax.random.split(key, check_stacked("tasks", tasks)), meta_params.constants
 
-    def run(params: Params, per_task: tuple[jax.Array, PyTree]) -> tuple[Transition, jax.Array, Metrics]:
+    def run(meta_params: MetaParams, per_task: tuple[jax.Array, PyTree]) -> tuple[Transition, jax.Array, PyTree]:
         key, task = per_task
-        played = rollout(key, parts.train_trial, parts.policy, params["actor"], parts.start(), task)[1]
-        return played, parts.critic.apply(params["critic"], played.extras.x), metrics_of(parts.metrics_fn, played)
+        played = rollout(key, parts.train_trial, *_agent(parts, meta_params), task)[1]
+        value = parts.critic.apply(meta_params.params["critic"], played.extras.x)
+        return played, value, (measured(parts, played), metrics_of(parts.metrics_fn, played))
 
-    *by_trial, of_user = for_each_task(run, params, (keys, tasks))
+    *by_trial, (of_trials, of_user) = for_each_task(run, meta_params, (keys, tasks))
     trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
-    advantage, target = trial_advantages(trials, value, parts.advantages, parts.num_exploration_episodes)
+    paid = trials._replace(reward=parts.normalization.pay(moments, trials.reward))
+    advantage, target = trial_advantages(paid, value, parts.advantages, parts.num_exploration_episodes)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
     total = jnp.mean(jnp.sum(trials.reward, axis=0))
     own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
-    return known_everywhere((experience, own, jax.tree.map(jnp.mean, of_user)))
+    moments = parts.normalization.merge(moments, of_trials)
+    return known_everywhere((experience, moments, own, jax.tree.map(jnp.mean, of_user)))
+
+
+def measured(parts: Parts, played: Transition) -> PyTree:
+    """The moments of one trial."""
+    reward = counted_reward(played, parts.num_exploration_episodes)
+    to_go = discounted_returns(reward, is_last_of(played), discount=parts.advantages.discount)
+    return parts.normalization.measure(played.inputs.observation, played.reward, to_go, played.mask)
+
+
+def counted_reward(trials: Transition, num_exploration_episodes: int) -> jax.Array:
+    """The rewards `[T, ...]`, 0 in the first episodes of a trial."""
+    return jnp.where(episode_of(trials) >= num_exploration_episodes, trials.reward, 0)
+
+
+def is_last_of(trials: Transition) -> jax.Array:
+    """Whether each step `[T, ...]` is the last that is played of its trial."""
+    return trials.mask & ~jnp.append(trials.mask[1:], jnp.zeros_like(trials.mask[:1]), axis=0)
 
 
 def trial_advantages(
@@ -244,8 +273,7 @@ def trial_advantages(
 ) -> tuple[jax.Array, jax.Array]:
     """Advantages, and what values are fitted to, both `[T, N]`: one return goes through the ends of episodes, and ends
     with the trial. The rewards of the first `num_exploration_episodes` do not count."""
-    reward = jnp.where(episode_of(trials) >= num_exploration_episodes, trials.reward, 0)
-    is_last = trials.mask & ~jnp.append(trials.mask[1:], jnp.zeros_like(trials.mask[:1]), axis=0)
+    reward, is_last = counted_reward(trials, num_exploration_episodes), is_last_of(trials)
     advantage, target = gae(
         reward,
         value,
@@ -304,7 +332,7 @@ def learn_by_gradients(
         key,
         parts.optimizer,
         gradient_fn,
-        state.meta_params,
+        learned(state.meta_params),
         state.opt_state,
         experience,
         axis=1,
@@ -394,7 +422,7 @@ def _agent(parts: Parts, meta_params: MetaParams, adapted: PyTree = None) -> Age
     """At the beginning of a trial, or going on from what `adapt` returned."""
     check_meta_params(meta_params)
     carry = parts.start() if adapted is None else adapted
-    return Agent(parts.policy, meta_params.params["actor"], carry)
+    return Agent(parts.policy, (meta_params.constants, meta_params.params["actor"]), carry)
 
 
 def _constant(name: str, value: float) -> optax.Schedule:

@@ -18,6 +18,7 @@ the same `evaluate`.
 from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns
 from jaxmeta.rl.env import Continuous, Discrete, Environment, Family
 from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
+from jaxmeta.rl.observe import Moments, Normalization, Seen, running_moments
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy, mlp_policy_and_value
 from jaxmeta.rl.references import reference_learner
 from jaxmeta.rl.replay import IndexedTask, indexed_tasks
@@ -34,10 +35,13 @@ __all__ = [
     "Family",
     "IndexedTask",
     "Inputs",
+    "Moments",
+    "Normalization",
     "Outcome",
     "Pinned",
     "Policy",
     "PolicyNetwork",
+    "Seen",
     "Transition",
     "Trial",
     "TrialState",
@@ -62,6 +66,7 @@ __all__ = [
     "replay",
     "returns",
     "rollout",
+    "running_moments",
     "trial",
     "trust_region",
 ]

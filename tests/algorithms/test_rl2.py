@@ -302,9 +302,9 @@ def test_what_acted_is_replayed_exactly(x64, name):
     run = jax.jit(jax.vmap(lambda key, task: rl.rollout(key, trial, *agent, task), out_axes=(0, 1)))
     carry, played = run(keys, tasks())
     network = recurrent_policy(rl.Discrete(2), core)
-    replayed = jax.jit(network.apply)(agent.params, played.extras.x).log_prob(played.action)
+    replayed = jax.jit(network.apply)(agent.params[1], played.extras.x).log_prob(played.action)
     np.testing.assert_allclose(replayed, played.extras.log_prob, rtol=1e-12, atol=1e-12)
-    whole = jax.jit(core.sequence)(agent.params["core"], core.start((N,)), played.extras.x)[0]
+    whole = jax.jit(core.sequence)(agent.params[1]["core"], core.start((N,)), played.extras.x)[0]
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), carry, whole)
     one = jax.tree.map(lambda x: x[0], (keys, tasks()))
     adapted = jax.jit(learned.adapt)(one[0], meta_params, one[1])
