@@ -35,12 +35,12 @@ def played(number):
     return jax.vmap(FAMILY.train.sample, (0, None))(keys, FAMILY.train.data)
 
 
-def off_policy(encoder):
+def off_policy(encoder, **options):
     size = 0 if encoder is None else encoder.latent_size
     networks = jaxmeta.mlp_actor_critic(FAMILY, latent_size=size, hidden=(3,))
     visits = jaxmeta.Visits(num_prior_steps=3, num_posterior_steps=2)
     replay = jaxmeta.Replay(capacity=8, num_gradient_steps=2, batch_size=3, num_batch_tasks=4)
-    how = {"num_train_tasks": 6, "replay": replay, "visits": visits}
+    how = {"num_train_tasks": 6, "replay": replay, "visits": visits, **options}
     return jaxmeta.sac(FAMILY, networks, **how) if encoder is None else jaxmeta.pearl(FAMILY, networks, encoder, **how)
 
 
@@ -53,6 +53,13 @@ def every():
     yield "rl2", jaxmeta.rl2(FAMILY, outer=jaxmeta.PPO(num_epochs=2, num_minibatches=2), **of), played(8)
     tasks = rl.IndexedTask(jnp.arange(4), played(4), 6)
     yield "pearl", off_policy(jaxmeta.mlp_encoder(FAMILY, latent_size=2, hidden=(2,))), tasks
+
+    how = {"normalization": rl.running_moments(FAMILY)}
+    two = jaxmeta.PPO(num_minibatches=2)
+    yield "rl normalized rl2", jaxmeta.rl2(FAMILY, outer=two, **of, **how), played(8)
+    yield "rl normalized pearl", off_policy(jaxmeta.mlp_encoder(FAMILY, latent_size=2, hidden=(2,)), **how), tasks
+    policy, how = rl.mlp_policy(FAMILY, hidden=(2,)), how | {"outer": jaxmeta.VPG(), "num_episodes": 2}
+    yield "rl normalized maml", jaxmeta.maml_rl(*policy, FAMILY.environment, **how), played(4)
 
     yield "sac", off_policy(None), rl.IndexedTask(jnp.arange(4), played(4), 6)
     for name, learner in supervised.learners(jnp.float64):

@@ -187,6 +187,7 @@ VALID = {
         "carry": rl.oracles.epsilon_greedy(5).carry,
         "task": rl.families.Bandit(np.ones(5, np.float32)),
     },
+    "rl.running_moments": {"family": BANDIT},
     "rl.trial": ENVIRONMENT,
     "rl.trust_region": {},
     **{f"rl.families.{name}": {} for name in ("bernoulli_bandit", "gaussian_bandit", "krazy_world", "tabular_mdp")},
@@ -313,6 +314,7 @@ UNCALLED = {  # something of another kind, and what makes one in the place of on
     jaxmeta.MetaState: [META_PARAMS, LINES],
     rl.Environment: [BANDIT, rl.families.navigation, BANDIT.environment._replace(max_steps=0)],
     rl.Family: [BANDIT.environment, rl.families.navigation],
+    rl.Normalization: [rl.running_moments, BANDIT],
     rl.Trial: [BANDIT.environment, rl.trial],
     nn.Recurrent: [nn.gru, nn.MLP((4,))],
 }
@@ -333,8 +335,7 @@ of_replay = {
         st.integers(1, 199).map(lambda capacity: jaxmeta.Replay(capacity=capacity)),
         st.integers(201, 999).map(lambda num_context: jaxmeta.Replay(num_context=num_context)),
     ),
-    "actor_critic": st.sampled_from([BANDIT, None, 1]),
-    "family": st.just(BANDIT),
+    "actor_critic": st.sampled_from([BANDIT, None, 1, jaxmeta.mlp_actor_critic(BANDIT)]),
 }
 SPECIAL = {
     **dict.fromkeys(("maml", "fomaml", "meta_sgd", "anil", "boil", "cavia", "maml_plus_plus"), of_losses),
@@ -346,8 +347,8 @@ SPECIAL = {
     "evaluate": {"key": key, "num_tasks": st.just(1)},
     "fit": {"key": key, "callbacks": st.sampled_from([[1], "ab", [len]]), "validate": st.just(LINES)},
     "maml_rl": {"optimizer": st.just(optax.adam(0.1))},  # TRPO has none
-    "mlp_actor_critic": {"family": st.just(BANDIT), "hidden": widths},
-    "mlp_encoder": {"family": st.just(BANDIT), "hidden": widths, "latent_size": st.just(0)},
+    "mlp_actor_critic": {"hidden": widths},
+    "mlp_encoder": {"hidden": widths, "latent_size": st.just(0)},
     "pearl": of_replay | {"encoder": st.sampled_from([jaxmeta.mlp_actor_critic(PLANE), 1])},
     "sac": of_replay,
     "rl2": {
@@ -383,6 +384,7 @@ SPECIAL = {
     "rl.make_gymnax": {"name": st.text(max_size=3)},
     "rl.mlp_policy": {"hidden": widths, "min_std": zero},
     "rl.mlp_policy_and_value": {"hidden": widths, "min_std": zero},
+    "rl.running_moments": {"max_deviations": zero},
     "rl.rollout": {"policy": st.sampled_from([1, "policy", len, rl.oracles.epsilon_greedy])},
     "rl.families.krazy_world": {"size": st.integers(1, 5), "num_goals": st.integers(min_value=11)},
     "rl.oracles.gittins_table": {"num_pulls": st.integers(min_value=201)},

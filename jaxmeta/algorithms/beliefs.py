@@ -63,7 +63,7 @@ def mlp_encoder(
       (mean [n, L], variance [n, L]) of a Gaussian factor for each; `latent_size`, L; and `context`.
 
     Raises:
-      ValueError: `family` is none or has no real actions, `latent_size` is no positive integer, or `context` no name.
+      ValueError: `family` is none, `latent_size` is no positive integer, or `context` no name.
 
     >>> from jaxmeta.rl import families
     >>> encoder = mlp_encoder(families.navigation(), latent_size=3)

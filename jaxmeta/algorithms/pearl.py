@@ -38,6 +38,7 @@ from jaxmeta.algorithms.sac import (
     SoftActorCritic,
     experience_shapes,
     init_params,
+    policy_at,
     rescale,
     sac_losses,
     track,
@@ -53,14 +54,17 @@ from jaxmeta.checks import (
 )
 from jaxmeta.outer import apply_gradient, chosen_optimizer, counted, for_each_task, initial_state, mean_over_shares
 from jaxmeta.outer.cost import default_memory_budget
-from jaxmeta.rl.distributions import Gaussian
-from jaxmeta.rl.env import Environment, Family, flatten
+from jaxmeta.rl.action_masks import ActionMask, allowed_at, check_action_mask
+from jaxmeta.rl.distributions import Categorical, Gaussian
+from jaxmeta.rl.env import Discrete, Environment, Family, flatten, unflatten
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
+from jaxmeta.rl.observe import Normalization, chosen_normalization
 from jaxmeta.rl.replay import Buffers, IndexedTask, MemoryPlan, add_rows, empty_buffers, memory_plan, sample_rows
+from jaxmeta.rl.returns import discounted_returns
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, rollout
 from jaxmeta.rl.trials import Inputs, trial
 from jaxmeta.signatures import names_options_of
-from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
+from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, learned
 
 _log = logging.getLogger("jaxmeta")
 
@@ -195,6 +199,8 @@ def pearl(
     meta_test: MetaTest = MetaTest(),
     optimizer: optax.GradientTransformation | None = None,
     critic_reward_fn: CriticRewardFn | None = None,
+    normalization: Normalization | None = None,
+    action_mask: ActionMask | None = None,
     metrics_fn: MetricsFn | None = None,
 ) -> MetaLearner:
     """Probabilistic embeddings for actor-critic meta-reinforcement-learning.
@@ -226,6 +232,10 @@ def pearl(
       optimizer: of all networks; adam(3e-4) if None.
       critic_reward_fn: (params of the task, experience) -> the reward that critics learn from, in training; where tasks
         pay sparsely the authors' code learns from the dense reward, and sees the sparse one.
+      normalization: of observations and rewards, `rl.running_moments(family)`; they are taken as they are if None. What
+        is kept is not normalised, and moments are merged after the visits, before what is kept is learned from.
+      action_mask: (observation, as the environment gives it) -> `[A]` booleans, which of the discrete actions there
+        are; all if None. Where there is none at all the reward is NaN, and such a visit is not remembered.
       metrics_fn: (transitions [H, E] of E whole episodes) -> {name: scalar}, what is told beside "return", by
         `evaluate` of each episode, by `update` of those that "return" is of, and as name_before of "return_before"'s.
 
@@ -253,15 +263,16 @@ def pearl(
     """
     row, environment = experience_shapes(family), family.environment
     _check(num_train_tasks, kl_weight, visits, replay, sac, meta_test, critic_reward_fn, metrics_fn)
-    _check_networks(actor_critic, encoder, row)
-    optimizer = chosen_optimizer(optimizer, optax.adam(3e-4))
+    check_action_mask(action_mask, environment.action_space)
+    _check_networks(actor_critic, encoder, row, isinstance(environment.action_space, Discrete))
+    optimizer, normalization = chosen_optimizer(optimizer, optax.adam(3e-4)), chosen_normalization(normalization)
     num_steps = visits.num_steps(environment.max_steps)
     plan = _plan(row, num_train_tasks, replay, num_steps)
-    act = _policy(actor_critic, environment)
+    act, see = _policy(actor_critic, environment, normalization, action_mask), partial(as_seen, normalization)
 
     def init(key: jax.Array) -> MetaState:
         _say(str(plan))
-        meta_params = MetaParams(_init_networks(key, actor_critic, encoder, sac))
+        meta_params = MetaParams(_init_networks(key, actor_critic, encoder, sac), constants=normalization.init())
         memory = empty_memory(meta_params, row, num_train_tasks, replay.capacity, sum(num_steps[:2]))
         return initial_state(optimizer, meta_params)._replace(carry=memory)
 
@@ -270,18 +281,31 @@ def pearl(
         collect_visit,
         environment=environment,
         act=partial(act, is_greedy=False),
-        encoder=encoder,
+        believe=partial(believe, encoder, see),
+        prior=prior_of(encoder),
         num_steps=num_steps,
+        measure=partial(measured, normalization, sac.discount),
         critic_reward_fn=critic_reward_fn,
         metrics_fn=metrics_fn,
     )
     of_mean = kl_weight * replay.num_batch_tasks  # λ weighs the sum of the KL over tasks, and losses are means
     loss_fn = partial(pearl_loss, actor_critic=actor_critic, encoder=encoder, sac=sac, kl_weight=of_mean)
-    step = partial(gradient_step, loss_fn=loss_fn, optimizer=optimizer, replay=replay, target_rate=sac.target_rate)
-    update = partial(meta_train, collect=collect, step=step, num_gradient_steps=replay.num_gradient_steps)
+    look = partial(looked_at, normalization, _allowed_rows(action_mask, family))
+    step = partial(
+        gradient_step, look=look, loss_fn=loss_fn, optimizer=optimizer, replay=replay, target_rate=sac.target_rate
+    )
+    update = partial(
+        meta_train,
+        collect=collect,
+        merge=normalization.merge,
+        step=step,
+        num_gradient_steps=replay.num_gradient_steps,
+    )
 
     # Algorithm 2.
-    adapt, evaluate, agent = meta_test_of(meta_test, environment, act, encoder, row, metrics_fn)
+    adapt, evaluate, agent = meta_test_of(
+        meta_test, environment, act, partial(believe, encoder, see), prior_of(encoder), row, metrics_fn
+    )
     return MetaLearner(init, update, adapt, evaluate, agent, unit="episode")
 
 
@@ -294,6 +318,8 @@ class OfPearl(TypedDict, total=False):
     meta_test: MetaTest
     optimizer: optax.GradientTransformation | None
     critic_reward_fn: CriticRewardFn | None
+    normalization: Normalization | None
+    action_mask: ActionMask | None
     metrics_fn: MetricsFn | None
 
 
@@ -339,55 +365,131 @@ def empty_memory(meta_params: MetaParams, row: Experience, num_tasks: int, capac
     return Memory(target, empty_buffers(row, num_tasks, capacity), context)
 
 
-def _policy(actor_critic: ActorCritic, environment: Environment) -> Callable:
-    """A policy of params (parameters, belief), whose carry is z, and whose extras are its actions in [−1, 1]."""
-    space: Any = environment.action_space  # Continuous: `experience_shapes` has looked
+def _policy(
+    actor_critic: ActorCritic, environment: Environment, normalization: Normalization, action_mask: ActionMask | None
+) -> Callable:
+    """A policy of params (meta-parameters, belief), whose carry is z, and whose extras are its actions as they are
+    learned from."""
+    space: Any = environment.action_space
 
-    def act(key: jax.Array, params: tuple[Params, Gaussian], z: jax.Array, inputs: Inputs, *, is_greedy: bool):
+    def act(key: jax.Array, params: tuple[MetaParams, Gaussian], z: jax.Array, inputs: Inputs, *, is_greedy: bool):
         z_key, action_key = jax.random.split(key)
-        parameters, belief = params
+        meta_params, belief = params
         z = jnp.where(inputs.done, belief.sample(z_key), z)
-        distribution = actor_critic.actor(parameters["actor"], flatten(inputs.observation)[None], z[None])
+        observation = flatten(normalization.observe(meta_params.constants, inputs.observation))
+        allowed = None
+        if action_mask is not None:
+            allowed = allowed_at(action_mask, inputs.observation, space.num_actions)[None]
+        distribution = policy_at(actor_critic, meta_params.params["actor"], observation[None], z[None], allowed)
         action = (distribution.mode() if is_greedy else distribution.sample(action_key))[0]
+        if isinstance(space, Discrete):
+            return action, z, jax.nn.one_hot(action, space.num_actions)
         return rescale(action, space), z, action
 
     return act
 
 
 def experience_of(transitions: Transition) -> Experience:
-    """Transitions `[T]` of one of these policies, whose extras are its actions in units of the action space."""
+    """Transitions `[T]` of one of these policies, whose extras are its actions as they are learned from."""
     observation, next_observation = (
         jax.vmap(flatten)(seen) for seen in (transitions.inputs.observation, transitions.next_observation)
     )
     return Experience(observation, transitions.extras, transitions.reward, next_observation, transitions.terminated)
 
 
+# What is seen of rows, which are kept as they are: by the encoder, and by actor and critics.
+
+
+def as_seen(normalization: Normalization, moments: PyTree, rows: Experience) -> Experience:
+    """Rows `[...]` as networks see them."""
+    observe = jax.vmap(partial(normalization.observe, moments))
+    seen = (observe(x.reshape(-1, x.shape[-1])).reshape(x.shape) for x in (rows.observation, rows.next_observation))
+    observation, next_observation = seen
+    reward = normalization.see(moments, rows.reward)
+    return rows._replace(observation=observation, next_observation=next_observation, reward=reward)
+
+
+def looked_at(
+    normalization: Normalization,
+    allowed_rows: Callable | None,
+    moments: PyTree,
+    context: Experience,
+    batch: Experience,
+) -> tuple[Experience, Experience, PyTree]:
+    """What the encoder is given; what is learned from, whose reward is the one that is paid; and which actions there
+    are, `[N, B, A]`, now and next."""
+    paid = as_seen(normalization, moments, batch)._replace(reward=normalization.pay(moments, batch.reward))
+    allowed = None
+    if allowed_rows is not None:
+        allowed = allowed_rows(batch.observation), allowed_rows(batch.next_observation)
+    return as_seen(normalization, moments, context), paid, allowed
+
+
+def _allowed_rows(action_mask: ActionMask | None, family: Family) -> Callable[[jax.Array], jax.Array] | None:
+    """(observations as they are kept, `[N, B, D]`) -> `[N, B, A]`; None without a mask."""
+    environment = family.environment
+    if action_mask is None or not isinstance(environment.action_space, Discrete):
+        return None
+    num_actions = environment.action_space.num_actions
+    observe = lambda key: environment.reset(key, family.train.sample(key, family.train.data))[0]
+    like = jax.eval_shape(observe, jax.random.key(0))
+
+    def allowed(x: jax.Array) -> jax.Array:
+        observation = jax.tree.map(lambda x, of: x.astype(of.dtype), unflatten(x, like), like)
+        return allowed_at(action_mask, observation, num_actions)
+
+    return jax.vmap(jax.vmap(allowed))
+
+
+def believe(
+    encoder: Encoder | None, see: Callable, meta_params: MetaParams, rows: Experience, mask: jax.Array
+) -> Gaussian:
+    """q(z | c) of rows `[n]` as they were played, where `mask` is true."""
+    return infer(meta_params.params, see(meta_params.constants, rows), mask, encoder)
+
+
+def measured(
+    normalization: Normalization, discount: float, rows: Experience, critic_reward: jax.Array, done: jax.Array
+) -> PyTree:
+    """The moments of what was played, `[T]`: of returns as the critics count them."""
+    to_go = discounted_returns(critic_reward, done, discount=discount)
+    return normalization.measure(rows.observation, rows.reward, to_go, jnp.ones_like(done))
+
+
 # Algorithm 1, meta-training.
 
 
 def meta_train(
-    key: jax.Array, state: MetaState, tasks: IndexedTask, *, collect: Callable, step: Callable, num_gradient_steps: int
+    key: jax.Array,
+    state: MetaState,
+    tasks: IndexedTask,
+    *,
+    collect: Callable,
+    merge: Callable,
+    step: Callable,
+    num_gradient_steps: int,
 ) -> tuple[MetaState, Metrics]:
     """Lines 3 to 22: visit tasks `[N]`, remember what was seen, and take gradient steps on all that is remembered."""
     _check_indexed(tasks, len(state.carry.buffers.num_added))
     collect_key, learn_key = jax.random.split(key)
 
     # Gathering data, from all tasks at once.
-    visit = lambda params, per_task: collect(per_task[0], params, per_task[1])
+    visit = lambda meta_params, per_task: collect(per_task[0], meta_params, per_task[1])
     keys = jax.random.split(collect_key, len(tasks.index))
-    visits = for_each_task(visit, state.meta_params.params, (keys, tasks.params))
+    visits = for_each_task(visit, state.meta_params, (keys, tasks.params))
     memory, all_finite = remember(state.carry, tasks.index, visits)
+    moments = merge(state.meta_params.constants, visits.measured)
 
     # Training steps.
-    learned = Learned(state.meta_params, state.opt_state, memory.target)
+    start = Learned(learned(state.meta_params), state.opt_state, memory.target)
     keys = jax.random.split(learn_key, num_gradient_steps)
-    learned, curves = jax.lax.scan(lambda learned, key: step(key, learned, memory), learned, keys)
+    after, curves = jax.lax.scan(lambda before, key: step(key, before, memory, moments), start, keys)
 
     is_finite = all_finite & jnp.all(curves.pop("is_finite"))
     num_env_steps = jnp.int32(visits.rows.reward.size)
     own = jax.tree.map(jnp.mean, curves) | {"num_env_steps": num_env_steps, "is_finite": is_finite}
-    state = state._replace(carry=memory._replace(target=learned.target))
-    state = counted(state, learned.meta_params, learned.opt_state, is_finite)
+    state = state._replace(carry=memory._replace(target=after.target))
+    state = counted(state, after.meta_params._replace(constants=moments), after.opt_state, is_finite)
     return state, beside(jax.tree.map(jnp.mean, visits.metrics), own)
 
 
@@ -397,45 +499,49 @@ class Visit(NamedTuple):
     Attributes:
       context: `[n]`, of what was played before the extra steps: what the next beliefs are made of
       rows: `[T]`, all of it, with the reward that critics learn from
+      measured: moments of all of it
       metrics: of the episodes
     """
 
     context: Experience
     rows: Experience
+    measured: PyTree
     metrics: Metrics
 
 
 def collect_visit(
     key: jax.Array,
-    params: Params,
+    meta_params: MetaParams,
     task: PyTree,
     *,
     environment: Environment,
     act: Callable,
-    encoder: Encoder | None,
+    believe: Callable,
+    prior: Gaussian,
     num_steps: tuple[int, int, int],
+    measure: Callable,
     critic_reward_fn: CriticRewardFn | None = None,
     metrics_fn: MetricsFn | None = None,
 ) -> Visit:
     """Lines 4 to 10: gather data from one task, with z from the prior, then from what that leads to believe."""
-    prior = prior_of(encoder)
-    believe = lambda rows: infer(params, rows, jnp.ones(len(rows.reward), bool), encoder)
+    from_all = lambda rows: believe(meta_params, rows, jnp.ones(len(rows.reward), bool))
 
-    def play(key: jax.Array, belief: Gaussian, num_steps: int) -> tuple[Experience, Metrics]:
+    def play(key: jax.Array, belief: Gaussian, num_steps: int) -> tuple[Experience, jax.Array, Metrics]:
         steps = trial(environment, num_steps=num_steps)
-        _, transitions = rollout(key, steps, act, (params, belief), prior.mean, task)
-        return experience_of(transitions), report(transitions, environment.max_steps, metrics_fn)
+        _, transitions = rollout(key, steps, act, (meta_params, belief), prior.mean, task)
+        done = (transitions.terminated | transitions.truncated).at[-1].set(True)
+        return experience_of(transitions), done, report(transitions, environment.max_steps, metrics_fn)
 
     prior_key, posterior_key, extra_key = jax.random.split(key, 3)
-    before, metrics_before = play(prior_key, prior, num_steps[0])
-    after, metrics = play(posterior_key, believe(before), num_steps[1])
-    context = rows = _join(before, after)
+    before, done_before, metrics_before = play(prior_key, prior, num_steps[0])
+    after, done_after, metrics = play(posterior_key, from_all(before), num_steps[1])
+    context, done = rows, _ = _join((before, done_before), (after, done_after))
     if num_steps[2]:
-        rows = _join(context, play(extra_key, believe(context), num_steps[2])[0])
-    if critic_reward_fn is not None:
-        rows = rows._replace(reward=_critic_reward(critic_reward_fn, task, rows))
+        rows, done = _join((context, done), play(extra_key, from_all(context), num_steps[2])[:2])
+    reward = rows.reward if critic_reward_fn is None else _critic_reward(critic_reward_fn, task, rows)
     metrics_before = {f"{name}_before": value for name, value in metrics_before.items()}
-    return Visit(context, rows, beside(metrics, metrics_before))
+    moments = measure(rows, reward, done)
+    return Visit(context, rows._replace(reward=reward), moments, beside(metrics, metrics_before))
 
 
 def report(transitions: Transition, max_steps: int, metrics_fn: MetricsFn | None) -> Metrics:
@@ -489,7 +595,9 @@ def gradient_step(
     key: jax.Array,
     learned: Learned,
     memory: Memory,
+    moments: PyTree,
     *,
+    look: Callable,
     loss_fn: Callable,
     optimizer: optax.GradientTransformation,
     replay: Replay,
@@ -497,7 +605,7 @@ def gradient_step(
 ) -> tuple[Learned, Metrics]:
     """Lines 12 to 21: draw tasks, contexts and batches, and step all networks. Nothing changes if it is not finite."""
     draw_key, loss_key = jax.random.split(key)
-    drawn = jax.random.split(loss_key, replay.num_batch_tasks), *draw(draw_key, memory, replay)
+    drawn = jax.random.split(loss_key, replay.num_batch_tasks), *look(moments, *draw(draw_key, memory, replay))
     of_some = lambda given, drawn: jax.value_and_grad(loss_fn, has_aux=True)(*given, *drawn)
     (loss, terms), grads = mean_over_shares(of_some, (learned.meta_params, learned.target), drawn)
     loss = jnp.where(jnp.any(memory.buffers.num_added > 0), loss, jnp.nan)  # of nothing there is nothing to learn
@@ -526,6 +634,7 @@ def pearl_loss(
     keys: jax.Array,
     context: Experience,
     batch: Experience,
+    allowed: PyTree = None,
     *,
     actor_critic: ActorCritic,
     encoder: Encoder | None,
@@ -533,20 +642,21 @@ def pearl_loss(
     kl_weight: float,
 ) -> tuple[jax.Array, Metrics]:
     """The mean over tasks `[N]` of the losses of soft actor-critic on `batch` `[N, B]`, with z ~ q(z | context), and of
-    `kl_weight` KL."""
+    `kl_weight` KL; with `allowed` of `sac_losses`."""
     params = meta_params.params
     has_kl = encoder is not None and encoder.context == "probabilistic"
 
-    def of_task(key: jax.Array, context: Experience, batch: Experience) -> tuple[jax.Array, Metrics]:
+    def of_task(key: jax.Array, context: Experience, batch: Experience, allowed: PyTree) -> tuple[jax.Array, Metrics]:
         z_key, sac_key = jax.random.split(key)
         belief = infer(params, context, jnp.ones(len(context.reward), bool), encoder)
         z = _repeat(belief.sample(z_key), len(batch.reward))
-        losses = sac_losses(sac_key, params, target, batch, z, actor_critic=actor_critic, options=sac)
+        how = {"actor_critic": actor_critic, "options": sac, "allowed": allowed}
+        losses = sac_losses(sac_key, params, target, batch, z, **how)
         kl = belief.kl(prior_of(encoder)) if has_kl else jnp.zeros(())
         metrics = {"critic_loss": losses.critic, "entropy": -losses.log_prob, "kl": kl}
         return losses.critic + losses.actor + losses.temperature + kl_weight * kl, metrics
 
-    return jax.tree.map(jnp.mean, jax.vmap(of_task)(keys, context, batch))
+    return jax.tree.map(jnp.mean, jax.vmap(of_task)(keys, context, batch, allowed))
 
 
 # Algorithm 2, meta-testing.
@@ -556,64 +666,66 @@ def meta_test_of(
     options: MetaTest,
     environment: Environment,
     act: Callable,
-    encoder: Encoder | None,
+    believe: Callable,
+    prior: Gaussian,
     row: Experience,
     metrics_fn: MetricsFn | None,
 ) -> tuple[Callable, Callable, Callable]:
     """What a `MetaLearner` has for it: `adapt`, `evaluate` and `agent`."""
-    prior = prior_of(encoder)
-    acts_greedily = encoder is None if options.is_greedy is None else options.is_greedy
+    acts_greedily = not prior.mean.size if options.is_greedy is None else options.is_greedy
     meet = partial(
         meet_task,
         environment=environment,
         act=partial(act, is_greedy=acts_greedily),
-        encoder=encoder,
+        believe=believe,
+        prior=prior,
         num_exploration_episodes=options.num_exploration_episodes,
         row=row,
     )
 
     def adapt(key: jax.Array, meta_params: MetaParams, task: PyTree) -> AdaptedBelief:
         check_meta_params(meta_params)
-        return meet(key, meta_params.params, task, num_episodes=options.num_episodes)
+        return meet(key, meta_params, task, num_episodes=options.num_episodes)
 
     def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
         check_meta_params(meta_params)
-        transitions = meet(key, meta_params.params, task, num_episodes=options.num_episodes + 1).transitions
+        transitions = meet(key, meta_params, task, num_episodes=options.num_episodes + 1).transitions
         return jax.vmap(lambda episode: report(episode, environment.max_steps, metrics_fn))(transitions)
 
     def agent(meta_params: MetaParams, adapted: AdaptedBelief | None = None, is_greedy: bool | None = None) -> Agent:
         check_meta_params(meta_params)
         belief = prior if adapted is None else adapted.belief
         policy = partial(act, is_greedy=acts_greedily if is_greedy is None else is_greedy)
-        return Agent(policy, (meta_params.params, belief), prior.mean)
+        return Agent(policy, (meta_params, belief), prior.mean)
 
     return adapt, evaluate, agent
 
 
 def meet_task(
     key: jax.Array,
-    params: Params,
+    meta_params: MetaParams,
     task: PyTree,
     *,
     num_episodes: int,
     environment: Environment,
     act: Policy,
-    encoder: Encoder | None,
+    believe: Callable,
+    prior: Gaussian,
     row: Experience,
     num_exploration_episodes: int,
 ) -> AdaptedBelief:
     """Episodes of one task, each with z from what all before it lead to believe; and what they all lead to believe."""
-    one, prior = trial(environment, num_episodes=1), prior_of(encoder)
+    one = trial(environment, num_episodes=1)
     task = task.params if isinstance(task, IndexedTask) else task  # a training task may be judged too
 
-    def believe(rows: Experience, mask: jax.Array) -> Gaussian:
-        return infer(params, _flat(rows), _flat(mask), encoder)
+    def from_all(rows: Experience, mask: jax.Array) -> Gaussian:
+        return believe(meta_params, _flat(rows), _flat(mask))
 
     def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
         i, key = step
         is_exploring = i < num_exploration_episodes
-        belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, believe(*seen))
-        _, transitions = rollout(key, one, act, (params, belief), prior.mean, task)
+        belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, from_all(*seen))
+        _, transitions = rollout(key, one, act, (meta_params, belief), prior.mean, task)
         new = (experience_of(transitions), transitions.mask)
         return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
 
@@ -621,13 +733,13 @@ def meet_task(
     rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
     nothing = (rows, jnp.zeros(shape, bool))
     seen, transitions = jax.lax.scan(play, nothing, (jnp.arange(num_episodes), jax.random.split(key, num_episodes)))
-    return AdaptedBelief(believe(*seen), transitions)
+    return AdaptedBelief(from_all(*seen), transitions)
 
 
 # Small things, and what is looked at.
 
 
-def _join(*parts: Experience) -> Experience:
+def _join(*parts: PyTree) -> Any:
     return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
 
@@ -694,7 +806,7 @@ def _check(
     check_metrics_fn(metrics_fn, "H, E")
 
 
-def _check_networks(actor_critic: ActorCritic, encoder: Encoder | None, row: Experience) -> None:
+def _check_networks(actor_critic: ActorCritic, encoder: Encoder | None, row: Experience, is_discrete: bool) -> None:
     """That they are some, and what they return of two rows, by shapes."""
     fields = ("init", "actor", "critic")
     check_fields("actor_critic", actor_critic, fields, "an ActorCritic, such as mlp_actor_critic(family)")
@@ -711,17 +823,21 @@ def _check_networks(actor_critic: ActorCritic, encoder: Encoder | None, row: Exp
             jnp.zeros((2, expected)),
         )
         params = actor_critic.init(key)
-        action = actor_critic.actor(params["actor"], rows.observation, z).sample(key)
-        found = {
-            "sample of actor": action,
-            "critic": actor_critic.critic(params["critic"], rows.observation, action, z),
-        }
+        policy = actor_critic.actor(params["actor"], rows.observation, z)
+        if isinstance(policy, Categorical) != is_discrete:
+            what = "discrete, and a Categorical" if is_discrete else "real, and no Categorical"
+            raise ValueError(f"actor of actor_critic must be of actions that are {what}, got {type(policy).__name__}")
+        arguments = (rows.observation, z) if is_discrete else (rows.observation, policy.sample(key), z)
+        acted = {"logits of actor": policy.logits} if is_discrete else {"sample of actor": arguments[1]}
+        found = acted | {"critic": actor_critic.critic(params["critic"], *arguments)}
         if encoder is not None:
             mean, variance = encoder.apply(encoder.init(key), rows)
             found |= {"mean of encoder": mean, "variance of encoder": variance}
         return found
 
-    shapes = {"sample of actor": (2, *row.action.shape), "critic": (2, 2)}
+    of_actor = (2, *row.action.shape)
+    shapes = {"sample of actor": of_actor, "logits of actor": of_actor}
+    shapes["critic"] = (2, *of_actor) if is_discrete else (2, 2)
     for name, leaf in jax.eval_shape(outputs, jax.random.key(0)).items():
         shape = shapes.get(name, (2, expected))
         if leaf.shape != shape:

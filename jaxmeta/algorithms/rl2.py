@@ -25,9 +25,10 @@ from jaxmeta.checks import check_instance, check_integer, check_meta_params, che
 from jaxmeta.devices import known_everywhere
 from jaxmeta.nn.recurrent import Recurrent, gru
 from jaxmeta.outer import chosen_optimizer, counted, for_each_task, initial_state, mean_over_shares, shared_out
-from jaxmeta.rl.env import Family, check_family
+from jaxmeta.rl.action_masks import ActionMask, allowed_at, check_action_mask
+from jaxmeta.rl.env import Continuous, Discrete, Family, check_family
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
-from jaxmeta.rl.observe import Normalization, chosen_normalization, looking
+from jaxmeta.rl.observe import Normalization, chosen_normalization, look
 from jaxmeta.rl.on_policy import (
     PPO,
     TRPO,
@@ -39,10 +40,18 @@ from jaxmeta.rl.on_policy import (
     normalized,
     of_update,
 )
-from jaxmeta.rl.recurrent import RecurrentNetwork, acting, check_core, recurrent_policy, recurrent_value
+from jaxmeta.rl.recurrent import (
+    Acted,
+    RecurrentNetwork,
+    acting,
+    check_core,
+    only_allowed,
+    recurrent_policy,
+    recurrent_value,
+)
 from jaxmeta.rl.returns import discounted_returns, gae
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
-from jaxmeta.rl.trials import Trial, trial
+from jaxmeta.rl.trials import Inputs, Trial, trial
 from jaxmeta.rl.trust_region import kl_of, trust_region
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, learned
 
@@ -71,7 +80,7 @@ class Parts(NamedTuple):
     num_episodes: int
     num_eval_episodes: int
     num_exploration_episodes: int
-    num_inputs: Callable[[], int]
+    num_inputs: Callable[[PyTree], int]
     actor: RecurrentNetwork
     critic: RecurrentNetwork
     policy: Policy
@@ -100,6 +109,7 @@ def rl2(
     max_grad_norm: float | None = 0.5,
     entropy_weight: float | optax.Schedule = 0.0,
     normalization: Normalization | None = None,
+    action_mask: ActionMask | None = None,
     metrics_fn: MetricsFn | None = None,
 ) -> MetaLearner:
     """Meta-learns a recurrent policy by reinforcement learning over whole trials.
@@ -128,6 +138,8 @@ def rl2(
       entropy_weight: ≥ 0, what a nat of the policy's entropy is worth; or an optax schedule of it, (step of `update`)
         -> weight.
       normalization: of observations and rewards, `rl.running_moments(family)`; they are taken as they are if None.
+      action_mask: (observation, as the environment gives it) -> `[A]` booleans, which of the discrete actions there
+        are; all if None. The networks see it too. Where there is none at all the reward is NaN, and not learned from.
       metrics_fn: (transitions of a trial, `[T]`) -> {name: scalar}, what `update` and `evaluate` report beside their
         own; see `rl.Transition`.
 
@@ -165,6 +177,8 @@ def rl2(
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
     of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)
     normalization = chosen_normalization(normalization)
+    space = family.environment.action_space
+    check_action_mask(action_mask, space)
     check_metrics_fn(metrics_fn, "T")
     train_trial = trial(family.environment, num_episodes=num_episodes)
     eval_trial = trial(family.environment, num_episodes=num_eval_episodes)
@@ -172,17 +186,20 @@ def rl2(
     critic = actor if critic is None else critic
     _check_cores(actor, critic, truncation, train_trial, eval_trial)
 
-    network = recurrent_policy(family.environment.action_space, actor, truncation=truncation)
+    network = recurrent_policy(space, actor, truncation=truncation)
+    if isinstance(space, Discrete) and action_mask is not None:
+        network = only_allowed(network, space.num_actions)
+    encode = partial(_encode, train_trial, normalization, action_mask, space)
     parts = Parts(
         train_trial,
         eval_trial,
         num_episodes,
         num_eval_episodes,
         num_exploration_episodes,
-        partial(_num_inputs, family, train_trial),
+        partial(_num_inputs, family, train_trial, encode),
         network,
         recurrent_value(critic, truncation=truncation),
-        looking(normalization, acting(network, train_trial.encode)),
+        partial(_act, network, encode),
         partial(actor.start, ()),
         outer,
         optimizer,
@@ -204,9 +221,10 @@ def rl2(
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
     actor_key, critic_key = jax.random.split(key)
-    num_inputs = parts.num_inputs()
+    moments = parts.normalization.init()
+    num_inputs = parts.num_inputs(moments)
     params = {"actor": parts.actor.init(actor_key, num_inputs), "critic": parts.critic.init(critic_key, num_inputs)}
-    meta_params = MetaParams(params, constants=parts.normalization.init())
+    meta_params = MetaParams(params, constants=moments)
     if not isinstance(parts.outer, TRPO):
         return initial_state(parts.optimizer, meta_params)
     of_actor, of_critic = trust_region(parts.outer).init(params["actor"]), parts.optimizer.init(params["critic"])
@@ -430,8 +448,31 @@ def _constant(name: str, value: float) -> optax.Schedule:
     return lambda step: value
 
 
-def _num_inputs(family: Family, of_trial: Trial) -> int:
-    encoded = lambda key: of_trial.encode(of_trial.reset(key, family.train.sample(key, family.train.data))[0])
+def _encode(
+    of_trial: Trial,
+    normalization: Normalization,
+    action_mask: ActionMask | None,
+    space: Discrete | Continuous,
+    moments: PyTree,
+    inputs: Inputs,
+) -> jax.Array:
+    """What networks look at, `[D]`: the inputs through the door, and which actions there are."""
+    x = of_trial.encode(look(normalization, moments, inputs))
+    if action_mask is None or not isinstance(space, Discrete):
+        return x
+    return jnp.append(x, allowed_at(action_mask, inputs.observation, space.num_actions))
+
+
+def _act(
+    network: RecurrentNetwork, encode: Callable, key: jax.Array, params: PyTree, carry: PyTree, inputs: Inputs
+) -> tuple[jax.Array, PyTree, Acted]:
+    """The policy of (moments, parameters)."""
+    moments, own = params
+    return acting(network, partial(encode, moments))(key, own, carry, inputs)
+
+
+def _num_inputs(family: Family, of_trial: Trial, encode: Callable, moments: PyTree) -> int:
+    encoded = lambda key: encode(moments, of_trial.reset(key, family.train.sample(key, family.train.data))[0])
     return jax.eval_shape(encoded, jax.random.key(0)).shape[0]
 
 

@@ -6,6 +6,13 @@
     L_α = −α (log π(ã | s, z) + H)                                                    H the entropy that is wanted
     Q' ← (1 − τ) Q' + τ Q                                                             after each step
 
+Discrete actions are not drawn: each expectation over them is the sum over all, weighted by π, and critics say the
+values of all at once (Christodoulou 2019, https://arxiv.org/abs/1910.07207),
+
+    y = c r + γ (1 − terminated) Σ_a' π(a' | s', z) [min_j Q'_j(s', a', z) − α log π(a' | s', z)]
+
+and L_π and L_α likewise.
+
 z is what is known of the task beside the observation; without it (`[0]` numbers) this is plain soft actor-critic. L_Q
 is differentiated with respect to z, so that whoever made z learns from it; L_π is not.
 
@@ -25,8 +32,8 @@ import numpy as np
 
 from jaxmeta.checks import check_callable, check_integer, check_number, check_share, check_widths
 from jaxmeta.nn import MLP
-from jaxmeta.rl.distributions import TanhGaussian
-from jaxmeta.rl.env import Continuous, Family, check_family, flatten
+from jaxmeta.rl.distributions import Categorical, TanhGaussian
+from jaxmeta.rl.env import Continuous, Discrete, Family, check_family, flatten
 from jaxmeta.types import InitFn, Params
 
 
@@ -48,7 +55,8 @@ class SoftActorCritic:
     temperature: float | None = None
     """α ≥ 0, how much reward a nat of entropy is worth; learned, from 1 on, if None."""
     target_entropy: float | None = None
-    """H, in nats, of an action in units of the action space, that a learned α is to lead to; −A if None."""
+    """H, in nats, that a learned α is to lead to: of a real action in units of the action space, −A if None; of a
+    discrete one, half of the logarithm of how many there are in a state, if None."""
     target_rate: float = 0.005
     """τ, in [0, 1], how far the critics' running average follows them in a gradient step."""
 
@@ -67,7 +75,7 @@ class Experience(NamedTuple):
 
     Attributes:
       observation: `[D]`, as one vector
-      action: `[A]` in units of the action space: −1 is its low, 1 its high
+      action: `[A]`, in units of the action space: −1 is its low, 1 its high; discrete ones are one-hot
       reward: that which followed
       next_observation: `[D]`, before any reset
       terminated: whether nothing is worth anything afterwards
@@ -85,14 +93,16 @@ class ActorCritic(NamedTuple):
 
     Attributes:
       init: (key) -> {"actor": params, "critic": params}
-      actor: (params, observation, z) -> a distribution over `[B, A]` with `sample_and_log_prob` and `mode`
-      critic: (params, observation, action, z) -> [B, 2], twin action values
+      actor: (params, observation, z) -> a distribution over `[B, A]` with `sample_and_log_prob` and `mode`; of discrete
+        actions a `Categorical`, logits `[B, A]`
+      critic: (params, observation, action, z) -> [B, 2], twin action values; of discrete actions (params, observation,
+        z) -> [B, 2, A], those of all
       latent_size: L
     """
 
     init: InitFn
     actor: Callable[[Params, jax.Array, jax.Array], Any]
-    critic: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+    critic: Callable[..., jax.Array]
     latent_size: int = 0
 
 
@@ -103,10 +113,11 @@ def mlp_actor_critic(
     hidden: Sequence[int] = (256, 256),
     activation: Callable[[jax.Array], jax.Array] | None = None,
 ) -> ActorCritic:
-    """Multi-layer perceptrons: a tanh-Gaussian actor with its own deviation for every observation, and two critics.
+    """Multi-layer perceptrons: an actor, and two critics. The actor of real actions is a tanh-Gaussian with its own
+    deviation for every observation; that of discrete ones has a logit for each, and its critics a value.
 
     Args:
-      family: whose observations and actions they are; actions are real ones.
+      family: whose observations and actions they are.
       latent_size: L ≥ 0, the length of z.
       hidden: widths of the layers of each network.
       activation: of the layers; relu if None.
@@ -115,10 +126,11 @@ def mlp_actor_critic(
       An `ActorCritic`, which one of your own may stand for: `init`, (key) -> {"actor": params, "critic": params};
       `actor`, (params, observation [B, D], z [B, L]) -> a distribution over actions [B, A] in [−1, 1], with
       `sample_and_log_prob` and `mode`; `critic`, (params, observation, action, z) -> [B, 2], twin action values; and
-      `latent_size`, L.
+      `latent_size`, L. Of discrete actions `actor` gives a `Categorical`, and `critic`, (params, observation, z), the
+      values of all, [B, 2, A].
 
     Raises:
-      ValueError: `family` is none or has no bounded real actions, or `latent_size` is negative.
+      ValueError: `family` is none, or `latent_size` is negative.
 
     >>> from jaxmeta.rl import families
     >>> networks = mlp_actor_critic(families.navigation(), hidden=(8,))
@@ -130,21 +142,23 @@ def mlp_actor_critic(
     check_widths("hidden", hidden)
     activation = flax.linen.relu if activation is None else activation
     check_callable("activation", activation, "(array) -> array")
-    row = experience_shapes(family)
-    num_actions = row.action.shape[0]
-    actor_network = MLP(tuple(hidden), 2 * num_actions, activation=activation)
-    critic_network = MLP(tuple(hidden), 1, activation=activation)
-    num_inputs = row.observation.shape[0] + latent_size
+    row, is_discrete = experience_shapes(family), isinstance(family.environment.action_space, Discrete)
+    num_actions, num_inputs = row.action.shape[0], row.observation.shape[0] + latent_size
+    actor_network = MLP(tuple(hidden), num_actions if is_discrete else 2 * num_actions, activation=activation)
+    critic_network = MLP(tuple(hidden), num_actions if is_discrete else 1, activation=activation)
     actor_apply: Callable = actor_network.apply
     critic_apply: Callable = critic_network.apply
 
     def init(key: jax.Array) -> Params:
-        keys = jax.random.split(key, 3)
-        critics = (critic_network.init(key, jnp.zeros((1, num_inputs + num_actions))) for key in keys[1:])
-        return {"actor": actor_network.init(keys[0], jnp.zeros((1, num_inputs))), "critic": tuple(critics)}
+        keys, inputs = jax.random.split(key, 3), jnp.zeros((1, num_inputs))
+        of_critic = inputs if is_discrete else jnp.zeros((1, num_inputs + num_actions))
+        critics = (critic_network.init(key, of_critic) for key in keys[1:])
+        return {"actor": actor_network.init(keys[0], inputs), "critic": tuple(critics)}
 
-    def actor(params: Params, observation: jax.Array, z: jax.Array) -> TanhGaussian:
+    def actor(params: Params, observation: jax.Array, z: jax.Array) -> TanhGaussian | Categorical:
         output = actor_apply(params, jnp.concatenate([observation, z], axis=1))
+        if is_discrete:
+            return Categorical(output)
         mean, log_std = jnp.split(output, 2, axis=1)
         return TanhGaussian(mean, jnp.clip(log_std, -5.0, 2.0))
 
@@ -152,7 +166,11 @@ def mlp_actor_critic(
         inputs = jnp.concatenate([observation, action, z], axis=1)
         return jnp.concatenate([critic_apply(twin, inputs) for twin in params], axis=1)
 
-    return ActorCritic(init, actor, critic, latent_size)
+    def critic_of_all(params: Params, observation: jax.Array, z: jax.Array) -> jax.Array:
+        inputs = jnp.concatenate([observation, z], axis=1)
+        return jnp.stack([critic_apply(twin, inputs) for twin in params], axis=1)
+
+    return ActorCritic(init, actor, critic_of_all if is_discrete else critic, latent_size)
 
 
 class Losses(NamedTuple):
@@ -185,39 +203,83 @@ def sac_losses(
     *,
     actor_critic: ActorCritic,
     options: SoftActorCritic,
+    allowed: tuple[jax.Array, jax.Array] | None = None,
 ) -> Losses:
     """The losses above. Each gives a gradient to its own network only, and the critics' to z.
 
     Args:
-      key: for the actions that the actor draws.
+      key: for the real actions that the actor draws.
       params: of `init_params`.
       target: Q', the critics' running average, with the structure of `params["critic"]`.
       batch: experience `[B]`.
       z: `[B, L]`, what is known of the task of each.
       actor_critic: the networks.
       options: γ, c, α and H.
+      allowed: which discrete actions there are, `[B, A]` booleans, at the observation and at the next; all if None.
     """
-    stop, actor, critic = jax.lax.stop_gradient, actor_critic.actor, actor_critic.critic
+    stop, critic = jax.lax.stop_gradient, params["critic"]
     key, next_key = jax.random.split(key)
-    temperature, entropy = options.temperature, options.target_entropy
+    now, then = (None, None) if allowed is None else allowed
+    temperature = options.temperature
     alpha = jnp.exp(params["log_temperature"]) if temperature is None else jnp.asarray(temperature, float)
-    entropy = -float(batch.action.shape[1]) if entropy is None else entropy
 
     # What the critics are to say: the value of the next state by their running average, and its entropy.
-    next_action, next_log_prob = actor(params["actor"], batch.next_observation, z).sample_and_log_prob(next_key)
-    next_value = critic(target, batch.next_observation, next_action, z).min(axis=1) - alpha * next_log_prob
-    y = stop(options.reward_scale * batch.reward + options.discount * (1 - batch.terminated) * next_value)
-    error = critic(params["critic"], batch.observation, batch.action, z) - y[:, None]
+    policy = policy_at(actor_critic, params["actor"], batch.next_observation, z, then)
+    next_value, next_log_prob = expected(next_key, actor_critic, policy, target, batch.next_observation, z)
+    next_value -= alpha * next_log_prob
+    next_value = jnp.where(batch.terminated, 0, next_value)  # where there may be no action at all
+    y = stop(options.reward_scale * batch.reward + options.discount * next_value)
+    error = value_of_taken(actor_critic, critic, policy, batch, z) - y[:, None]
 
     # The actor's own action, judged by critics that do not learn from it.
-    action, log_prob = actor(params["actor"], batch.observation, stop(z)).sample_and_log_prob(key)
-    value = critic(stop(params["critic"]), batch.observation, action, stop(z)).min(axis=1)
+    policy = policy_at(actor_critic, params["actor"], batch.observation, stop(z), now)
+    value, log_prob = expected(key, actor_critic, policy, stop(critic), batch.observation, stop(z))
+    entropy = wanted_entropy(options, policy, batch.action.shape[1])
     return Losses(
         critic=jnp.mean(jnp.sum(error**2, axis=1)),
         actor=jnp.mean(stop(alpha) * log_prob - value),
-        temperature=-alpha * (jnp.mean(stop(log_prob)) + entropy),
+        temperature=-alpha * jnp.mean(stop(log_prob) + entropy),
         log_prob=jnp.mean(stop(log_prob)),
     )
+
+
+def policy_at(
+    actor_critic: ActorCritic, params: Params, observation: jax.Array, z: jax.Array, allowed: jax.Array | None
+) -> Any:
+    """π(· | s, z), of the actions `[B, A]` that are allowed."""
+    policy = actor_critic.actor(params, observation, z)
+    return policy if allowed is None else policy.only(allowed)
+
+
+def expected(
+    key: jax.Array, actor_critic: ActorCritic, policy: Any, critic: Params, observation: jax.Array, z: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """min_j Q_j and log π, `[B]`: of a real action that is drawn, or the means over all discrete ones."""
+    if isinstance(policy, Categorical):
+        value = actor_critic.critic(critic, observation, z).min(axis=1)
+        return policy.expectation(value), -policy.entropy()
+    action, log_prob = policy.sample_and_log_prob(key)
+    return actor_critic.critic(critic, observation, action, z).min(axis=1), log_prob
+
+
+def value_of_taken(
+    actor_critic: ActorCritic, critic: Params, policy: Any, batch: Experience, z: jax.Array
+) -> jax.Array:
+    """Q_j of the actions in the batch, `[B, 2]`."""
+    if isinstance(policy, Categorical):
+        values = actor_critic.critic(critic, batch.observation, z)
+        return jnp.sum(jnp.where(batch.action[:, None] > 0, values, 0), axis=2)
+    return actor_critic.critic(critic, batch.observation, batch.action, z)
+
+
+def wanted_entropy(options: SoftActorCritic, policy: Any, num_actions: int) -> float | jax.Array:
+    """H, or for each discrete choice half of the most that there is."""
+    if options.target_entropy is not None:
+        return options.target_entropy
+    if isinstance(policy, Categorical):
+        num_allowed = jnp.sum(jnp.isfinite(policy.logits), axis=-1)
+        return jnp.log(jnp.asarray(num_allowed, policy.logits.dtype)) / 2
+    return -float(num_actions)
 
 
 def track(target: Params, params: Params, rate: float) -> Params:
@@ -230,7 +292,7 @@ def track(target: Params, params: Params, rate: float) -> Params:
 
 
 def experience_shapes(family: Family) -> Experience:
-    """The shapes of one step in `family`, which must have real actions.
+    """The shapes of one step in `family`.
 
     >>> from jaxmeta.rl import families
     >>> experience_shapes(families.pendulum()).observation.shape
@@ -238,13 +300,12 @@ def experience_shapes(family: Family) -> Experience:
     """
     check_family("family", family)
     environment, space = family.environment, family.environment.action_space
-    if not isinstance(space, Continuous):
-        raise ValueError(f"family must have real actions, for the actor is a density over a box of them; got {space!r}")
+    shape = (space.num_actions,) if isinstance(space, Discrete) else np.shape(space.low)
 
     def row(key: jax.Array) -> Experience:
         observation = flatten(environment.reset(key, family.train.sample(key, family.train.data))[0])
         reward = jnp.zeros((), observation.dtype)
-        return Experience(observation, jnp.zeros(np.shape(space.low)), reward, observation, jnp.zeros((), bool))
+        return Experience(observation, jnp.zeros(shape), reward, observation, jnp.zeros((), bool))
 
     return jax.eval_shape(row, jax.random.key(0))
 

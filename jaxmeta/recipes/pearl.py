@@ -11,12 +11,22 @@ import numpy as np
 from jaxmeta import plotting
 from jaxmeta.algorithms import MetaTest, Replay, SoftActorCritic, Visits, mlp_actor_critic, mlp_encoder, pearl
 from jaxmeta.algorithms.beliefs import Encoder, product_of_gaussians
-from jaxmeta.algorithms.pearl import experience_of
+from jaxmeta.algorithms.pearl import as_seen, experience_of
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference, paths_of
 from jaxmeta.recipes.rl import MetaRL, played, references_of, sampled
-from jaxmeta.rl import Environment, Family, Transition, families, indexed_tasks, oracles, reference_learner
+from jaxmeta.rl import (
+    Environment,
+    Family,
+    Transition,
+    families,
+    indexed_tasks,
+    oracles,
+    reference_learner,
+    running_moments,
+)
+from jaxmeta.rl.observe import chosen_normalization
 from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
 from jaxmeta.words import counted
@@ -47,6 +57,8 @@ class Pearl(MetaRL):
     """How a test task is met."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of the actor, the critics and the encoder."""
+    normalize: bool = False
+    """Whether observations and rewards are taken in units of their running deviation."""
     num_reference_steps: int | None = None
     """Outer steps of what it is compared with, trained alike: without context, and told the task; as many as its own if
     None, and not at all if 0."""
@@ -99,6 +111,7 @@ class Pearl(MetaRL):
             meta_test=replace(self.meta_test, num_episodes=num_episodes),
             optimizer=self.outer_optimizer(),
             critic_reward_fn=self.critic_reward_fn(),
+            normalization=running_moments(family) if self.normalize else None,
         )
 
     def encoder(self) -> Encoder:
@@ -166,10 +179,12 @@ class Pearl(MetaRL):
     def _belief(self, meta_params: MetaParams, played: Transition, name: str) -> "Figure":
         """How far means are from those after all transitions, and deviations, against their number."""
         encoder = self.encoder()
+        normalization = chosen_normalization(running_moments(self.family()) if self.normalize else None)
 
         def beliefs(transitions: Transition) -> tuple[jax.Array, jax.Array]:
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
-            factors = encoder.apply(meta_params.params["encoder"], experience_of(flat))
+            rows = as_seen(normalization, meta_params.constants, experience_of(flat))
+            factors = encoder.apply(meta_params.params["encoder"], rows)
             seen = lambda n: product_of_gaussians(*factors, flat.mask & (jnp.arange(len(flat.mask)) < n))
             found = jax.vmap(seen)(1 + jnp.arange(len(flat.mask)))
             distance = jnp.linalg.norm(found.mean - found.mean[-1:], axis=1)

@@ -16,6 +16,7 @@ from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.rl import OnPolicy, Oracle, references_of
 from jaxmeta.rl import (
     Agent,
+    Environment,
     Family,
     Transition,
     episode_returns,
@@ -23,6 +24,7 @@ from jaxmeta.rl import (
     oracles,
     reference_learner,
     rollout,
+    running_moments,
     trial,
 )
 from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
@@ -67,6 +69,8 @@ class RL2(OnPolicy):
     """What the actor's and the critic's gradient are clipped to, each by itself."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
+    normalize: bool = False
+    """Whether observations and rewards are taken in units of their running deviation."""
     num_eval_tasks: int = 1000
     """Test tasks."""
 
@@ -114,8 +118,9 @@ class RL2(OnPolicy):
 
     def learner(self, family: Family | None = None) -> MetaLearner:
         """On another family of the same observations and actions, if one is given."""
+        family = self.family() if family is None else family
         return rl2(
-            self.family() if family is None else family,
+            family,
             num_episodes=self.num_episodes,
             num_exploration_episodes=self.num_exploration_episodes,
             actor=self.actor(),
@@ -126,6 +131,7 @@ class RL2(OnPolicy):
             optimizer=self.outer_optimizer(),
             max_grad_norm=self.max_grad_norm,
             entropy_weight=self.of_entropy(),
+            normalization=running_moments(family) if self.normalize else None,
         )
 
     def agent(self, meta_params: MetaParams, family: Family | None = None) -> Agent:
@@ -154,7 +160,7 @@ class RL2(OnPolicy):
             f"{self.core} of {counted(self.num_units, 'unit')} (critic {self.num_critic_units}){between}; "
             f"{counted(num_epochs, 'epoch')} of {counted(num_minibatches, 'minibatch', 'minibatches')}, "
             f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, "
-            f"entropy {self.entropy_weight:g}{to_last}"
+            f"entropy {self.entropy_weight:g}{to_last}{', normalised' if self.normalize else ''}"
         )
 
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
@@ -282,12 +288,38 @@ class NavigationRL2(RL2):
 
     num_episodes: int = 2
     """Episodes of a trial."""
+    scale: float = 1.0
+    """A factor on rewards and on positions o, which are seen as `scale` (o + 5); with 1 they are seen as they are."""
 
     def family(self) -> Family:
-        return families.navigation()
+        family = families.navigation()
+        if self.scale == 1:
+            return family
+        return family._replace(environment=in_other_units(family.environment, self.scale))
 
     def oracles(self) -> dict[str, Oracle]:
-        return {"told the goal": oracles.optimal_navigation} | super().oracles()
+        told = {"told the goal": oracles.optimal_navigation} if self.scale == 1 else {}  # it goes by what is seen
+        return told | super().oracles()
+
+
+def in_other_units(environment: Environment, scale: float) -> Environment:
+    """The same, whose reward is `scale` times as large and whose observation o is `scale` (o + 5).
+
+    >>> environment = in_other_units(families.navigation().environment, 1000.0)
+    >>> environment.reset(jax.random.key(0), families.Goal(jnp.ones(2)))[0].tolist()
+    [5000.0, 5000.0]
+    """
+    shown = lambda observation: scale * (observation + 5)
+
+    def reset(key: jax.Array, params: PyTree):
+        observation, state = environment.reset(key, params)
+        return shown(observation), state
+
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree):
+        observation, state, reward, *rest = environment.step(key, state, action, params)
+        return shown(observation), state, scale * reward, *rest
+
+    return environment._replace(reset=reset, step=step)
 
 
 @dataclass(frozen=True, kw_only=True)

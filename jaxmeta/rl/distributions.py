@@ -54,8 +54,20 @@ class Categorical(NamedTuple):
     logits: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """An action, `[...]` int32."""
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        """An action, `[...]` int32; −1, which no action is, where all are ruled out."""
+        return self._or_none(jax.random.categorical(key, self.logits))
+
+    def mode(self) -> jax.Array:
+        """The likeliest action, the first of several; −1 where all are ruled out."""
+        return self._or_none(jnp.argmax(self.logits, axis=-1))
+
+    def only(self, allowed: jax.Array) -> "Categorical":
+        """Of the actions where `allowed` `[..., A]` is true: the others have probability 0, and so has its gradient."""
+        return Categorical(jnp.where(allowed, self.logits, -jnp.inf))
+
+    def expectation(self, value: jax.Array) -> jax.Array:
+        """Σ_a P(a) value_a, `[...]`, of a `value` `[..., A]` for each action."""
+        return jnp.sum(self._probs() * value, axis=-1)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """The logarithm of an action's probability, `[...]`."""
@@ -69,6 +81,9 @@ class Categorical(NamedTuple):
         """KL(self ‖ other), in nats, `[...]`."""
         log_ratio = jnp.where(self._probs() > 0, self._finite_log_probs() - other._log_probs(), 0)
         return jnp.sum(self._probs() * log_ratio, axis=-1)
+
+    def _or_none(self, action: jax.Array) -> jax.Array:
+        return jnp.where(jnp.all(self.logits == -jnp.inf, axis=-1), -1, action).astype(jnp.int32)
 
     def _log_probs(self) -> jax.Array:
         return jax.nn.log_softmax(self.logits)

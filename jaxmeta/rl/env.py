@@ -287,6 +287,18 @@ def flatten(observation: PyTree) -> jax.Array:
     return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(observation)])
 
 
+def unflatten(x: jax.Array, like: PyTree) -> PyTree:
+    """The numbers `[D]` in the place of those that `flatten` took out of something like `like`, arrays or shapes.
+
+    >>> unflatten(jnp.arange(3.0), {"a": jnp.zeros(2), "b": jnp.zeros(())})["a"].tolist()
+    [0.0, 1.0]
+    """
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([np.prod(jnp.shape(leaf), dtype=int) for leaf in leaves])[:-1]
+    parts = (part.reshape(jnp.shape(leaf)) for part, leaf in zip(jnp.split(x, ends), leaves, strict=True))
+    return jax.tree.unflatten(structure, parts)
+
+
 def strong(tree: PyTree) -> PyTree:
     """Arrays of definite type: a Python number is weakly typed, and a scan's carry must not change its type."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), tree)

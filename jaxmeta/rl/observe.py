@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import check_fields, check_flag, check_number
-from jaxmeta.rl.env import Family, check_family, flatten
+from jaxmeta.rl.env import Family, check_family, flatten, unflatten
 from jaxmeta.rl.rollout import Policy
 from jaxmeta.rl.trials import Inputs
 from jaxmeta.types import PyTree
@@ -74,7 +74,7 @@ class Normalization(NamedTuple):
 
 
 def running_moments(
-    family: Family, *, observations: bool = True, rewards: bool = True, clip: float = 10.0
+    family: Family, *, observations: bool = True, rewards: bool = True, max_deviations: float = 10.0
 ) -> Normalization:
     """Observations by their running mean and deviation, rewards by a running scale: `rl2(..., normalization=this)`.
 
@@ -89,7 +89,7 @@ def running_moments(
       family: whose observations they are.
       observations: whether these are normalised.
       rewards: likewise, those that networks see and those that are learned from.
-      clip: > 0, what nothing normalised goes beyond, in deviations.
+      max_deviations: > 0, what nothing normalised goes beyond.
 
     Raises:
       ValueError: `family` is none, a number is wrong, or nothing would be normalised.
@@ -105,17 +105,16 @@ def running_moments(
     check_family("family", family)
     check_flag("observations", observations)
     check_flag("rewards", rewards)
-    check_number("clip", clip, minimum=1e-12)
+    check_number("max_deviations", max_deviations, minimum=1e-12)
     if not observations and not rewards:
         raise ValueError("observations or rewards must be True, got False for both: normalization=None leaves both")
-    same = RAW
     return Normalization(
         init=partial(_nothing, family),
         measure=_measure,
         merge=_merge,
-        observe=partial(_observe, clip) if observations else same.observe,
-        see=partial(_see, clip) if rewards else same.see,
-        pay=partial(_pay, clip) if rewards else same.pay,
+        observe=partial(_observe, max_deviations) if observations else RAW.observe,
+        see=partial(_see, max_deviations) if rewards else RAW.see,
+        pay=partial(_pay, max_deviations) if rewards else RAW.pay,
     )
 
 
@@ -143,18 +142,22 @@ def chosen_normalization(value: Normalization | None) -> Normalization:
     return value
 
 
-def looking(normalization: Normalization, policy: Policy) -> Policy:
-    """The policy behind the door: its params are (moments, its own), and it sees what `normalization` shows it."""
+def look(normalization: Normalization, moments: PyTree, inputs: Inputs) -> Inputs:
+    """What a policy sees, through the door."""
+    observation = normalization.observe(moments, inputs.observation)
+    return inputs._replace(observation=observation, reward=normalization.see(moments, inputs.reward))
 
-    def look(
+
+def looking(normalization: Normalization, policy: Policy) -> Policy:
+    """The policy behind the door: its params are (moments, its own)."""
+
+    def behind(
         key: jax.Array, params: tuple[PyTree, PyTree], carry: PyTree, inputs: Inputs, /
     ) -> tuple[jax.Array, PyTree, PyTree]:
         moments, own = params
-        observation = normalization.observe(moments, inputs.observation)
-        seen = inputs._replace(observation=observation, reward=normalization.see(moments, inputs.reward))
-        return policy(key, own, carry, seen)
+        return policy(key, own, carry, look(normalization, moments, inputs))
 
-    return look
+    return behind
 
 
 def moments_of(x: jax.Array, mask: jax.Array) -> Moments:
@@ -212,7 +215,7 @@ def _observe(clip: float, moments: Seen, observation: PyTree) -> PyTree:
     x = flatten(observation)
     if x.shape != mean.shape:
         raise ValueError(f"normalization must be of the family's observations, {x.size} numbers, got {mean.size}")
-    return _like_observation(_divided(x - mean, deviation, clip), observation)
+    return unflatten(_divided(x - mean, deviation, clip), observation)
 
 
 def _see(clip: float, moments: Seen, reward: jax.Array) -> jax.Array:
@@ -231,15 +234,6 @@ def _deviation(moments: Moments) -> jax.Array:
 
 def _divided(x: jax.Array, scale: jax.Array, clip: float) -> jax.Array:
     return jnp.where(scale > 0, jnp.clip(x / jnp.where(scale > 0, scale, 1), -clip, clip), 0)
-
-
-def _like_observation(x: jax.Array, observation: PyTree) -> PyTree:
-    """The numbers `[D]` in the place of those that `flatten` took them from."""
-    leaves, structure = jax.tree.flatten(observation)
-    sizes = [jnp.size(leaf) for leaf in leaves]
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    parts = (part.reshape(jnp.shape(leaf)) for part, leaf in zip(jnp.split(x, ends), leaves, strict=True))
-    return jax.tree.unflatten(structure, parts)
 
 
 def _like(weight: jax.Array, x: jax.Array) -> jax.Array:

@@ -90,6 +90,31 @@ def _network(
     return RecurrentNetwork(init, step, apply)
 
 
+def only_allowed(network: RecurrentNetwork, num_actions: int) -> RecurrentNetwork:
+    """A policy whose x ends with a number for each action, 1 where there is this action and 0 where not: such an action
+    has probability 0. The network sees these numbers too.
+
+    Args:
+      network: such as `recurrent_policy(...)`, of discrete actions.
+      num_actions: how many they are.
+
+    >>> from jaxmeta import nn
+    >>> network = only_allowed(recurrent_policy(Discrete(2), nn.gru(4)), 2)
+    >>> policy = network.apply(network.init(jax.random.key(0), 3), jnp.array([[5.0, 1.0, 0.0]]))
+    >>> policy.log_prob(jnp.array([1])).tolist()
+    [-inf]
+    """
+
+    def step(params: Params, carry: PyTree, x: jax.Array) -> tuple[PyTree, Any]:
+        carry, distribution = network.step(params, carry, x)
+        return carry, distribution.only(x[..., -num_actions:] > 0)
+
+    def apply(params: Params, xs: jax.Array) -> Any:
+        return network.apply(params, xs).only(xs[..., -num_actions:] > 0)
+
+    return network._replace(step=step, apply=apply)
+
+
 def truncated_sequence(core: Recurrent, params: Params, xs: jax.Array, truncation: int | None) -> jax.Array:
     """`core.sequence` from its start; gradients do not flow from one block of `truncation` steps to the one before.
 

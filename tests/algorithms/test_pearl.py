@@ -606,8 +606,9 @@ def test_wrong_arguments_are_named():
         pearl(family, networks, encoder, num_train_tasks=3, replay=Replay(num_context=9))
     with pytest.raises(ValueError, match="capacity of replay must hold at least one visit, 8 transitions, got 7"):
         pearl(family, networks, encoder, num_train_tasks=3, replay=Replay(capacity=7))
-    with pytest.raises(ValueError, match="family must have real actions, .* got Discrete"):
-        mlp_actor_critic(rl.families.bernoulli_bandit())
+    discrete = mlp_actor_critic(rl.families.bernoulli_bandit(), latent_size=2)
+    with pytest.raises(ValueError, match="actor of actor_critic must be of actions that are real, and no Categorical"):
+        pearl(family, discrete, encoder, num_train_tasks=3)
 
 
 def test_what_networks_and_functions_return_is_looked_at():

@@ -40,6 +40,8 @@ def learners():
     yield "no baseline", make(jaxmeta.maml_rl, baseline="none", advantages=Advantages(normalize=False))
     yield "first order", make(jaxmeta.maml_rl, meta_gradient=adapt.first_order())
     yield "e_maml", make(jaxmeta.e_maml)
+    yield "normalized", make(jaxmeta.maml_rl, normalization=rl.running_moments(FAMILY))
+    yield "rl2 normalized", jaxmeta.rl2(FAMILY, actor=nn.gru(4), outer=PPO(), normalization=rl.running_moments(FAMILY))
     yield "promp", make(jaxmeta.promp, outer=PPO(num_epochs=2))
     small = {"num_episodes": 2, "outer": PPO(), "optimizer": ADAM}
     cores = {"gru": nn.gru(4), "lstm": nn.lstm(4), "min_gru": nn.min_gru(4)}
