@@ -7,8 +7,8 @@ Mean μ and deviation σ are those of all steps that were ever played in trainin
 `meta_params.constants`, stay as they are within an update, so that what acted is what learns, and at test; what an
 update played is merged after it. A reward is divided and not shifted, for a shift would be another task.
 
-What never varied is 0, and so is all before anything was seen: where rewards are normalised the first update of a
-learner on what it has just played learns nothing, and measures. So a change of scale changes nothing at all.
+What never varied is 0, and so is all before anything was seen: where rewards are normalised, the policy of a learner on
+what it has just played learns nothing in the first update, which measures. So a change of scale changes nothing at all.
 """
 
 from collections.abc import Callable

@@ -93,18 +93,26 @@ def curve(name, given, num_updates=4):
     return state, np.array(returns), np.asarray(judged)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_other_units_change_nothing(name, x64):
+def check_other_units(name, close):
     """Observations × 1000 + 5000 and rewards × 1000: the same parameters after four updates, the same actions."""
     state, returns, judged = curve(name, tasks())
     scaled_state, scaled_returns, scaled_judged = curve(name, tasks(unit=1e3, origin=5e3, price=1e3))
-    np.testing.assert_allclose(scaled_returns, 1e3 * returns, rtol=1e-9)
-    np.testing.assert_allclose(scaled_judged, 1e3 * judged, rtol=1e-9)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9)
+    close(scaled_returns, 1e3 * returns)
+    close(scaled_judged, 1e3 * judged)
     jax.tree.map(close, scaled_state.meta_params.params, state.meta_params.params)
     start = compiled(name)[0].init(jax.random.key(0)).meta_params.params
     moved = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), start, state.meta_params.params)
     assert max(jax.tree.leaves(moved)) > 1e-3  # there was something to change
+
+
+def test_other_units_change_nothing():
+    check_other_units("rl2", functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNERS)
+def test_other_units_change_nothing_in_float64(name, x64):
+    check_other_units(name, functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9))
 
 
 def test_moments_are_those_of_all_that_was_played_in_float64():
@@ -167,7 +175,7 @@ def test_a_large_mean_costs_no_digits():
     np.testing.assert_allclose(moments.variance, known.var(), rtol=1e-3)
 
 
-def test_before_anything_was_seen_all_is_0_and_an_update_learns_nothing():
+def test_before_anything_was_seen_all_is_0_and_the_policy_learns_nothing():
     learner, update, _ = compiled("rl2")
     state = learner.init(jax.random.key(0))
     observation = {"place": jnp.ones(2), "still": jnp.ones(1)}
@@ -175,8 +183,8 @@ def test_before_anything_was_seen_all_is_0_and_an_update_learns_nothing():
     jax.tree.map(np.testing.assert_array_equal, shown, jax.tree.map(jnp.zeros_like, observation))
     assert NORMALIZATION.see(state.meta_params.constants, jnp.ones(())) == 0
     after, _ = update(jax.random.key(1), state, tasks())
-    for name, close in (("actor", np.testing.assert_array_equal), ("critic", np.testing.assert_array_equal)):
-        jax.tree.map(close, after.meta_params.params[name], state.meta_params.params[name])
+    actors = (s.meta_params.params["actor"] for s in (after, state))
+    jax.tree.map(np.testing.assert_array_equal, *actors)
 
 
 def test_what_is_not_finite_is_not_merged():
@@ -200,11 +208,12 @@ def test_one_of_both_alone():
     ("make", "message"),
     [
         (lambda: running_moments(FAMILY, observations=False, rewards=False), "observations or rewards must be True"),
-        (lambda: on_policy(normalization=running_moments), "normalization must be a Normalization"),
         (
-            lambda: on_policy(normalization=running_moments(rl.families.navigation())).update(
-                jax.random.key(0), on_policy().init(jax.random.key(0)), tasks()
-            ),
+            lambda: on_policy(normalization=running_moments),
+            "normalization must have init, .*: a Normalization, such as rl.running_moments",
+        ),
+        (
+            lambda: on_policy(normalization=running_moments(rl.families.navigation())).init(jax.random.key(0)),
             "normalization must be of the family's observations, 3 numbers, got 2",
         ),
     ],
