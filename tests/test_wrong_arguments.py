@@ -335,7 +335,7 @@ of_replay = {
         st.integers(1, 199).map(lambda capacity: jaxmeta.Replay(capacity=capacity)),
         st.integers(201, 999).map(lambda num_context: jaxmeta.Replay(num_context=num_context)),
     ),
-    "actor_critic": st.sampled_from([BANDIT, None, 1, jaxmeta.mlp_actor_critic(BANDIT)]),
+    "actor_critic": st.sampled_from([BANDIT, None, 1]),
 }
 SPECIAL = {
     **dict.fromkeys(("maml", "fomaml", "meta_sgd", "anil", "boil", "cavia", "maml_plus_plus"), of_losses),
