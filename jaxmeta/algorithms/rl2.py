@@ -153,19 +153,19 @@ def rl2(
     """
     check_family("family", family)
     num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
-    _check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
+    check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
     check_instance("advantages", advantages, Advantages)
     check_policy_step("outer", outer)
     optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
     if max_grad_norm is not None:
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
-    of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)
+    of_entropy = entropy_schedule(entropy_weight)
     check_metrics_fn(metrics_fn, "T")
     train_trial = trial(family.environment, num_episodes=num_episodes)
     eval_trial = trial(family.environment, num_episodes=num_eval_episodes)
     actor = gru(128) if actor is None else actor
     critic = actor if critic is None else critic
-    _check_cores(actor, critic, truncation, train_trial, eval_trial)
+    check_cores(actor, critic, truncation, train_trial, eval_trial)
 
     network = recurrent_policy(family.environment.action_space, actor, truncation=truncation)
     parts = Parts(
@@ -174,7 +174,7 @@ def rl2(
         num_episodes,
         num_eval_episodes,
         num_exploration_episodes,
-        partial(_num_inputs, family, train_trial),
+        partial(num_encoded, family, train_trial),
         network,
         recurrent_value(critic, truncation=truncation),
         acting(network, train_trial.encode),
@@ -187,7 +187,7 @@ def rl2(
         metrics_fn,
     )
     return MetaLearner(
-        partial(_init, parts),
+        partial(init_policy, parts),
         partial(_update, parts),
         partial(_adapt, parts),
         partial(_evaluate, parts),
@@ -196,7 +196,7 @@ def rl2(
     )
 
 
-def _init(parts: Parts, key: jax.Array) -> MetaState:
+def init_policy(parts: Parts, key: jax.Array) -> MetaState:
     actor_key, critic_key = jax.random.split(key)
     num_inputs = parts.num_inputs()
     params = {"actor": parts.actor.init(actor_key, num_inputs), "critic": parts.critic.init(critic_key, num_inputs)}
@@ -231,12 +231,16 @@ def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[E
         return played, parts.critic.apply(params["critic"], played.extras.x), metrics_of(parts.metrics_fn, played)
 
     *by_trial, of_user = for_each_task(run, params, (keys, tasks))
-    trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
+    return known_everywhere((*judged(parts, *by_trial), jax.tree.map(jnp.mean, of_user)))
+
+
+def judged(parts: Parts, trials: Transition, value: jax.Array) -> tuple[Experience, Metrics]:
+    """What is to be learned from trials `[N, T]`, whose critic says `value` there, and what is told of them."""
+    trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (trials, value))  # [T, N], as networks take them
     advantage, target = trial_advantages(trials, value, parts.advantages, parts.num_exploration_episodes)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
     total = jnp.mean(jnp.sum(trials.reward, axis=0))
-    own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
-    return known_everywhere((experience, own, jax.tree.map(jnp.mean, of_user)))
+    return experience, {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
 
 
 def trial_advantages(
@@ -397,17 +401,19 @@ def _agent(parts: Parts, meta_params: MetaParams, adapted: PyTree = None) -> Age
     return Agent(parts.policy, meta_params.params["actor"], carry)
 
 
-def _constant(name: str, value: float) -> optax.Schedule:
-    check_number(name, value)
-    return lambda step: value
+def entropy_schedule(entropy_weight: float | optax.Schedule) -> optax.Schedule:
+    if callable(entropy_weight):
+        return entropy_weight
+    check_number("entropy_weight", entropy_weight)
+    return lambda step: entropy_weight
 
 
-def _num_inputs(family: Family, of_trial: Trial) -> int:
+def num_encoded(family: Family, of_trial: Trial) -> int:
     encoded = lambda key: of_trial.encode(of_trial.reset(key, family.train.sample(key, family.train.data))[0])
     return jax.eval_shape(encoded, jax.random.key(0)).shape[0]
 
 
-def _check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_episodes: int) -> None:
+def check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_episodes: int) -> None:
     check_integer("num_episodes", num_episodes, minimum=1)
     check_integer("num_eval_episodes", num_eval_episodes, minimum=1)
     check_integer("num_exploration_episodes", num_exploration_episodes, minimum=0)
@@ -415,7 +421,7 @@ def _check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_epi
         raise ValueError(f"num_exploration_episodes must be less than num_episodes, got {num_exploration_episodes}")
 
 
-def _check_cores(
+def check_cores(
     actor: Recurrent, critic: Recurrent, truncation: int | None, train_trial: Trial, eval_trial: Trial
 ) -> None:
     num_steps = train_trial.num_steps
