@@ -18,6 +18,7 @@ import pytest
 import jaxmeta
 from jaxmeta import plotting, run_directory, runs
 from jaxmeta.__main__ import main
+from jaxmeta.algorithms import ELBO
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.bilevel import BILEVEL
 from jaxmeta.recipes.episodes import Episodes
@@ -29,6 +30,7 @@ from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES
 from jaxmeta.recipes.streams import STREAMS
+from jaxmeta.recipes.varibad import VARIBAD
 from jaxmeta.rl.on_policy import PPO, TRPO
 from jaxmeta.tasks import few_shot, polynomial_optimum
 
@@ -240,6 +242,36 @@ def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch, sc
     assert (tmp_path / name / "longer.png").exists()
     assert (tmp_path / name / "regret.png").exists() == (name == "rl2-bandit")
     schedule_ends_with_the_run(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIBAD)
+def test_recipes_of_varibad_train_beside_the_oracles(name, tmp_path, monkeypatch, schedule_ends_with_the_run):
+    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    small = ("--num-outer-steps", "2", "--num-tasks", "4", "--num-eval-tasks", "4", "--ppo.num-minibatches", "1")
+    found = result(name, tmp_path / name, *small, "--num-units", "4", "--num-encoder-units", "4")
+    config = RECIPES[name].config()
+    assert len(found["metrics"]["return"]["mean"]) == config.num_episodes
+    assert set(found["references"]) == set(config.oracles()) > {"random"}
+    assert (tmp_path / name / "longer.png").exists()
+    schedule_ends_with_the_run(tmp_path / name)
+    if name == "varibad-gridworld":
+        divergence = np.array(found["metrics"]["kl_to_exact"]["mean"])
+        assert len(divergence) == 60 and abs(divergence[0] - np.log(25 / 21)) < 0.05  # as yet all cells are as likely
+        assert (tmp_path / name / "beliefs.png").exists()
+
+
+@pytest.mark.parametrize("name", VARIBAD)
+def test_a_recipe_of_varibad_builds_and_its_update_keeps_its_types(name):
+    config = replace(RECIPES[name].config(), num_units=4, num_encoder_units=4, num_tasks=2, ppo=PPO(), elbo=ELBO())
+    experiment = config.build()
+    state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
+    sample = jax.vmap(experiment.train_tasks.sample, (0, None))
+    tasks = jax.eval_shape(sample, jax.random.split(jax.random.key(1)), experiment.train_tasks.data)
+    after, metrics = jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert shapes(after) == shapes(state) and {"elbo", "kl", "return"} <= metrics.keys()
+    assert f"beliefs over {config.latent_size} numbers" in experiment.protocol
 
 
 @pytest.mark.slow

@@ -82,7 +82,9 @@ def mlp_decoder(
         less.
 
     Returns:
-      A `Decoder`, which one of your own may stand for.
+      A `Decoder`, which one of your own may stand for: `init`, (key) -> params; `log_prob`, (params, m [K, L], steps
+      [T]) -> [K, T], the log-likelihood of each step (its fields are observation [T, O], action [T, A], reward [T] and
+      next_observation [T, O]) under each m; `reward`, of the same arguments, what is expected; and `latent_size`, L.
 
     Raises:
       ValueError: `family` is none, a number is wrong, or `reward` or `reward_of` is no name.

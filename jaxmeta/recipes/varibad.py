@@ -72,12 +72,13 @@ class VariBAD(MetaRL):
     def num_optimizer_steps(self) -> int:
         return self.num_outer_steps * self.ppo.num_epochs * self.ppo.num_minibatches
 
+    def num_model_steps(self) -> int:
+        """Of encoder and decoder, in the whole run."""
+        return self.num_outer_steps * self.elbo.num_epochs * self.elbo.num_minibatches
+
     def model_optimizer(self) -> optax.GradientTransformation:
-        rate, num_steps = (
-            self.model_learning_rate,
-            self.num_outer_steps * self.elbo.num_epochs * self.elbo.num_minibatches,
-        )
-        schedule = optax.cosine_decay_schedule(rate, num_steps) if self.schedule == "cosine" else rate
+        rate = self.model_learning_rate
+        schedule = optax.cosine_decay_schedule(rate, self.num_model_steps()) if self.schedule == "cosine" else rate
         return getattr(optax, self.optimizer)(schedule)
 
     def learner(self) -> MetaLearner:
@@ -118,8 +119,8 @@ class VariBAD(MetaRL):
         epochs = counted(self.ppo.num_epochs, "epoch")
         return (
             f"{super().protocol()}, the model's {self.model_learning_rate:g}; a trial of "
-            f"{counted(self.num_episodes, 'episode')} each; beliefs over {counted(self.latent_size, 'number')} by a gru "
-            f"of {counted(self.num_encoder_units, 'unit')}, from {steps} of a trial, KL times {self.elbo.kl_weight:g}; "
+            f"{counted(self.num_episodes, 'episode')} each; beliefs over {counted(self.latent_size, 'number')} by a "
+            f"gru of {counted(self.num_encoder_units, 'unit')}, from {steps}, KL times {self.elbo.kl_weight:g}; "
             f"ppo, two layers of {counted(self.num_units, 'unit')}; "
             f"{epochs} of {counted(self.ppo.num_minibatches, 'minibatch', 'minibatches')}, "
             f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, entropy {self.entropy_weight:g}"
