@@ -302,7 +302,7 @@ AT_LEAST_0 = {
     "first_step",
     "max_queries",
 }
-AT_LEAST_0 |= {"num_target_steps"}
+AT_LEAST_0 |= {"num_target_steps", "num_kept"}
 SHARES = {"discount", "gae_lambda", "lambda_", "target_rate", "decay", "clip", "step_size", "second_decay"}
 SHARES |= {"backtrack", "brightness", "contrast", "saturation"}
 OF_ANY_SIGN = {"target_entropy"}

@@ -66,6 +66,9 @@ class ELBO:
     """λ ≥ 0, of what a belief says beyond the one before it, in nats; the authors' gridworld has 0.01."""
     num_steps: int | None = None
     """Steps t of a trial from whose beliefs it is predicted, drawn anew in each update; all of them if None."""
+    num_kept: int = 0
+    """C, trials that are kept of all that were ever played, each as likely; as many as an update's tasks are drawn of
+    them and learned from beside the new ones. None if 0: then what the policy no longer does is soon forgotten."""
     num_epochs: int = 1
     """How often all trials are learned from, at least 1."""
     num_minibatches: int = 1
@@ -73,6 +76,7 @@ class ELBO:
 
     def __post_init__(self) -> None:
         check_number("kl_weight", self.kl_weight)
+        check_integer("num_kept", self.num_kept, minimum=0)
         check_integer("num_epochs", self.num_epochs, minimum=1)
         check_integer("num_minibatches", self.num_minibatches, minimum=1)
         if self.num_steps is not None:
@@ -112,10 +116,18 @@ class Played(NamedTuple):
     mask: jax.Array
 
 
+class Kept(NamedTuple):
+    """Trials `[C, T]`, a sample of all that were ever played, and how many those were."""
+
+    trials: Played
+    num_played: jax.Array
+
+
 class Parts(NamedTuple):
     """What a learner is made of, all of it checked: of the policy what RL² is made of, told beliefs; and of beliefs."""
 
     policy: PolicyParts
+    family: Family
     environment: Environment
     num_seen: Callable[[], int]
     encoder: RecurrentNetwork
@@ -245,7 +257,7 @@ def varibad(
         metrics_fn=metrics_fn,
     )
     num_seen = partial(num_encoded, family, train_trial)
-    parts = Parts(learning, environment, num_seen, of_belief, decoder, elbo, model_optimizer)
+    parts = Parts(learning, family, environment, num_seen, of_belief, decoder, elbo, model_optimizer)
     return MetaLearner(
         partial(_init, parts),
         partial(_update, parts),
@@ -264,16 +276,22 @@ def _init(parts: Parts, key: jax.Array) -> MetaState:
         "decoder": parts.decoder.init(decoder_key),
     }
     opt_state = {"policy": policy.opt_state, "model": parts.model_optimizer.init(model)}
-    return policy._replace(meta_params=MetaParams(policy.meta_params.params | model), opt_state=opt_state)
+    meta_params = MetaParams(policy.meta_params.params | model)
+    kept = nothing_kept(parts, meta_params.params) if parts.elbo.num_kept else ()
+    return policy._replace(meta_params=meta_params, opt_state=opt_state, carry=kept)
 
 
 def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
-    play_key, model_key, policy_key = jax.random.split(key, 3)
+    play_key, keep_key, model_key, policy_key = jax.random.split(key, 4)
 
     # A trial of each task, by the beliefs and the policy that there are.
     played, experience, told, of_user = play(parts, play_key, state.meta_params.params, tasks)
 
-    # Steps up the ELBO, of what the beliefs are.
+    # Steps up the ELBO, of what the beliefs are, on these trials and on earlier ones.
+    kept = state.carry
+    if parts.elbo.num_kept:
+        kept, earlier = keep(keep_key, kept, played)
+        played = jax.tree.map(lambda *trials: jnp.concatenate(trials), played, earlier)
     model, of_model, believed = learn_beliefs(parts, model_key, state, played)
 
     # Steps of PPO, on the beliefs that were acted on.
@@ -283,7 +301,7 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
 
     is_finite = learned["is_finite"] & believed.pop("is_finite")
     opt_state = {"policy": of_policy, "model": of_model}
-    stepped = counted(state, MetaParams(params | model), opt_state, is_finite)
+    stepped = counted(state._replace(carry=kept), MetaParams(params | model), opt_state, is_finite)
     return stepped, beside(of_user, told | believed | learned | {"is_finite": is_finite})
 
 
@@ -336,6 +354,35 @@ def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[P
 
 
 # Beliefs.
+
+
+def nothing_kept(parts: Parts, params: Params) -> Kept:
+    """Room for C trials."""
+
+    def one(key: jax.Array) -> Played:
+        task = parts.family.train.sample(key, parts.family.train.data)
+        return play(parts, key, params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task))[0]
+
+    room = lambda leaf: jnp.zeros((parts.elbo.num_kept, *leaf.shape[1:]), leaf.dtype)
+    return Kept(jax.tree.map(room, jax.eval_shape(one, jax.random.key(0))), jnp.int32(0))
+
+
+def keep(key: jax.Array, kept: Kept, played: Played) -> tuple[Kept, Played]:
+    """With trials `[N, T]` among them, unless they are not finite; and as many that are drawn of all that are kept.
+
+    Each that was ever played is kept with the same probability: the n-th takes the place of another with C / n. Vitter,
+    "Random Sampling with a Reservoir" (1985), https://doi.org/10.1145/3147.3165
+    """
+    place_key, draw_key = jax.random.split(key)
+    num_new, capacity = len(played.mask), len(kept.trials.mask)
+    number = kept.num_played + jnp.arange(num_new)
+    anywhere = jax.random.randint(place_key, (num_new,), 0, number + 1)
+    is_finite = jnp.all(jnp.isfinite(played.seen), axis=(1, 2)) & jnp.all(jnp.isfinite(played.steps.reward), axis=1)
+    place = jnp.where(is_finite, jnp.where(number < capacity, number, anywhere), capacity)
+    trials = jax.tree.map(lambda old, new: old.at[place].set(new, mode="drop"), kept.trials, played)
+    is_there = jnp.any(trials.mask, axis=1)
+    drawn = jax.random.categorical(draw_key, jnp.where(is_there, 0.0, -jnp.inf), shape=(num_new,))
+    return Kept(trials, kept.num_played + num_new), jax.tree.map(lambda of: of[drawn], trials)
 
 
 def learn_beliefs(parts: Parts, key: jax.Array, state: MetaState, played: Played) -> tuple[Params, PyTree, Metrics]:

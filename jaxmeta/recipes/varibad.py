@@ -167,8 +167,7 @@ class GridworldVariBAD(VariBAD):
         learner, episodes = super().learner(), trial(self.family().environment, num_episodes=self.num_episodes)
 
         def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
-            assert learner.agent is not None
-            _, played = rollout(key, episodes, *learner.agent(meta_params), task)  # as `learner.evaluate` plays it
+            _, played = rollout(key, episodes, *self.agent(meta_params), task)  # as `learner.evaluate` plays it
             exact, learned = self.beliefs(key, meta_params, played)
             return learner.evaluate(key, meta_params, task) | {"kl_to_exact": divergence(exact, learned)}
 

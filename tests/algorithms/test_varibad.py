@@ -14,7 +14,7 @@ import pytest
 import jaxmeta
 from jaxmeta import ELBO, PPO, Advantages, nn, rl
 from jaxmeta.algorithms.decoders import Decoder, Step, mlp_decoder
-from jaxmeta.algorithms.varibad import Played, elbo_of, varibad
+from jaxmeta.algorithms.varibad import Kept, Played, elbo_of, keep, varibad
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.recurrent import RecurrentNetwork, recurrent_belief, recurrent_policy
 
@@ -183,7 +183,7 @@ def test_a_step_of_the_model_is_up_the_elbo_of_what_was_played():
     learned = learner(model_optimizer=optax.sgd(1.0))
     state = learned.init(KEY)
     after, metrics = jax.jit(learned.update)(KEY, state, TASKS)
-    play_key, model_key, _ = jax.random.split(KEY, 3)
+    play_key, _, model_key, _ = jax.random.split(KEY, 4)
     params, trial = state.meta_params.params, rl.trial(BANDIT.environment, num_episodes=2)
     agent, decoder = learned.agent(state.meta_params), mlp_decoder(BANDIT, latent_size=L, hidden=(3,))
     run = jax.vmap(lambda key, task: rl.rollout(key, trial, *agent, task)[1])
@@ -237,11 +237,37 @@ def test_a_belief_is_of_what_was_seen_and_acts_as_it_is_learned_from():
 
 
 def test_steps_that_are_drawn_are_as_many_and_a_trial_has_no_more():
-    learned = learner(elbo=ELBO(num_steps=2, num_epochs=2, num_minibatches=2))
+    learned = learner(elbo=ELBO(num_steps=2, num_epochs=2, num_minibatches=2, num_kept=6))
     after, metrics = jax.jit(learned.update)(KEY, learned.init(KEY), TASKS)
     assert metrics["is_finite"] and changed(learned.init(KEY).meta_params.params, after.meta_params.params)
     with pytest.raises(ValueError, match="num_steps of elbo must be at most the 6 of a trial, got 7"):
         learner(elbo=ELBO(num_steps=7))
+
+
+def test_trials_are_kept_as_a_sample_of_all_and_none_that_is_not_finite():
+    """Of 2,000 played, five at a time, 100 are kept, of all times alike; those of reward NaN are not."""
+    number = jnp.arange(2000.0)
+    spoiled = number % 10 == 3
+    ones = lambda *shape: jnp.ones((5, 2, *shape))
+
+    def step(kept, numbers):
+        key, numbers = numbers
+        reward = jnp.where(spoiled[numbers.astype(int)], jnp.nan, numbers)[:, None] * ones()
+        played = Played(ones(1), Step(ones(1), ones(1), reward, ones(1)), ones() > 0)
+        kept, drawn = keep(key, kept, played)
+        return kept, drawn.steps.reward[:, 0]
+
+    nothing = jnp.zeros((100, 2))
+    room = Played(
+        nothing[..., None], Step(nothing[..., None], nothing[..., None], nothing, nothing[..., None]), nothing > 0
+    )
+    keys = jax.random.split(KEY, 400)
+    kept, drawn = jax.lax.scan(step, Kept(room, jnp.int32(0)), (keys, number.reshape(400, 5)))
+    found = np.asarray(kept.trials.steps.reward[:, 0])[np.asarray(kept.trials.mask[:, 0])]
+    assert len(found) >= 90 and int(kept.num_played) == 2000 and np.all(found % 10 != 3)
+    assert len(set(found)) == len(found) and abs(found.mean() - 1000) < 4 * 2000 / np.sqrt(12 * len(found))
+    assert np.all(drawn % 10 != 3) and np.all(drawn <= number.reshape(400, 5)[:, -1:])
+    assert set(np.asarray(drawn[-1])) <= set(found)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted():

@@ -50,7 +50,7 @@ def learners():
         for name, outer in outers.items():
             yield f"rl2 {core_name} {name}", jaxmeta.rl2(FAMILY, actor=core, **{**small, "outer": outer, **options})
     decoder = jaxmeta.mlp_decoder(FAMILY, latent_size=3, hidden=(2,), with_next_observation=True)
-    elbo = jaxmeta.ELBO(num_steps=5, num_epochs=2, num_minibatches=3)
+    elbo = jaxmeta.ELBO(num_steps=5, num_epochs=2, num_minibatches=3, num_kept=7)
     yield "varibad", jaxmeta.varibad(FAMILY, decoder, encoder=nn.gru(4), truncation=5, elbo=elbo, **small)
 
 
