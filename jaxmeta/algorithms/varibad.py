@@ -339,18 +339,20 @@ def what_is_told(environment: Environment, inputs: Inputs, belief: Gaussian) -> 
 
 def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[Played, Experience, Metrics, Metrics]:
     """A trial of each task: what beliefs are learned from, and the policy; the learner's metrics and the user's."""
-    of_policy, space = parts.policy, parts.environment.action_space
     keys = jax.random.split(key, check_stacked("tasks", tasks))
+    played, *by_trial, of_user = for_each_task(partial(play_one, parts), params, (keys, tasks))
+    return known_everywhere((played, *judged(parts.policy, *by_trial), jax.tree.map(jnp.mean, of_user)))
 
-    def run(params: Params, per_task: tuple[jax.Array, PyTree]) -> tuple[Played, Transition, jax.Array, Metrics]:
-        key, task = per_task
-        trial = rollout(key, of_policy.train_trial, of_policy.policy, params, of_policy.start(), task)[1]
-        played = Played(trial.extras.seen, steps_of(trial, space), trial.mask)
-        value = of_policy.critic.apply(params["critic"], trial.extras.x)
-        return played, trial, value, metrics_of(of_policy.metrics_fn, trial)
 
-    played, *by_trial, of_user = for_each_task(run, params, (keys, tasks))
-    return known_everywhere((played, *judged(of_policy, *by_trial), jax.tree.map(jnp.mean, of_user)))
+def play_one(
+    parts: Parts, params: Params, per_task: tuple[jax.Array, PyTree]
+) -> tuple[Played, Transition, jax.Array, Metrics]:
+    """A trial `[T]`, twice, what the critic says there, and the user's metrics."""
+    (key, task), of_policy = per_task, parts.policy
+    trial = rollout(key, of_policy.train_trial, of_policy.policy, params, of_policy.start(), task)[1]
+    played = Played(trial.extras.seen, steps_of(trial, parts.environment.action_space), trial.mask)
+    value = of_policy.critic.apply(params["critic"], trial.extras.x)
+    return played, trial, value, metrics_of(of_policy.metrics_fn, trial)
 
 
 # Beliefs.
@@ -358,12 +360,9 @@ def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[P
 
 def nothing_kept(parts: Parts, params: Params) -> Kept:
     """Room for C trials."""
-
-    def one(key: jax.Array) -> Played:
-        task = parts.family.train.sample(key, parts.family.train.data)
-        return play(parts, key, params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task))[0]
-
-    room = lambda leaf: jnp.zeros((parts.elbo.num_kept, *leaf.shape[1:]), leaf.dtype)
+    tasks = parts.family.train
+    one = lambda key: play_one(parts, params, (key, tasks.sample(key, tasks.data)))[0]
+    room = lambda leaf: jnp.zeros((parts.elbo.num_kept, *leaf.shape), leaf.dtype)
     return Kept(jax.tree.map(room, jax.eval_shape(one, jax.random.key(0))), jnp.int32(0))
 
 

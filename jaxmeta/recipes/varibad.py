@@ -1,7 +1,7 @@
 """Recipes of VariBAD: a policy told what is believed of the task; in the gridworld, beside the exact belief."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class VariBAD(MetaRL):
     elbo: ELBO = ELBO(num_minibatches=4)
     """How beliefs are learned."""
     model_learning_rate: float = 1e-3
-    """Of encoder and decoder, where it starts; it goes as that of the policy does."""
+    """Of encoder and decoder, where it starts."""
     ppo: PPO = PPO(num_minibatches=8)
     """How the policy steps."""
     advantages: Advantages = Advantages(gae_lambda=0.95)
@@ -53,6 +53,8 @@ class VariBAD(MetaRL):
     """Of the policy's entropy."""
     max_grad_norm: float = 0.5
     """What the actor's and the critic's gradient are clipped to, each by itself."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """What becomes of both learning rates: they stay, or fall to 0 along a cosine."""
     num_eval_tasks: int = 1000
     """Test tasks."""
 
@@ -116,11 +118,13 @@ class VariBAD(MetaRL):
 
     def protocol(self) -> str:
         steps = "all steps" if self.elbo.num_steps is None else counted(self.elbo.num_steps, "step")
+        kept = f", {self.elbo.num_kept:,} trials kept" if self.elbo.num_kept else ""
         epochs = counted(self.ppo.num_epochs, "epoch")
         return (
             f"{super().protocol()}, the model's {self.model_learning_rate:g}; a trial of "
             f"{counted(self.num_episodes, 'episode')} each; beliefs over {counted(self.latent_size, 'number')} by a "
-            f"gru of {counted(self.num_encoder_units, 'unit')}, from {steps}, KL times {self.elbo.kl_weight:g}; "
+            f"gru of {counted(self.num_encoder_units, 'unit')}, from {steps}{kept}, KL times "
+            f"{self.elbo.kl_weight:g}; "
             f"ppo, two layers of {counted(self.num_units, 'unit')}; "
             f"{epochs} of {counted(self.ppo.num_minibatches, 'minibatch', 'minibatches')}, "
             f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, entropy {self.entropy_weight:g}"
@@ -232,7 +236,7 @@ class NavigationVariBAD(VariBAD):
     """Episodes of a trial."""
     std: float = 0.1
     """σ of a reward, in its units, around what is decoded."""
-    elbo: ELBO = ELBO(num_steps=20, num_minibatches=4)
+    elbo: ELBO = ELBO(num_steps=10, num_kept=1024, num_minibatches=8)
     """How beliefs are learned."""
 
     def family(self) -> Family:
@@ -248,13 +252,15 @@ class NavigationVariBAD(VariBAD):
 _VARIBAD = "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348"
 
 _gridworld = GridworldVariBAD(
-    num_outer_steps=600,
+    num_outer_steps=500,
     num_tasks=256,
+    latent_size=8,
+    elbo=ELBO(kl_weight=0.01, num_kept=4096, num_minibatches=8),
     learning_rate=2e-3,
-    schedule="cosine",
-    model_learning_rate=2e-3,
-    ppo=PPO(num_epochs=2, num_minibatches=4),
-    entropy_weight=0.05,
+    model_learning_rate=3e-3,
+    ppo=PPO(num_epochs=4, num_minibatches=8),
+    advantages=Advantages(discount=0.95, gae_lambda=0.95),
+    entropy_weight=0.04,
 )
 
 VARIBAD: dict[str, Recipe] = {
@@ -263,10 +269,10 @@ VARIBAD: dict[str, Recipe] = {
         "VariBAD on a grid with a hidden goal",
         _VARIBAD,
         "return 3.6 / 10.5 after 0 / 3 episodes (best possible 4.0 / 11.1)",
-        10,
+        3,
     ),
     "varibad-navigation": Recipe(
-        lambda: NavigationVariBAD(num_outer_steps=500, num_tasks=256, schedule="cosine"),
+        lambda: NavigationVariBAD(num_outer_steps=500, num_tasks=256, ppo=PPO(num_epochs=2, num_minibatches=8)),
         "VariBAD on 2D navigation",
         _VARIBAD,
         "no figure in the paper; beside rl2-navigation",
