@@ -46,7 +46,7 @@ from jaxmeta.rl.env import Environment, Family, check_family, flatten
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import PPO, Advantages, descend, masked_mean, of_update
 from jaxmeta.rl.recurrent import RecurrentNetwork, check_core, recurrent_belief, recurrent_policy, recurrent_value
-from jaxmeta.rl.rollout import Agent, Transition, episode_returns, rollout
+from jaxmeta.rl.rollout import Agent, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.trials import Inputs, trial
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
@@ -66,7 +66,7 @@ class ELBO:
     """λ ≥ 0, of what a belief says beyond the one before it, in nats; the authors' gridworld has 0.01."""
     num_steps: int | None = None
     """Steps t of a trial from whose beliefs it is predicted, drawn anew in each update; all of them if None."""
-    num_kept: int = 0
+    num_kept: int = 1000
     """C, trials that are kept of all that were ever played, each as likely; as many as an update's tasks are drawn of
     them and learned from beside the new ones. None if 0: then what the policy no longer does is soon forgotten."""
     num_epochs: int = 1
@@ -187,9 +187,8 @@ def varibad(
         own; `transitions.extras.belief` are the beliefs.
 
     Returns:
-      A `MetaLearner`. `evaluate` gives {"return": [num_eval_episodes], "total": [1], "belief_std": [T]}: the
-      undiscounted sum of rewards of each episode, of all of them, and the geometric mean of the belief's deviations at
-      each step.
+      A `MetaLearner`. `evaluate` gives {"return": [E], "total": [1], "belief_std": [E]} of E episodes: the undiscounted
+      sum of rewards of each, of all of them, and the geometric mean of the belief's deviations where each begins.
       `update` reports the means of the former over episodes and trials, `num_env_steps`, and of the model "elbo",
       "reconstruction" and "kl", means over steps and trials, in nats. `adapt` gives what is carried after a trial, its
       `belief` that at the last step; from it `agent(meta_params, carry)` goes on; `agent(meta_params)` begins a trial.
@@ -463,10 +462,12 @@ def _adapt(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) 
 def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
     _, played = rollout(key, parts.policy.eval_trial, *_agent(parts, meta_params), task)
     of_user = metrics_of(parts.policy.metrics_fn, played)
+    num_episodes = parts.policy.num_eval_episodes
+    begins = jnp.searchsorted(episode_of(played), jnp.arange(num_episodes))
     own = {
-        "return": episode_returns(played, parts.policy.num_eval_episodes),
+        "return": episode_returns(played, num_episodes),
         "total": jnp.sum(played.reward, keepdims=True),
-        "belief_std": jnp.exp(jnp.mean(played.extras.belief.log_std, axis=-1)),
+        "belief_std": jnp.exp(jnp.mean(played.extras.belief.log_std, axis=-1))[begins],
     }
     return beside({name: jnp.asarray(value)[None] for name, value in of_user.items()}, own)
 

@@ -14,7 +14,7 @@ from jaxmeta.algorithms.decoders import Decoder, Step
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.rl import MetaRL, Oracle, references_of
-from jaxmeta.recipes.rl2 import draw_longer, gridworld_oracles
+from jaxmeta.recipes.rl2 import draw_longer, gridworld_oracles, play
 from jaxmeta.rl import Agent, Family, Transition, families, oracles, reference_learner, rollout, trial
 from jaxmeta.rl.families.discrete import GRID_SIZE
 from jaxmeta.rl.on_policy import PPO, Advantages
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NUM_SAMPLES = 32  # of a belief, for what it predicts
+_STEPS = (0, 4, 7, 10, 14)  # of an episode, where beliefs are compared in the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +168,20 @@ class GridworldVariBAD(VariBAD):
         return known
 
     def learner(self) -> MetaLearner:
-        """Whose report has the divergence of the exact belief from the learned one at each step of a trial, too."""
+        """Whose report has, of some steps of an episode, how far the exact belief is from the learned one there, too:
+        KL in nats, entry k after k episodes."""
         learner, episodes = super().learner(), trial(self.family().environment, num_episodes=self.num_episodes)
 
         def evaluate(key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
             _, played = rollout(key, episodes, *self.agent(meta_params), task)  # as `learner.evaluate` plays it
-            exact, learned = self.beliefs(key, meta_params, played)
-            return learner.evaluate(key, meta_params, task) | {"kl_to_exact": divergence(exact, learned)}
+            kl = divergence(*self.beliefs(key, meta_params, played)).reshape(self.num_episodes, -1)
+            return learner.evaluate(key, meta_params, task) | {f"kl_at_step_{step}": kl[:, step] for step in _STEPS}
 
         return learner._replace(evaluate=evaluate)
+
+    def build(self) -> Experiment:
+        """Judged on goals with repeats, for which of them are found in time is a matter of what the policy draws."""
+        return super().build()._replace(test_tasks=self.family().test._replace(at=None, size=None))
 
     def beliefs(self, key: jax.Array, meta_params: MetaParams, played: Transition) -> tuple[jax.Array, jax.Array]:
         """Of each cell, how likely it is the goal, before each step of a trial `[T]`: exactly, and as was learned,
@@ -186,8 +192,21 @@ class GridworldVariBAD(VariBAD):
         return oracles.gridworld_belief(played), pays / jnp.sum(pays, axis=1, keepdims=True)
 
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
-        """And the beliefs of one trial."""
-        key, task_key, play_key = jax.random.split(key, 3)
+        """And the beliefs of one trial; and how far they are from the exact ones, over all steps."""
+        key, one_key, kl_key = jax.random.split(key, 3)
+        agents: dict[str, Oracle] = {"VariBAD": self.agent(meta_params)}
+        of_trial = lambda task, played: divergence(*self.beliefs(kl_key, meta_params, played))
+        kl = {
+            name: of.mean(axis=0) for name, of in play(key, self.family(), agents, self.num_episodes, of_trial).items()
+        }
+        title = f"{name}: KL(exact ‖ learned) of what is believed before each step"
+        return super().pictures(key, meta_params, name) | {
+            "beliefs.png": self._one_trial(one_key, meta_params, name),
+            "kl.png": plotting.lines(kl, "step of the trial", "nats", title),
+        }
+
+    def _one_trial(self, key: jax.Array, meta_params: MetaParams, name: str) -> "Figure":
+        task_key, play_key = jax.random.split(key)
         family = self.family()
         task = family.test.sample(task_key, family.test.data)
         episodes = trial(family.environment, num_episodes=self.num_episodes)
@@ -195,14 +214,13 @@ class GridworldVariBAD(VariBAD):
         exact, learned = self.beliefs(play_key, meta_params, played)
         shown = _steps_to_show(np.asarray(exact))
         grids = lambda beliefs: np.asarray(beliefs)[shown].reshape(len(shown), GRID_SIZE, GRID_SIZE)
-        picture = plotting.beliefs(
+        return plotting.beliefs(
             {"exact": grids(exact), "learned": grids(learned)},
             cells=np.asarray(played.state)[shown],
             goal=np.asarray(task.goal),
             names=[f"step {step}" for step in shown],
             title=f"{name}: where the goal may be, before some steps of a trial",
         )
-        return super().pictures(key, meta_params, name) | {"beliefs.png": picture}
 
 
 def chance_of_cells(decoder: Decoder, params: Params, m: jax.Array) -> jax.Array:
@@ -221,7 +239,7 @@ def divergence(exact: jax.Array, learned: jax.Array) -> jax.Array:
 
 
 def _steps_to_show(exact: np.ndarray) -> list[int]:
-    """Four of a trial: its first, two of the search, and the last."""
+    """The first of a trial, some of the search, the one before the goal is known and the next, and the last."""
     num_steps = len(exact)
     known = np.flatnonzero(exact.max(axis=1) == 1)
     found = int(known[0]) if len(known) else num_steps - 1
@@ -252,7 +270,7 @@ class NavigationVariBAD(VariBAD):
 _VARIBAD = "Zintgraf et al. 2020, https://arxiv.org/abs/1910.08348"
 
 _gridworld = GridworldVariBAD(
-    num_outer_steps=500,
+    num_outer_steps=600,
     num_tasks=256,
     latent_size=8,
     elbo=ELBO(kl_weight=0.01, num_kept=4096, num_minibatches=8),
