@@ -15,7 +15,7 @@ next. The hidden state begins with the trial and with nothing else.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -174,7 +174,7 @@ def rl2(
         num_episodes,
         num_eval_episodes,
         num_exploration_episodes,
-        partial(num_encoded, family, train_trial),
+        partial(_num_inputs, family, train_trial),
         network,
         recurrent_value(critic, truncation=truncation),
         acting(network, train_trial.encode),
@@ -187,7 +187,7 @@ def rl2(
         metrics_fn,
     )
     return MetaLearner(
-        partial(init_policy, parts),
+        partial(_init, parts),
         partial(_update, parts),
         partial(_adapt, parts),
         partial(_evaluate, parts),
@@ -196,7 +196,7 @@ def rl2(
     )
 
 
-def init_policy(parts: Parts, key: jax.Array) -> MetaState:
+def _init(parts: Parts, key: jax.Array) -> MetaState:
     actor_key, critic_key = jax.random.split(key)
     num_inputs = parts.num_inputs()
     params = {"actor": parts.actor.init(actor_key, num_inputs), "critic": parts.critic.init(critic_key, num_inputs)}
@@ -231,16 +231,12 @@ def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[E
         return played, parts.critic.apply(params["critic"], played.extras.x), metrics_of(parts.metrics_fn, played)
 
     *by_trial, of_user = for_each_task(run, params, (keys, tasks))
-    return known_everywhere((*judged(parts, *by_trial), jax.tree.map(jnp.mean, of_user)))
-
-
-def judged(parts: Parts, trials: Transition, value: jax.Array) -> tuple[Experience, Metrics]:
-    """What is to be learned from trials `[N, T]`, whose critic says `value` there, and what is told of them."""
-    trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (trials, value))  # [T, N], as networks take them
+    trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
     advantage, target = trial_advantages(trials, value, parts.advantages, parts.num_exploration_episodes)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
     total = jnp.mean(jnp.sum(trials.reward, axis=0))
-    return experience, {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
+    own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
+    return known_everywhere((experience, own, jax.tree.map(jnp.mean, of_user)))
 
 
 def trial_advantages(
@@ -289,8 +285,25 @@ def mean_over_steps(fn: Callable, params: PyTree, batch: Experience) -> PyTree:
 Learned = tuple[Params, PyTree, Metrics]
 
 
+class ByGradients(Protocol):
+    """What of a learner's parts learns by gradients: of RL², and of what else acts in whole trials."""
+
+    @property
+    def actor(self) -> RecurrentNetwork: ...
+    @property
+    def critic(self) -> RecurrentNetwork: ...
+    @property
+    def outer(self) -> PolicyStep: ...
+    @property
+    def optimizer(self) -> optax.GradientTransformation: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    @property
+    def advantages(self) -> Advantages: ...
+
+
 def learn_by_gradients(
-    parts: Parts, key: jax.Array, state: MetaState, experience: Experience, entropy_weight: jax.Array
+    parts: ByGradients, key: jax.Array, state: MetaState, experience: Experience, entropy_weight: jax.Array
 ) -> Learned:
     """The optimizer's steps of actor and critic, as PPO makes them: L_policy + c L_value."""
 
@@ -408,7 +421,7 @@ def entropy_schedule(entropy_weight: float | optax.Schedule) -> optax.Schedule:
     return lambda step: entropy_weight
 
 
-def num_encoded(family: Family, of_trial: Trial) -> int:
+def _num_inputs(family: Family, of_trial: Trial) -> int:
     encoded = lambda key: of_trial.encode(of_trial.reset(key, family.train.sample(key, family.train.data))[0])
     return jax.eval_shape(encoded, jax.random.key(0)).shape[0]
 

@@ -25,18 +25,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.algorithms.decoders import Decoder, Step, check_decoder, step_sizes, steps_of
+from jaxmeta.algorithms.decoders import Decoder, Step, check_decoder, steps_of
 from jaxmeta.algorithms.rl2 import (
     Experience,
     check_cores,
     check_trials,
     entropy_schedule,
-    init_policy,
-    judged,
     learn_by_gradients,
-    num_encoded,
+    trial_advantages,
 )
-from jaxmeta.algorithms.rl2 import Parts as PolicyParts
 from jaxmeta.checks import check_instance, check_integer, check_meta_params, check_number, check_stacked
 from jaxmeta.devices import known_everywhere
 from jaxmeta.nn.recurrent import Recurrent, feed_forward, gru
@@ -46,8 +43,8 @@ from jaxmeta.rl.env import Environment, Family, check_family, flatten
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
 from jaxmeta.rl.on_policy import PPO, Advantages, descend, masked_mean, of_update
 from jaxmeta.rl.recurrent import RecurrentNetwork, check_core, recurrent_belief, recurrent_policy, recurrent_value
-from jaxmeta.rl.rollout import Agent, Transition, episode_of, episode_returns, rollout
-from jaxmeta.rl.trials import Inputs, trial
+from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
+from jaxmeta.rl.trials import Inputs, Trial, trial
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
 
 
@@ -124,16 +121,31 @@ class Kept(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a learner is made of, all of it checked: of the policy what RL² is made of, told beliefs; and of beliefs."""
+    """What a learner is made of, all of it checked; see the arguments of `varibad`.
 
-    policy: PolicyParts
+    `encoder` and `decoder`, `actor` and `critic` are the networks that learn, `policy` is how encoder and actor act, by
+    their parameters, from the carry `start()`.
+    """
+
     family: Family
-    environment: Environment
-    num_seen: Callable[[], int]
+    train_trial: Trial
+    eval_trial: Trial
+    num_episodes: int
+    num_eval_episodes: int
     encoder: RecurrentNetwork
     decoder: Decoder
     elbo: ELBO
     model_optimizer: optax.GradientTransformation
+    actor: RecurrentNetwork
+    critic: RecurrentNetwork
+    policy: Policy
+    start: Callable[[], Carry]
+    outer: PPO
+    optimizer: optax.GradientTransformation
+    max_grad_norm: float | None
+    advantages: Advantages
+    entropy_weight: optax.Schedule
+    metrics_fn: MetricsFn | None
 
 
 def varibad(
@@ -237,26 +249,27 @@ def varibad(
 
     of_belief = recurrent_belief(encoder, decoder.latent_size, truncation=truncation)
     of_policy = recurrent_policy(environment.action_space, actor)
-    learning = PolicyParts(
-        train_trial=train_trial,
-        eval_trial=eval_trial,
-        num_episodes=num_episodes,
-        num_eval_episodes=num_eval_episodes,
-        num_exploration_episodes=0,
-        num_inputs=lambda: sum(_num_told(family, decoder)),
-        actor=of_policy,
-        critic=recurrent_value(critic),
-        policy=partial(act_on_belief, environment, train_trial.encode, of_belief, of_policy),
-        start=partial(_start, encoder, actor, decoder.latent_size),
-        outer=outer,
-        optimizer=optimizer,
-        max_grad_norm=max_grad_norm,
-        advantages=advantages,
-        entropy_weight=entropy_schedule(entropy_weight),
-        metrics_fn=metrics_fn,
+    parts = Parts(
+        family,
+        train_trial,
+        eval_trial,
+        num_episodes,
+        num_eval_episodes,
+        of_belief,
+        decoder,
+        elbo,
+        model_optimizer,
+        of_policy,
+        recurrent_value(critic),
+        partial(act_on_belief, environment, train_trial.encode, of_belief, of_policy),
+        partial(_start, encoder, actor, decoder.latent_size),
+        outer,
+        optimizer,
+        max_grad_norm,
+        advantages,
+        entropy_schedule(entropy_weight),
+        metrics_fn,
     )
-    num_seen = partial(num_encoded, family, train_trial)
-    parts = Parts(learning, family, environment, num_seen, of_belief, decoder, elbo, model_optimizer)
     return MetaLearner(
         partial(_init, parts),
         partial(_update, parts),
@@ -269,15 +282,13 @@ def varibad(
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
     policy_key, encoder_key, decoder_key = jax.random.split(key, 3)
-    policy = init_policy(parts.policy, policy_key)
-    model = {
-        "encoder": parts.encoder.init(encoder_key, parts.num_seen()),
-        "decoder": parts.decoder.init(decoder_key),
-    }
-    opt_state = {"policy": policy.opt_state, "model": parts.model_optimizer.init(model)}
-    meta_params = MetaParams(policy.meta_params.params | model)
-    kept = nothing_kept(parts, meta_params.params) if parts.elbo.num_kept else ()
-    return policy._replace(meta_params=meta_params, opt_state=opt_state, carry=kept)
+    actor_key, critic_key = jax.random.split(policy_key)
+    num_seen, num_told = _num_inputs(parts)
+    policy = {"actor": parts.actor.init(actor_key, num_told), "critic": parts.critic.init(critic_key, num_told)}
+    model = {"encoder": parts.encoder.init(encoder_key, num_seen), "decoder": parts.decoder.init(decoder_key)}
+    opt_state = {"policy": parts.optimizer.init(MetaParams(policy)), "model": parts.model_optimizer.init(model)}
+    kept = nothing_kept(parts, policy | model) if parts.elbo.num_kept else ()
+    return MetaState(jnp.int32(0), MetaParams(policy | model), opt_state, jnp.int32(0), kept)
 
 
 def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
@@ -295,8 +306,8 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
 
     # Steps of PPO, on the beliefs that were acted on.
     policy = state._replace(meta_params=MetaParams(_of(state, "actor", "critic")), opt_state=state.opt_state["policy"])
-    entropy_weight = jnp.asarray(parts.policy.entropy_weight(state.step))
-    params, of_policy, learned = learn_by_gradients(parts.policy, policy_key, policy, experience, entropy_weight)
+    entropy_weight = jnp.asarray(parts.entropy_weight(state.step))
+    params, of_policy, learned = learn_by_gradients(parts, policy_key, policy, experience, entropy_weight)
 
     is_finite = learned["is_finite"] & believed.pop("is_finite")
     opt_state = {"policy": of_policy, "model": of_model}
@@ -340,18 +351,23 @@ def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[P
     """A trial of each task: what beliefs are learned from, and the policy; the learner's metrics and the user's."""
     keys = jax.random.split(key, check_stacked("tasks", tasks))
     played, *by_trial, of_user = for_each_task(partial(play_one, parts), params, (keys, tasks))
-    return known_everywhere((played, *judged(parts.policy, *by_trial), jax.tree.map(jnp.mean, of_user)))
+    trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
+    judged = trial_advantages(trials, value, parts.advantages)
+    experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, *judged, trials.mask)
+    total = jnp.mean(jnp.sum(trials.reward, axis=0))
+    own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
+    return known_everywhere((played, experience, own, jax.tree.map(jnp.mean, of_user)))
 
 
 def play_one(
     parts: Parts, params: Params, per_task: tuple[jax.Array, PyTree]
 ) -> tuple[Played, Transition, jax.Array, Metrics]:
     """A trial `[T]`, twice, what the critic says there, and the user's metrics."""
-    (key, task), of_policy = per_task, parts.policy
-    trial = rollout(key, of_policy.train_trial, of_policy.policy, params, of_policy.start(), task)[1]
-    played = Played(trial.extras.seen, steps_of(trial, parts.environment.action_space), trial.mask)
-    value = of_policy.critic.apply(params["critic"], trial.extras.x)
-    return played, trial, value, metrics_of(of_policy.metrics_fn, trial)
+    key, task = per_task
+    trial = rollout(key, parts.train_trial, parts.policy, params, parts.start(), task)[1]
+    played = Played(trial.extras.seen, steps_of(trial, parts.family.environment.action_space), trial.mask)
+    value = parts.critic.apply(params["critic"], trial.extras.x)
+    return played, trial, value, metrics_of(parts.metrics_fn, trial)
 
 
 # Beliefs.
@@ -457,33 +473,38 @@ def _start(encoder: Recurrent, actor: Recurrent, latent_size: int) -> Carry:
 
 def _adapt(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> Carry:
     """What is remembered and believed at the end of a trial."""
-    return rollout(key, parts.policy.eval_trial, *_agent(parts, meta_params), task)[0]
+    return rollout(key, parts.eval_trial, *_agent(parts, meta_params), task)[0]
 
 
 def _evaluate(parts: Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> Metrics:
-    _, played = rollout(key, parts.policy.eval_trial, *_agent(parts, meta_params), task)
-    of_user = metrics_of(parts.policy.metrics_fn, played)
-    num_episodes = parts.policy.num_eval_episodes
-    begins = jnp.searchsorted(episode_of(played), jnp.arange(num_episodes))
+    _, played = rollout(key, parts.eval_trial, *_agent(parts, meta_params), task)
+    of_user = {name: jnp.asarray(value)[None] for name, value in metrics_of(parts.metrics_fn, played).items()}
+    begins = jnp.searchsorted(episode_of(played), jnp.arange(parts.num_eval_episodes))
     own = {
-        "return": episode_returns(played, num_episodes),
+        "return": episode_returns(played, parts.num_eval_episodes),
         "total": jnp.sum(played.reward, keepdims=True),
         "belief_std": jnp.exp(jnp.mean(played.extras.belief.log_std, axis=-1))[begins],
     }
-    return beside({name: jnp.asarray(value)[None] for name, value in of_user.items()}, own)
+    return beside(of_user, own)
 
 
 def _agent(parts: Parts, meta_params: MetaParams, adapted: Carry | None = None) -> Agent:
     """At the beginning of a trial, or going on from what `adapt` returned."""
     check_meta_params(meta_params)
     params = {name: meta_params.params[name] for name in ("encoder", "actor")}
-    return Agent(parts.policy.policy, params, parts.policy.start() if adapted is None else adapted)
+    return Agent(parts.policy, params, parts.start() if adapted is None else adapted)
 
 
-def _num_told(family: Family, decoder: Decoder) -> tuple[int, int, int]:
-    """Numbers of the observation, the time, and the belief."""
-    num_observed, _ = step_sizes(family)
-    return num_observed, int(family.environment.observe_time), 2 * decoder.latent_size
+def _num_inputs(parts: Parts) -> tuple[int, int]:
+    """Of the encoder, and of actor and critic."""
+    tasks, (of_trial, prior) = parts.family.train, (parts.train_trial, parts.start().belief)
+
+    def inputs(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first, _ = of_trial.reset(key, tasks.sample(key, tasks.data))
+        return of_trial.encode(first), what_is_told(parts.family.environment, first, prior)
+
+    seen, told = jax.eval_shape(inputs, jax.random.key(0))
+    return len(seen), len(told)
 
 
 def _check_num_steps(elbo: ELBO, num_steps: int) -> None:

@@ -199,7 +199,7 @@ class GridworldVariBAD(VariBAD):
         kl = {
             name: of.mean(axis=0) for name, of in play(key, self.family(), agents, self.num_episodes, of_trial).items()
         }
-        title = f"{name}: KL(exact ‖ learned) of what is believed before each step"
+        title = f"{name}: KL(exact ‖ learned)"
         return super().pictures(key, meta_params, name) | {
             "beliefs.png": self._one_trial(one_key, meta_params, name),
             "kl.png": plotting.lines(kl, "step of the trial", "nats", title),
