@@ -261,7 +261,9 @@ def test_recipes_of_varibad_train_beside_the_oracles(name, tmp_path, monkeypatch
         assert (tmp_path / name / "beliefs.png").exists() and (tmp_path / name / "kl.png").exists()
 
 
-@pytest.mark.parametrize("name", VARIBAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "nav" in name else []) for name in VARIBAD]
+)
 def test_a_recipe_of_varibad_builds_and_its_update_keeps_its_types(name):
     config = replace(RECIPES[name].config(), num_units=4, num_encoder_units=4, num_tasks=2, ppo=PPO(), elbo=ELBO())
     experiment = config.build()
@@ -394,7 +396,7 @@ def test_fields_of_an_inner_loop_are_where_there_is_one(name):
     of_a_loop = {"meta_gradient", "inner_optimizer", "inner_learning_rate", "num_inner_steps", "num_eval_steps"}
     without = {"meta_gradient"} if name in MAML_RL else {"inner_optimizer"} if name in BILEVEL else set()
     without |= {"meta_gradient", "inner_optimizer", "num_eval_steps"} if name in STREAMS | META_GRADIENT_RL else set()
-    expected = set() if name in CLOSED_FORM or name in RL2_RECIPES or name in PEARL else of_a_loop
+    expected = set() if name in CLOSED_FORM or name in RL2_RECIPES | VARIBAD | PEARL else of_a_loop
     assert fields & of_a_loop == expected - without
 
 

@@ -192,7 +192,7 @@ def steps_of(transitions: Transition, action_space: Discrete | Continuous) -> St
         action = jax.nn.one_hot(transitions.action, action_space.num_actions)
     else:
         middle, half = (np.add(*action_space) / 2, np.subtract(action_space.high, action_space.low) / 2)
-        action = (clip_action(action_space, transitions.action) - middle) / half
+        action = jax.vmap(lambda action: (clip_action(action_space, action) - middle) / half)(transitions.action)
     observation, following = (
         jax.vmap(flatten)(x) for x in (transitions.inputs.observation, transitions.next_observation)
     )

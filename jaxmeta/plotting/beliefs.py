@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxmeta.plotting.frame import check_array, check_filled, check_length, title_above
 from jaxmeta.plotting.looks import OWN, SHOTS
+from jaxmeta.words import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,6 +51,8 @@ def beliefs(
     cells = None if cells is None else _points("cells", cells, (shape[0], 2))
     goal = None if goal is None else _points("goal", goal, (2,))
     if names is not None:
+        if not isinstance(names, Sequence):
+            raise ValueError(f"names must be a list of texts, one for each step, got {short(names)}")
         check_length("names", names, shape[0], "step")
     figure = Picture(figsize=(1.5 * shape[0] + 0.6, 1.6 * len(found) + 0.6), layout="constrained", dpi=150)
     panels = figure.subplots(len(found), shape[0], squeeze=False)
