@@ -118,7 +118,7 @@ varibad = jaxmeta.varibad(
     entropy_weight=0.04,
 )
 varibad_state, history = jaxmeta.fit(
-    jax.random.key(0), varibad, family.train, num_outer_steps=400, num_tasks=128, progress=False
+    jax.random.key(0), varibad, family.train, num_outer_steps=700, num_tasks=128, progress=False
 )
 plotting.history(history, names=["return", "elbo"], title="VariBAD on the grid")
 
