@@ -76,7 +76,7 @@ def mlp_decoder(
       hidden: widths of the layers of each network.
       reward: "gaussian", or "bernoulli" for one that has two values, of which one is positive.
       reward_of: what the reward is a function of: "transition", (o, a, o'); or "next_state" for observations that are
-        one-hot states, o' alone, of which f(m) has an output for each, as in the authors' gridworld.
+        one-hot states, o' alone, of which f(m) has an output for each, as in the authors' gridworld: f(m) · o'.
       with_next_observation: whether that is decoded too: needed where tasks differ in their dynamics.
       std: σ > 0, in units of the reward and of the observation: with a small one beliefs tell more, for their KL counts
         less.
