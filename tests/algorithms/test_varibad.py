@@ -299,8 +299,11 @@ def two_doors(max_steps):
 @pytest.mark.slow
 def test_learns_what_is_known_of_two_doors():
     """After the first step it is known whether the door pays that was tried, so says the decoder, and the policy gets
-    3.5 of 4 on average; of the other door, which a policy that was paid never opens, nobody tells it. Before it each is as likely, and the decoder says how often a door pays where it is opened: with the policy
-    that tries one and then knows, 4 of 5 times the first, and the other always."""
+    3.5 of 4 on average; of the other door, which a policy that was paid never opens, nobody tells it.
+
+    Before it each is as likely, and the decoder says how often a door pays where it is opened: with the policy that
+    tries one and then knows, 4 of 5 times the first, and the other always.
+    """
     family = two_doors(4)
     decoder = mlp_decoder(family, latent_size=2, hidden=(16,), reward="bernoulli")
     learned = varibad(
