@@ -91,6 +91,11 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
     steps learn from what was played (`maml_rl`, `rl2`, `pearl`), they first tell each other what that was. The numbers
     are those of one device but for rounding.
 
+    Where D does not divide N, as of one task, the devices share the examples of each task instead, for every learner of
+    `Task`s and whatever its loss: what is over all examples, a mean, the statistics of a batch norm, the gradient of a
+    weight, is a sum over the devices. That pays where there is much to do for an example, as in convolutions of large
+    images; small networks wait for one another more than they compute.
+
     Of S seeds, `fit` with `[S]` keys, each device trains S / D, and nothing is told; where D does not divide S they
     share the tasks of all.
 
@@ -103,7 +108,7 @@ def over_devices(num_devices: int | None = None) -> AbstractContextManager:
 
     Raises:
       ValueError: `num_devices` is no positive integer, more than there are, or leaves a process without a device; in an
-        outer step, D does not divide N.
+        outer step of a learner that plays, D does not divide N.
 
     >>> import jax.numpy as jnp, jaxmeta
     >>> loss_fn = lambda params, batch: (jnp.mean((params["w"] - batch[1]) ** 2), {})

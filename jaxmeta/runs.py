@@ -37,7 +37,7 @@ from jaxmeta.run_directory import claimed, differences, listed, new_directory, r
 from jaxmeta.signals import Asked, Terminated, terminable
 from jaxmeta.training import Checkpointer, JsonLines, Report, evaluate, fit, restore_state
 from jaxmeta.training.files import writing
-from jaxmeta.types import MetaParams, MetaState, TaskDistribution
+from jaxmeta.types import MetaParams, MetaState, Task, TaskDistribution
 from jaxmeta.words import counted
 
 Judged: TypeAlias = tuple[Report, dict[str, Report]]
@@ -66,7 +66,8 @@ def train_recipe(
     experiment = config.build()
     sharing = partial(over_devices, num_devices) if num_devices != 1 else contextlib.nullcontext
     with sharing():
-        check_shares(config.num_tasks)
+        if not _has_examples(experiment):
+            check_shares(config.num_tasks)
     out = new_directory(name, seed, resume) if out is None else out
     with terminable() as asked, claimed(name, config, seed, out, resume, num_devices):
         try:
@@ -81,7 +82,7 @@ def _run(
     changed = differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
     with sharing():
-        print(_shares(config.num_tasks))
+        print(_shares(config.num_tasks, _has_examples(experiment)))
     if changed:
         print(f"not as the recipe: {listed(changed, 'the recipe has')}")
     print(f"under {directory}", flush=True)
@@ -288,18 +289,28 @@ def _restore(directory: Path, experiment: Experiment) -> MetaState:
     return restore_state(directory / "state", jax.eval_shape(experiment.learner.init, jax.random.key(0)))
 
 
-def _shares(num_tasks: int) -> str:
-    """How many devices the tasks are shared by, and why not by more."""
+def _has_examples(experiment: Experiment) -> bool:
+    """Whether devices can share the examples of its tasks where they cannot share the tasks."""
+    tasks = experiment.train_tasks
+    return isinstance(jax.eval_shape(tasks.sample, jax.random.key(0), tasks.data), Task)
+
+
+def _shares(num_tasks: int, has_examples: bool) -> str:
+    """How many devices the tasks are shared by, or the examples of each, and why not by more."""
     if num_devices := num_sharing():
-        return f"{counted(num_devices, 'device')} share {counted(num_tasks, 'task')}, {num_tasks // num_devices} each"
+        who, what = counted(num_devices, "device"), counted(num_tasks, "task")
+        if num_tasks % num_devices:
+            return f"{who} share the examples of each of {what}"
+        return f"{who} share {what}, {num_tasks // num_devices} each"
     is_cpu = jax.default_backend() == "cpu"
     available, what = (num_cores(), "core") if is_cpu else (len(jax.devices()), "device")
     if available == 1:
         return f"one {what}: nothing is shared"
-    if num_tasks % available:
+    if num_tasks % available and not has_examples:
         return f"on one device: {counted(num_tasks, 'task')} do not share out to {available} {what}s"
     gain = "which gains where networks are large, and loses where they are small: " if is_cpu else ""
-    return f"on one device: --num-devices {available} shares the tasks by all {what}s, {gain}docs/how-to/devices.md"
+    shared = "the examples of each task" if num_tasks % available else "the tasks"
+    return f"on one device: --num-devices {available} shares {shared} by all {what}s, {gain}docs/how-to/devices.md"
 
 
 def _device() -> str:

@@ -108,23 +108,79 @@ with jaxmeta.over_devices():
     together = train(4, 5)
     half, _ = train(4, 2)
     goes_on, _ = train(4, 5, half)
-    try:
-        train(3, 1)
-    except ValueError as error:
-        print(error)
+    examples = train(3, 5)
 print(tuple(together[0].step.sharding.spec), together[1]["loss"].shape)
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5)
 jax.tree.map(close, alone, together)
+jax.tree.map(close, train(3, 5), examples)
 jax.tree.map(np.testing.assert_array_equal, together[0], goes_on)
 """
 
 
-def test_seeds_are_shared_where_they_share_out_and_their_tasks_where_not():
+def test_seeds_are_shared_where_they_share_out_and_their_tasks_or_examples_where_not():
     """With three tasks, which two devices could not share."""
-    assert run("-c", SEEDS) == [
-        "the number of tasks must be a multiple of the 2 devices, got 3: the nearest are 2 and 4",
-        "('devices',) (4, 5)",
-    ]
+    assert run("-c", SEEDS) == ["('devices',) (4, 5)"]
+
+
+EXAMPLES = """
+import sys, jax, jax.numpy as jnp, optax, jaxmeta
+ALL = sys.argv.pop() == "all"
+sys.path.insert(0, sys.argv.pop())
+sys.argv.append("2")  # devices
+from shared_updates import collectives, difference
+side = 16 if ALL else 6
+labels = lambda number: jnp.arange(3 * number).reshape(3, -1) % 3
+images = lambda number, key: (jax.random.normal(key, (3, number, side, side, 2)), labels(number))
+keys = jax.random.split(jax.random.key(0))
+tasks = jaxmeta.Task(images(5, keys[0]), images(7, keys[1]))
+how = {"optimizer": optax.sgd(1.0)}
+def small(params, x):
+    x = jaxmeta.nn.conv_batch_norm(x, params["first"], jnp.ones(24), jnp.zeros(24))
+    return jnp.mean(jax.nn.relu(jaxmeta.nn.conv(x, params["second"])), axis=(1, 2))
+def init_small(key):
+    return {"first": jax.random.normal(key, (3, 3, 2, 24)), "second": jax.random.normal(key, (3, 3, 24, 3))}
+def learners():
+    plain = {"meta_gradient": jaxmeta.adapt.exact(), "microbatch": 1}
+    yield jaxmeta.maml(init_small, jaxmeta.nn.cross_entropy(small), **how, **plain)
+    for strided in (False, True):
+        net = jaxmeta.nn.Conv4(3, num_filters=16, strided=strided)
+        init = lambda key: net.init(key, jnp.zeros((1, 16, 16, 2)))
+        yield jaxmeta.maml(init, jaxmeta.nn.cross_entropy(net.apply), num_inner_steps=2, **how)
+    embed = lambda params, x: net.apply(params, x)
+    yield jaxmeta.ridge(init, embed, num_ways=3, **how)
+    yield jaxmeta.fine_tune(init, embed, num_ways=3, num_classes=3, num_features=3, **how)
+for i, learner in enumerate(learners()):
+    if i and not ALL:
+        break
+    given = jax.random.key(1), learner.init(jax.random.key(2)), tasks if i < 4 else tasks._replace(support=())
+    alone = jax.jit(learner.update)(*given)
+    with jaxmeta.over_devices():
+        program = jax.jit(learner.update).lower(*jaxmeta.replicated(given)).compile()
+        shared = program(*jaxmeta.replicated(given))
+    assert difference(alone, shared) < 1e-11, (i, difference(alone, shared))
+    text = program.as_text()
+    large = [line for line in text.splitlines() if " all-gather(" in line and "= f64[" in line]
+    assert shared[0].step.sharding.is_fully_replicated and collectives(text)["all-reduce"] > 4, collectives(text)
+    assert not large, large
+    print(i)
+"""
+
+
+@pytest.mark.parametrize("which", ["one", pytest.param("all", marks=pytest.mark.slow)])
+def test_devices_share_the_examples_of_tasks_that_they_cannot_share(which):
+    """Numbers of examples that they cannot share out evenly either; nothing is gathered, sums are all they tell."""
+    found = run("-c", EXAMPLES, str(Path(__file__).parent), which)
+    assert found == [str(i) for i in range({"one": 1, "all": 5}[which])]
+
+
+def test_what_has_no_examples_asks_for_tasks_that_share_out():
+    family = rl.families.navigation()
+    learner = jaxmeta.maml_rl(*rl.mlp_policy(family, hidden=(2,)), family.environment, outer=jaxmeta.VPG())
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    tasks = jax.vmap(family.train.sample, (0, None))(jax.random.split(jax.random.key(0), 3), family.train.data)
+    of_two = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("devices",)))
+    with of_two, pytest.raises(ValueError, match="multiple of the 2 devices, got 3: the nearest are 2 and 4"):
+        jax.eval_shape(learner.update, jax.random.key(1), state, tasks)
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,9 @@ def build_jaxmeta_loop(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep
 
 
 def build_jaxmeta_devices(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:
-    """The tasks shared by as many devices as divide them; of a CPU, each core is one."""
+    """The tasks shared by as many devices as divide them, or the examples of one task; of a CPU, each core is one."""
     available = range(2, jax.device_count() + 1)
-    num_devices = max((n for n in available if case.num_tasks % n == 0), default=1)
+    num_devices = max((n for n in available if case.num_tasks % n == 0 or case.num_tasks == 1), default=1)
     if num_devices == 1:
         raise Unavailable(f"{case.num_tasks} tasks and {jax.device_count()} devices: nothing to share")
     learner = _learner(case, params, dtype)

@@ -128,13 +128,13 @@ def update(spec: Classifier, key: jax.Array, state: MetaState, tasks: Task) -> t
     check_state(state)
     _check_has_no_support(tasks)
 
-    def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Batch]):
-        key, batch = per_task
+    def gradient(meta_params: MetaParams, per_task: tuple[jax.Array, Task]):
+        key, task = per_task
         whole = lambda moving: moving._replace(constants=meta_params.constants)
-        loss = lambda moving: _loss(spec, whole(moving), batch, key)
+        loss = lambda moving: _loss(spec, whole(moving), task.query, key)
         return jax.value_and_grad(loss, has_aux=True)(learned(meta_params))
 
-    per_task = (jax.random.split(key, check_tasks(tasks)), tasks.query)
+    per_task = (jax.random.split(key, check_tasks(tasks)), tasks)
     (loss, (metrics, mean)), grads = mean_over_tasks(gradient, spec.microbatch, state.meta_params, per_task)
     after, metrics = outer_step(spec.optimizer, state, loss, metrics, grads)
     constants, num_before = after.meta_params.constants, (state.step - state.num_skipped).astype(mean.dtype)

@@ -24,6 +24,10 @@ Of a large product's rate, on one core, forward / to the images / to the kernel,
 
 One program with several threads is another matter: XLA's convolution of narrow layers keeps one of them busy. There it
 is chosen where features are many and large, for the memory: in a step of ResNet-12 a fifth less, as fast.
+
+Where devices share the images of a task, see `outer.over_tasks`, the compiler shares what is between convolutions; what
+a convolution is to each of them is said here, by `_of_shares`, so that the chunks of a kernel's gradient are a
+device's own, and one all-reduce sums it.
 """
 
 import functools
@@ -37,6 +41,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxmeta.checks import check_choice, check_integer
+from jaxmeta.devices import EVERYWHERE, SHARED, num_sharing, on_each, summed
 from jaxmeta.nn.products import varying
 
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -129,7 +134,7 @@ def check_images(x: jax.Array) -> None:
 def convolve(x: jax.Array, kernel: jax.Array, taps: Taps) -> jax.Array:
     """The convolution of images and a kernel that fit."""
     if _is_wide(x, kernel, taps):
-        return _conv.bind(x, kernel, pads=taps.pads)
+        return _conv.bind(x, kernel, pads=taps.pads, num_shares=_num_shares(x))
     return _by_patches(x, kernel, taps)
 
 
@@ -139,7 +144,7 @@ def _is_wide(x: jax.Array, kernel: jax.Array, taps: Taps) -> bool:
         return False
     if x.dtype != kernel.dtype or varying(x) or varying(kernel):  # XLA's takes one dtype; what varies it does not say
         return False
-    if _has_a_core():
+    if _num_shares(x) > 1 or _has_a_core():
         return x.shape[-1] >= _NARROW
     is_large = _images_at_a_time(x, kernel, taps) < len(x) and taps.size[0] * taps.size[1] >= _SMALL
     return is_large and x.shape[-1] >= _FEW
@@ -149,6 +154,12 @@ def _has_a_core() -> bool:
     """Whether what is traced is a device's share: of a CPU, a core's."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape[name] > 1 for name in mesh.manual_axes)
+
+
+def _num_shares(x: jax.Array) -> int:
+    """By how many devices the images are shared."""
+    num_devices = num_sharing() or 1
+    return num_devices if len(x) >= num_devices else 1
 
 
 def _xla_conv(x: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:
@@ -164,14 +175,13 @@ def _xla_to_images(dy: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array
 
 def _xla_to_kernel(x: jax.Array, dy: jax.Array, *, pads: Pads) -> jax.Array:
     """A few images at a time."""
-    whole = len(x) // _IMAGES * _IMAGES
     of = functools.partial(_of_some_images, pads=pads)
-    if len(x) <= _IMAGES:
-        return of(x, dy)
-    some = [part[:whole].reshape(-1, _IMAGES, *part.shape[1:]) for part in (x, dy)]
-    add = lambda total, part: (total + of(*part), None)
-    start = of(x[whole:], dy[whole:]) if whole < len(x) else jnp.zeros(_to_kernel_shape(x, dy, pads=pads), x.dtype)
-    return lax.scan(add, start, some)[0]
+    number, rest = divmod(len(x), _IMAGES)
+    last = of(x[-rest:], dy[-rest:]) if rest else jnp.zeros(_to_kernel_shape(x, dy, pads=pads), x.dtype)
+    if not number:
+        return last
+    some = lambda part, i: lax.dynamic_slice_in_dim(part, i * _IMAGES, _IMAGES)
+    return lax.fori_loop(0, number, lambda i, total: total + of(some(x, i), some(dy, i)), last)
 
 
 def _of_some_images(x: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
@@ -209,21 +219,42 @@ def _plain_to_kernel(x: jax.Array, dy: jax.Array, *, pads: Pads) -> jax.Array:
     return jax.linear_transpose(lambda kernel: _plain_conv(x, kernel, pads=pads), kernel)(dy)[0]
 
 
+def _of_shares(by_xla: Callable, second_is_kernel: bool) -> Callable:
+    """Each device its images, as many as any other: where they do not divide there are some of zeros."""
+
+    def of_all(first: jax.Array, second: jax.Array, *, pads: Pads, num_shares: int) -> jax.Array:
+        if num_shares == 1:
+            return by_xla(first, second, pads=pads)
+        filled = lambda images: jnp.pad(images, ((0, -len(images) % num_shares), (0, 0), (0, 0), (0, 0)))
+        if second_is_kernel:
+            each = on_each(lambda kernel, images: by_xla(images, kernel, pads=pads), SHARED)
+            return each(second, filled(first))[: len(first)]
+        each = on_each(lambda _, images: summed(by_xla(*images, pads=pads)), EVERYWHERE)
+        return each((), (filled(first), filled(second)))
+
+    return of_all
+
+
 def _primitive(name: str, by_xla: Callable, shape: Callable, by_patches: Callable, second_is_kernel: bool) -> Primitive:
     """A bilinear map of two arrays; over tasks, images of one kernel are all images, anything else is patches."""
 
-    def over_tasks(args: Sequence, axes: Sequence, *, pads: Pads) -> tuple[jax.Array, int]:
+    def over_tasks(args: Sequence, axes: Sequence, *, pads: Pads, num_shares: int) -> tuple[jax.Array, int]:
         if second_is_kernel and axes[1] is None:
-            images = jnp.moveaxis(args[0], axes[0], 0)
-            y = primitive.bind(images.reshape(-1, *images.shape[2:]), args[1], pads=pads)
-            return y.reshape(*images.shape[:2], *y.shape[1:]), 0
+            axis = int(num_shares > 1)  # a device's images stay its own
+            images = jnp.moveaxis(args[0], axes[0], axis)
+            y = primitive.bind(images.reshape(-1, *images.shape[2:]), args[1], pads=pads, num_shares=num_shares)
+            return y.reshape(*images.shape[:2], *y.shape[1:]), axis
         return jax.vmap(functools.partial(by_patches, pads=pads), tuple(axes))(*args), 0
 
+    def abstract(*args: jax.core.ShapedArray, pads: Pads, num_shares: int) -> jax.core.ShapedArray:
+        return jax.core.ShapedArray(shape(*args, pads=pads), args[0].dtype)
+
+    lowered = _of_shares(by_xla, second_is_kernel)
     primitive = Primitive(name)
-    primitive.def_impl(jax.jit(by_xla, static_argnames="pads"))
-    primitive.def_abstract_eval(lambda *args, pads: jax.core.ShapedArray(shape(*args, pads=pads), args[0].dtype))
+    primitive.def_impl(jax.jit(lowered, static_argnames=("pads", "num_shares")))
+    primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = over_tasks
-    mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(lowered, multiple_results=False))
     return primitive
 
 
@@ -234,18 +265,18 @@ _to_kernel = _primitive("conv_to_kernel", _xla_to_kernel, _to_kernel_shape, _pla
 # the derivative in each argument, of a cotangent: all others are of these
 ad.defbilinear(
     _conv,
-    lambda dy, x, kernel, pads: _to_images.bind(dy, kernel, pads=pads),
-    lambda dy, x, kernel, pads: _to_kernel.bind(x, dy, pads=pads),
+    lambda dy, x, kernel, **how: _to_images.bind(dy, kernel, **how),
+    lambda dy, x, kernel, **how: _to_kernel.bind(x, dy, **how),
 )
 ad.defbilinear(
     _to_images,
-    lambda dx, dy, kernel, pads: _conv.bind(dx, kernel, pads=pads),
-    lambda dx, dy, kernel, pads: _to_kernel.bind(dx, dy, pads=pads),
+    lambda dx, dy, kernel, **how: _conv.bind(dx, kernel, **how),
+    lambda dx, dy, kernel, **how: _to_kernel.bind(dx, dy, **how),
 )
 ad.defbilinear(
     _to_kernel,
-    lambda dk, x, dy, pads: _to_images.bind(dy, dk, pads=pads),
-    lambda dk, x, dy, pads: _conv.bind(x, dk, pads=pads),
+    lambda dk, x, dy, **how: _to_images.bind(dy, dk, **how),
+    lambda dk, x, dy, **how: _conv.bind(x, dk, **how),
 )
 
 
@@ -296,7 +327,7 @@ def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: Taps) -> int:
     Beyond the cache, patches are written to memory and read again, which takes longer than the products do.
     """
     one = taps.size[0] * taps.size[1] * (kernel.size // kernel.shape[-1]) * x.dtype.itemsize
-    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE:
+    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE or _num_shares(x) > 1:
         return len(x)
     return max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * one <= max(one, _CHUNK))
 
@@ -305,13 +336,15 @@ def product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, H', W', kh * kw * C] times [kh, kw, C, F] -> [B, H', W', F].
 
     Two axes, and the smaller one first in the weights: their gradient is then the product [small, large] of XLA's CPU
-    backend, which is two to five times as fast as its transpose.
+    backend, which is two to five times as fast as its transpose. Images that devices share keep their axis.
     """
     length, features = patches.shape[-1], kernel.shape[-1]
-    rows, weights, axis = patches.reshape(-1, length), kernel.reshape(length, features), 0
+    rows = patches if _num_shares(patches) > 1 else patches.reshape(-1, length)
+    weights, axis = kernel.reshape(length, features), 0
     if features < length:
         weights, axis = kernel.transpose(3, 0, 1, 2).reshape(features, length), 1
-    return lax.dot_general(rows, weights, (((1,), (axis,)), ((), ()))).reshape(*patches.shape[:-1], features)
+    y = lax.dot_general(rows, weights, (((rows.ndim - 1,), (axis,)), ((), ())))
+    return y.reshape(*patches.shape[:-1], features)
 
 
 def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:

@@ -118,13 +118,16 @@ def conv_batch_norm(
 
 def _covariance(centred: jax.Array, weight: jax.Array | None) -> jax.Array:
     """S = Σ w p pᵀ / Σ w of centred patches p, from [B, H', W', P]."""
-    rows = centred.reshape(-1, centred.shape[-1])
+    number = centred.size // centred.shape[-1]
     if weight is None:
-        return rows.T @ rows / rows.shape[0]
+        return jnp.tensordot(centred, centred, (_EXAMPLES, _EXAMPLES)) / number
     each = along_first(weight.astype(centred.dtype), centred)
     counted = jnp.where(each != 0, centred, 0)
-    total = jnp.sum(weight) * (len(rows) // len(weight))
-    return ((counted * each).reshape(rows.shape).T @ counted.reshape(rows.shape) / total).astype(centred.dtype)
+    total = jnp.sum(weight) * (number // len(weight))
+    return (jnp.tensordot(counted * each, counted, (_EXAMPLES, _EXAMPLES)) / total).astype(centred.dtype)
+
+
+_EXAMPLES = (0, 1, 2)  # the axes of images [B, H, W, C] that are no channels
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -1,16 +1,29 @@
 """A function of one task over N of them: as many at a time as fit, on one device or shared by several."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.devices import EVERYWHERE, SHARED, along, check_shares, gathered, num_sharing, on_each, summed
+from jaxmeta.devices import (
+    EVERYWHERE,
+    SHARED,
+    along,
+    check_shares,
+    gathered,
+    known_everywhere,
+    num_sharing,
+    on_each,
+    summed,
+)
 from jaxmeta.outer.cost import default_memory_budget, num_bytes, peak_bytes
-from jaxmeta.types import PyTree
+from jaxmeta.types import PyTree, Task
+from jaxmeta.words import counted
 
+_log = logging.getLogger("jaxmeta")
 _NEAR = 2**19  # about half of what one core keeps near: chunks above it were slower than tasks one by one
 TASKS = "tasks"  # the name of the axis of tasks that are vectorised together
 
@@ -18,13 +31,18 @@ TASKS = "tasks"  # the name of the axis of tasks that are vectorised together
 def over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_task: PyTree) -> tuple[PyTree, PyTree]:
     """`fn` for each task: the mean of what tasks share, and what is each one's own.
 
+    Within `jaxmeta.over_devices` D devices share the tasks. Where D does not divide N they share the examples of each
+    `Task` in `per_task` instead, one task after another: what a loss and its derivatives compute of examples each does
+    of its part, and what is over all of them, means, statistics of norms, gradients of weights, they sum as it comes
+    up. The numbers are those of one device but for rounding, whatever the loss; fewer than D examples are not shared.
+
     Args:
       fn: (meta_params, one task's part of `per_task`) -> (shared, own), two pytrees of arrays. Where it returns
         gradients they are taken task by task, which is several times faster than the gradient of the mean.
       microbatch: how many tasks are vectorised at a time, a divisor of N; the chunks follow one another, and of
         `shared` only the sum is kept, so memory is that of one chunk. If None, the largest divisor of N whose estimated
         memory fits: on a CPU a core's cache, which is where it is fast, elsewhere half of the device's memory. Within
-        `jaxmeta.over_devices` N is a device's share.
+        `jaxmeta.over_devices` N is a device's share of the tasks, where it shares them.
       meta_params: the same for all tasks.
       per_task: a pytree of arrays with a leading axis N.
 
@@ -32,7 +50,7 @@ def over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_ta
       mean_i shared_i, and `own` stacked along a leading axis N, in the order of the tasks.
 
     Raises:
-      ValueError: `microbatch` does not divide N, or the number of devices does not.
+      ValueError: `microbatch` does not divide N, or the number of devices does not and there is no `Task`.
 
     >>> mean, each = over_tasks(lambda w, x: (w * x, x**2), 2, jnp.array(2.0), jnp.arange(4.0))
     >>> mean.item(), each.tolist()
@@ -41,13 +59,40 @@ def over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_ta
     num_devices = num_sharing()
     if num_devices is None:
         return _over_tasks_on_one(fn, microbatch, meta_params, per_task)
-    check_shares(len(jax.tree.leaves(per_task)[0]))
+    num_tasks = len(jax.tree.leaves(per_task)[0])
+    if num_tasks % num_devices and any(map(_is_task, jax.tree.leaves(per_task, is_leaf=_is_task))):
+        counts = f"{counted(num_tasks, 'task')} on {num_devices} devices"
+        say_of_what_runs(lambda: _log.info("%s: they share the examples of each task", counts))
+        return known_everywhere(_over_tasks_on_one(fn, microbatch, meta_params, _with_shared_examples(per_task)))
+    check_shares(num_tasks)
 
     def share(meta_params: PyTree, per_task: PyTree) -> tuple[PyTree, PyTree]:
         mean, each = _over_tasks_on_one(fn, microbatch, meta_params, per_task)
         return jax.tree.map(lambda x: x / num_devices, summed(mean)), each
 
     return on_each(share, (EVERYWHERE, SHARED))(meta_params, per_task)
+
+
+def _with_shared_examples(per_task: PyTree) -> PyTree:
+    """Each device has its part of every task's examples, and the compiler shares what is computed of them."""
+
+    def of_part(part: PyTree) -> PyTree:
+        if not _is_task(part):
+            return part
+        support, query = jax.tree.map(_along_examples, (part.support, part.query))
+        return part._replace(support=support, query=query)
+
+    return jax.tree.map(of_part, per_task, is_leaf=_is_task)
+
+
+def _along_examples(leaf: jax.Array) -> jax.Array:
+    """Of tasks' examples [N, B, ...]; a few of them every device has."""
+    is_shared = leaf.ndim > 1 and leaf.shape[1] >= (num_sharing() or 1)
+    return jax.lax.with_sharding_constraint(leaf, along(1)) if is_shared else leaf
+
+
+def _is_task(part: PyTree) -> bool:
+    return isinstance(part, Task)
 
 
 def mean_over_tasks(fn: Callable, microbatch: int | None, meta_params: PyTree, per_task: PyTree) -> PyTree:
