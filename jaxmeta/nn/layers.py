@@ -79,8 +79,8 @@ def conv_batch_norm(
         y = (patches - m) W diag(scale / sqrt(diag(W' S W) + epsilon)) + bias
 
     so that on images of one channel no pass over the features is left, nor in any derivative, and what depends on the
-    weights is a 9 x 9 matrix. This is used when kh * kw * C < F, and the plain composition otherwise, or where `conv` cuts no patches. `epsilon` has to
-    be positive: rounding can leave a variance of zero slightly below it.
+    weights is a 9 x 9 matrix. This is used when kh * kw * C < F, and the plain composition otherwise, or where `conv`
+    cuts no patches. `epsilon` has to be positive: rounding can leave a variance of zero slightly below it.
 
     Args:
       x: images [B, H, W, C].
