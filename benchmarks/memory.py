@@ -1,10 +1,13 @@
 """Memory and time of a meta-step against inner steps, tasks and model size, for every strategy.
 
+Strategies that compile to the same program, as `auto` and what it has chosen, are timed once and share the samples.
 Memory is what the compiled program says of its temporary buffers. Beside it, at a few points, stands what the process
 really took: the growth of its resident memory while it ran the step, each point in a process of its own.
 """
 
 import multiprocessing
+import re
+import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ import optax
 
 import jaxmeta
 from benchmarks.shared.cases import Case, cast, episodes, regression, sequences, sinusoid
-from benchmarks.shared.measure import interleave, jax_program, summary
+from benchmarks.shared.measure import Program, interleave, jax_program, summary
 from benchmarks.shared.options import Options as CommonOptions
 from benchmarks.shared.options import choose
 from benchmarks.shared.pictures import legend_below, panels, style
@@ -48,7 +51,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    num_rounds: int = 5
+    num_rounds: int = 9
     """Samples of the time of each point."""
     max_bytes: int = 4 * 2**30
     """Programs that need more temporary memory are compiled but not run."""
@@ -154,17 +157,36 @@ def measure(name: str, model: Model, at: dict[str, int], options: Options) -> li
     """A row for each strategy at one point; those that may run are timed in turns."""
     flops = model.build(**at).flops()
     rows: dict[str, Row] = {}
-    programs = {}
+    programs: dict[str, Program] = {}
+    timed_as: dict[str, str] = {}  # of a strategy, whose program is its own
+    with_text: dict[str, str] = {}
     for strategy in model.strategies:
         compiled, arguments = compile_step(model, strategy, at)
         size = compiled.memory_analysis().temp_size_in_bytes
         rows[strategy] = {"case": name, "strategy": strategy, **at, "flops": flops, "temporary_bytes": size}
         if size <= options.max_bytes and flops <= options.max_flops:
-            programs[strategy] = jax_program(compiled, *arguments)
+            timed_as[strategy] = with_text.setdefault(_instructions(compiled), strategy)
+            if timed_as[strategy] == strategy:
+                programs[strategy] = jax_program(compiled, *arguments)
     num_rounds = 2 if options.quick else options.num_rounds
-    for strategy, samples in interleave(programs, num_rounds=num_rounds, max_seconds=5.0).items():
-        rows[strategy] |= summary(samples)
+    samples = interleave(programs, num_rounds=num_rounds, max_seconds=5.0)
+    for strategy, who in timed_as.items():
+        rows[strategy] |= summary(samples[who])
+    if "auto" in timed_as:
+        exact = [samples[who] for strategy, who in timed_as.items() if strategy in EXACT]
+        rows["auto"]["relative_to_fastest"] = max(_relative(samples[timed_as["auto"]], of) for of in exact)
     return list(rows.values())
+
+
+def _instructions(compiled: Any) -> str:
+    """What the program does, without where in the code it comes from."""
+    lines = (line for line in compiled.as_text().splitlines() if " = " in line)
+    return re.sub(r", metadata=\{[^}]*\}", "", "\n".join(lines))
+
+
+def _relative(times: Sequence[float], others: Sequence[float]) -> float:
+    """The median over rounds, so that neighbours, which have met the same machine, are compared."""
+    return statistics.median(time / other for time, other in zip(times, others, strict=False))
 
 
 def compile_step(model: Model, strategy: str, at: dict[str, int]) -> tuple[Any, tuple]:
@@ -222,7 +244,7 @@ def _print_model(model: Model, rows: Sequence[Row]) -> None:
     print(f"\n{rows[0]['case']}, " + ", ".join(f"{_label(model, key)} {value}" for key, value in model.at.items()))
     mebibytes = lambda size: None if size is None else size / 2**20
     print_table(
-        ["strategy", "sweep", "value", "MiB", "MiB of process", "ms", "min", "max"],
+        ["strategy", "sweep", "value", "MiB", "MiB of process", "ms", "min", "max", "of the fastest exact"],
         [
             [
                 row["strategy"],
@@ -231,6 +253,7 @@ def _print_model(model: Model, rows: Sequence[Row]) -> None:
                 mebibytes(row["temporary_bytes"]),
                 mebibytes(row.get("process_bytes")),
                 *(1e3 * row[key] if key in row else None for key in ("median", "min", "max")),
+                row.get("relative_to_fastest"),
             ]
             for row in rows
         ],

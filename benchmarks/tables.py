@@ -66,6 +66,8 @@ SHOWN = {
     "rl2-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "rl2-navigation": Shown({"return": (0, 1)}, unit="episode"),
     "rl2-maze": Shown({"return": ()}),
+    "varibad-gridworld": Shown({"return": (0, 3)}, unit="episode"),
+    "varibad-navigation": Shown({"return": (0, 1)}, unit="episode"),
     "pearl-navigation": Shown({"return": (0, 2, 3)}, unit="episode"),
     "pearl-point-robot": Shown({"return": (0, 2, 10)}, unit="episode"),
     "pearl-pendulum": Shown({"return": (0, 1, 3)}, unit="episode"),

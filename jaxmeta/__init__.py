@@ -14,6 +14,7 @@ tasks and compiled with its whole outer loop into one XLA program. How the inner
 from jaxmeta import adapt, nn, outer, plotting, rl, tasks, training
 from jaxmeta.algorithms import (
     A2C,
+    ELBO,
     AgentLosses,
     MetaTest,
     Problems,
@@ -37,6 +38,7 @@ from jaxmeta.algorithms import (
     meta_gradient_rl,
     meta_sgd,
     mlp_actor_critic,
+    mlp_decoder,
     mlp_encoder,
     multi_step_weights,
     pearl,
@@ -48,6 +50,7 @@ from jaxmeta.algorithms import (
     rl2,
     sac,
     simple_shot,
+    varibad,
 )
 from jaxmeta.compiled import keep_compiled
 from jaxmeta.devices import join_processes, over_devices, replicated
@@ -59,6 +62,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "A2C",
+    "ELBO",
     "PPO",
     "TRPO",
     "VPG",
@@ -98,6 +102,7 @@ __all__ = [
     "meta_gradient_rl",
     "meta_sgd",
     "mlp_actor_critic",
+    "mlp_decoder",
     "mlp_encoder",
     "multi_step_weights",
     "nn",
@@ -117,4 +122,5 @@ __all__ = [
     "simple_shot",
     "tasks",
     "training",
+    "varibad",
 ]

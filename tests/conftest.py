@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxmeta.recipes.maml_rl import GradientRL
+from jaxmeta.recipes.varibad import VariBAD
 from jaxmeta.run_directory import read_config
 from jaxmeta.runs import _restore
 from jaxmeta.tasks.omniglot import load_omniglot
@@ -103,7 +104,8 @@ def schedule_ends_with_the_run():
         state = _restore(directory, config.build())
         counts = {int(count) for _, count in optax.tree.get_all_with_path(state.opt_state, "count")}
         has_no_rate = isinstance(config, GradientRL) and config.outer == "trpo"  # RL²'s critic has one
-        assert counts == (set() if has_no_rate else {config.num_optimizer_steps()})
+        of_beliefs = {config.num_model_steps()} if isinstance(config, VariBAD) else set()
+        assert counts == (set() if has_no_rate else {config.num_optimizer_steps()} | of_beliefs)
 
     return check
 

@@ -339,6 +339,39 @@ def test_points_of_ones_own_are_drawn_without_mask_and_goals():
     assert [text.get_text() for text in legend(figure)] == ["before adaptation"]
 
 
+def test_beliefs_are_drawn_where_their_cells_are():
+    exact = np.zeros((3, 5, 4))
+    exact[0, 4, 1], exact[1:, 2, 3] = 0.5, 1.0
+    cells = np.array([[0, 0], [1, 0], [2, 3]])
+    found = plotting.beliefs(
+        {"exact": exact, "learned": exact / 4}, cells=cells, goal=np.array([2, 3]), names=["a", "b", "c"], title="t"
+    )
+    assert [axes.get_title() for axes in found.axes] == ["a", "b", "c", "", "", ""]
+    assert [axes.get_ylabel() for axes in found.axes[::3]] == ["exact", "learned"]
+    for i, axes in enumerate(found.axes):
+        (image,), (goal, agent) = axes.images, axes.lines
+        np.testing.assert_array_equal(image.get_array(), (exact / (1, 4)[i // 3])[i % 3].T)  # rows are y, from below
+        assert image.origin == "lower" and image.get_clim() == (0, exact[i % 3].max())
+        np.testing.assert_array_equal(goal.get_xydata(), [[2, 3]])
+        np.testing.assert_array_equal(agent.get_xydata(), cells[i % 3 : i % 3 + 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"grids": {}}, "grids must"),
+        ({"grids": {"exact": np.ones((2, 5))}}, "grids"),
+        ({"grids": {"exact": np.ones((2, 5, 5)), "learned": np.ones((3, 5, 5))}}, "shape"),
+        ({"cells": np.zeros((3, 2))}, "cells must have the shape"),
+        ({"goal": np.zeros(3)}, "goal must have the shape"),
+        ({"names": ["a"]}, "names must have 2 entries, one for each step, got 1"),
+    ],
+)
+def test_beliefs_of_other_shapes_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        plotting.beliefs(**{"grids": {"exact": np.ones((2, 5, 5))}, **change})
+
+
 def test_regret_is_the_mean_of_sums_with_its_interval():
     rng = np.random.default_rng(0)
     regrets = {"RL²": rng.uniform(size=(30, 6)), "random": 2 * rng.uniform(size=(30, 6))}
@@ -531,7 +564,8 @@ TOGETHER = {
     "strategies": NAMES[NAMES.index("auto") : NAMES.index("log π · G")],
     "estimators": ["first order", *NAMES[NAMES.index("log π · G") :]],
     "MDPs": ["RL²", "told the MDP", "PSRL", "random"],
-    "learners": ["MAML", "PEARL", "RL²"],
+    "learners": ["MAML", "PEARL", "RL²", "VariBAD"],
+    "beliefs": ["VariBAD", "RL²", "told the goal", "Bayes-optimal", "random"],
     "few-shot": ["MAML", "ProtoNet", "Proto-MAML", "BOIL", "fine-tuning", "SimpleShot"],
 }
 

@@ -18,6 +18,7 @@ import pytest
 import jaxmeta
 from jaxmeta import plotting, run_directory, runs
 from jaxmeta.__main__ import main
+from jaxmeta.algorithms import ELBO
 from jaxmeta.recipes import RECIPES, Omniglot
 from jaxmeta.recipes.bilevel import BILEVEL
 from jaxmeta.recipes.episodes import Episodes
@@ -29,6 +30,7 @@ from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES
 from jaxmeta.recipes.streams import STREAMS
+from jaxmeta.recipes.varibad import VARIBAD
 from jaxmeta.rl.on_policy import PPO, TRPO
 from jaxmeta.tasks import few_shot, polynomial_optimum
 
@@ -243,6 +245,38 @@ def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch, sc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", VARIBAD)
+def test_recipes_of_varibad_train_beside_the_oracles(name, tmp_path, monkeypatch, schedule_ends_with_the_run):
+    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    small = ("--num-outer-steps", "2", "--num-tasks", "4", "--num-eval-tasks", "4", "--ppo.num-minibatches", "1")
+    found = result(name, tmp_path / name, *small, "--num-units", "4", "--num-encoder-units", "4")
+    config = RECIPES[name].config()
+    assert len(found["metrics"]["return"]["mean"]) == config.num_episodes
+    assert set(found["references"]) == set(config.oracles()) > {"random"}
+    assert (tmp_path / name / "longer.png").exists()
+    schedule_ends_with_the_run(tmp_path / name)
+    if name == "varibad-gridworld":
+        divergence = found["metrics"]["kl_at_step_0"]["mean"]
+        assert len(divergence) == 4 and abs(divergence[0] - np.log(25 / 21)) < 0.05  # as yet all cells are as likely
+        assert (tmp_path / name / "beliefs.png").exists() and (tmp_path / name / "kl.png").exists()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "nav" in name else []) for name in VARIBAD]
+)
+def test_a_recipe_of_varibad_builds_and_its_update_keeps_its_types(name):
+    config = replace(RECIPES[name].config(), num_units=4, num_encoder_units=4, num_tasks=2, ppo=PPO(), elbo=ELBO())
+    experiment = config.build()
+    state = jax.eval_shape(experiment.learner.init, jax.random.key(0))
+    sample = jax.vmap(experiment.train_tasks.sample, (0, None))
+    tasks = jax.eval_shape(sample, jax.random.split(jax.random.key(1)), experiment.train_tasks.data)
+    after, metrics = jax.eval_shape(experiment.learner.update, jax.random.key(2), state, tasks)
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert shapes(after) == shapes(state) and {"elbo", "kl", "return"} <= metrics.keys()
+    assert f"beliefs over {config.latent_size} numbers" in experiment.protocol
+
+
+@pytest.mark.slow
 def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
     found = result("rl2-maze", tmp_path / "run", *SMALL_RL2)
@@ -362,7 +396,7 @@ def test_fields_of_an_inner_loop_are_where_there_is_one(name):
     of_a_loop = {"meta_gradient", "inner_optimizer", "inner_learning_rate", "num_inner_steps", "num_eval_steps"}
     without = {"meta_gradient"} if name in MAML_RL else {"inner_optimizer"} if name in BILEVEL else set()
     without |= {"meta_gradient", "inner_optimizer", "num_eval_steps"} if name in STREAMS | META_GRADIENT_RL else set()
-    expected = set() if name in CLOSED_FORM or name in RL2_RECIPES or name in PEARL else of_a_loop
+    expected = set() if name in CLOSED_FORM or name in RL2_RECIPES | VARIBAD | PEARL else of_a_loop
     assert fields & of_a_loop == expected - without
 
 

@@ -72,6 +72,7 @@ class Stub:
 # A good call of each: what is wrong below is the one argument that is not as here.
 VALID = {
     "A2C": {},
+    "ELBO": {},
     "PPO": {},
     "TRPO": {},
     "Advantages": {},
@@ -109,6 +110,7 @@ VALID = {
     "meta_gradient_rl": OF_POLICY,
     "meta_sgd": LOSSES,
     "mlp_actor_critic": {"family": PLANE},
+    "mlp_decoder": {"family": PLANE},
     "mlp_encoder": {"family": PLANE},
     "multi_step_weights": {"num_inner_steps": 2, "num_outer_steps": 3},
     "over_devices": {},
@@ -125,6 +127,7 @@ VALID = {
     "rl2": {"family": BANDIT, "actor": nn.gru(4), "num_episodes": 2},
     "sac": OFF_POLICY | {"actor_critic": jaxmeta.mlp_actor_critic(PLANE)},
     "simple_shot": BASELINE,
+    "varibad": {"family": BANDIT, "decoder": jaxmeta.mlp_decoder(BANDIT), "num_episodes": 2},
     "adapt.adapt_only": {"optimizer": adapt.sgd(0.1), "where": "head"},
     "adapt.auto": {},
     "adapt.conjugate_gradient": {},
@@ -162,6 +165,7 @@ VALID = {
     "nn.conv": CONV,
     "nn.conv_batch_norm": CONV | NORM,
     "nn.cross_entropy": {"apply_fn": lambda params, x: x},
+    "nn.feed_forward": {},
     "nn.gru": {},
     "nn.lstm": {},
     "nn.mask_logits": {"logits": np.zeros((2, 3), np.float32), "num_ways": 2},
@@ -235,6 +239,7 @@ VALID = {
     "training.mean_ranks": {"reports": {"a": REPORT, "b": REPORT}, "metric": "loss", "best": "lowest"},
     "plotting.adaptation_curves": {"reports": {"a": REPORT}},
     "plotting.animation": {"played": {"": None}, "task": ()},
+    "plotting.beliefs": {"grids": {"exact": np.ones((2, 5, 5)) / 25}},
     "plotting.cost": {"num_steps": [1, 2], "time": {"a": [1.0, 2.0]}},
     "plotting.episode": {**dict.fromkeys(("support", "query"), DRAWN), "predictions": np.array([0, 1])},
     "plotting.figure": {},
@@ -258,7 +263,7 @@ OF_ARRAYS = {  # what they are given is computed with, or drawn; and what takes 
     *(f"rl.objectives.{name}" for name in ("reinforce", "importance_weighted", "lvc", "dice")),
     *("rl.replay.add_rows", "rl.replay.sample_rows"),
     *(f"rl.families.{name}" for name in ("ant_goal", "cheetah_direction", "cheetah_velocity")),  # of the extra brax
-    *(f"rl.oracles.{name}" for name in ("balance_cartpole", "optimal_bandit", "optimal_gridworld")),
+    *(f"rl.oracles.{name}" for name in ("balance_cartpole", "gridworld_belief", "optimal_bandit", "optimal_gridworld")),
     *("keep_compiled", "rl.oracles.optimal_navigation", "rl.oracles.swing_up_pendulum"),
     *(f"tasks.load_{name}" for name in ("cifar100", "glyphs", "omniglot")),
     *(f"plotting.draw_{name}" for name in ("cartpole", "grid", "pendulum", "plane")),
@@ -298,7 +303,7 @@ AT_LEAST_0 = {
     "first_step",
     "max_queries",
 }
-AT_LEAST_0 |= {"num_target_steps"}
+AT_LEAST_0 |= {"num_target_steps", "num_kept"}
 SHARES = {"discount", "gae_lambda", "lambda_", "target_rate", "decay", "clip", "step_size", "second_decay"}
 SHARES |= {"backtrack", "brightness", "contrast", "saturation"}
 OF_ANY_SIGN = {"target_entropy"}
@@ -348,6 +353,7 @@ SPECIAL = {
     "fit": {"key": key, "callbacks": st.sampled_from([[1], "ab", [len]]), "validate": st.just(LINES)},
     "maml_rl": {"optimizer": st.just(optax.adam(0.1))},  # TRPO has none
     "mlp_actor_critic": {"hidden": widths},
+    "mlp_decoder": {"hidden": widths, "latent_size": st.just(0), "std": zero},
     "mlp_encoder": {"hidden": widths, "latent_size": st.just(0)},
     "pearl": of_replay | {"encoder": st.sampled_from([jaxmeta.mlp_actor_critic(PLANE), 1])},
     "sac": of_replay,
@@ -356,6 +362,15 @@ SPECIAL = {
         "truncation": st.just(7),
         "max_grad_norm": zero,
         "num_exploration_episodes": st.just(2),
+    },
+    "varibad": {
+        "decoder": st.sampled_from([jaxmeta.mlp_decoder, jaxmeta.mlp_encoder(PLANE), None, 1]),
+        "encoder": st.just(nn.causal_transformer(19)),
+        "actor": st.just(nn.causal_transformer(19)),
+        "truncation": st.just(7),
+        "max_grad_norm": zero,
+        "elbo": st.just(jaxmeta.ELBO(num_steps=21)),
+        "outer": st.just(jaxmeta.TRPO()),
     },
     "TRPO": {"max_kl": zero, "backtrack": zero},
     "adapt.evolution_strategy": {"std": zero},

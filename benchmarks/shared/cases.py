@@ -54,17 +54,19 @@ class Case(NamedTuple):
 
 
 def plain_apply(network: fnn.Module) -> Callable:
-    """`network.apply` as people write it: each convolution of jaxmeta becomes a `lax.conv_general_dilated`, and its
-    transformer flax's layers."""
+    """`network.apply` as people write it: each convolution of jaxmeta becomes a `lax.conv_general_dilated`, its dense
+    layers plain products, and its transformer flax's layers."""
     if isinstance(network, nn.Transformer):
         return PlainTransformer(**{name: getattr(network, name) for name in network.__annotations__}).apply
 
-    def plain_conv(call: Callable, args: tuple, kwargs: dict, context: fnn.module.InterceptorContext) -> Any:
+    def plain_layer(call: Callable, args: tuple, kwargs: dict, context: fnn.module.InterceptorContext) -> Any:
         layer = context.module
-        if context.method_name != "__call__" or not isinstance(layer, nn.Conv | nn.ConvBatchNorm):
+        if context.method_name != "__call__" or not isinstance(layer, nn.Conv | nn.ConvBatchNorm | fnn.Dense):
             return call(*args, **kwargs)
         (x,) = args
         params = layer.variables["params"]
+        if isinstance(layer, fnn.Dense):
+            return x @ params["kernel"] + params["bias"]
         strides = (layer.strides,) * 2 if isinstance(layer.strides, int) else layer.strides
         layout = ("NHWC", "HWIO", "NHWC")
         padding: Any = layer.padding
@@ -74,7 +76,7 @@ def plain_apply(network: fnn.Module) -> Callable:
         return y + params["bias"] if layer.use_bias else y
 
     def apply(params: PyTree, x: jax.Array) -> Any:
-        with fnn.intercept_methods(plain_conv):
+        with fnn.intercept_methods(plain_layer):
             return network.apply(params, x)
 
     return apply

@@ -20,7 +20,14 @@ class Program(NamedTuple):
 
 
 def seconds_per_step(program: Program, num_steps: int) -> float:
-    """One sample, per unit of work: `num_steps` steps in a row, and one wait for the last, as in training."""
+    """One sample, per unit of work: `num_steps` steps in a row, and one wait for the last, as in training.
+
+    Short ones come after one that is not timed: what ran before has left caches and memory to itself, which made a
+    large product, the yardstick, a third slower than in a row.
+    """
+    if num_steps > 1:
+        program.step()
+        program.wait()
     start = time.perf_counter()
     for _ in range(num_steps):
         program.step()
@@ -32,7 +39,7 @@ def interleave(
     programs: dict[str, Program],
     *,
     num_rounds: int,
-    min_seconds: float = 0.05,
+    min_seconds: float = 0.25,
     max_seconds: float = 20.0,
 ) -> dict[str, list[float]]:
     """Seconds per step of programs that take turns, so that a busy moment of the machine meets all of them.

@@ -112,6 +112,8 @@ def unroll(
     if remat is not None:
         body = jax.checkpoint(body, policy=remat, prevent_cse=False)
     start = optimizer.start(meta_params) if state is None else state
+    if num_sources(sources) == 1 and remat is None:
+        return _only_step(body, start, sources)
     if num_segments == 1:
         return jax.lax.scan(body, start, sources, unroll=_num_unrolled(sources, remat))
     return _scan_segments(body, start, sources, num_segments, remat)
@@ -130,6 +132,13 @@ def _num_unrolled(sources: PyTree, remat: Callable | None) -> int:
     num_steps = num_sources(sources)
     is_short = 1 < num_steps <= _FEW and remat is None
     return num_steps if is_short and jax.default_backend() == "gpu" else 1
+
+
+def _only_step(body: Callable, start: InnerState, sources: PyTree) -> tuple[InnerState, Trace]:
+    """`jax.lax.scan(body, start, sources)` of one step. A loop has of each task what it has of one: without it, tasks
+    that begin from the same weights share them in the products of the first step."""
+    state, trace = body(start, jax.tree.map(lambda x: x[0], sources))
+    return state, jax.tree.map(lambda x: jnp.asarray(x)[None], trace)
 
 
 def _scan_segments(

@@ -7,6 +7,7 @@ from jaxmeta.algorithms.bilevel import Problems, bilevel
 from jaxmeta.algorithms.bootstrapped import bootstrapped
 from jaxmeta.algorithms.cavia import cavia
 from jaxmeta.algorithms.closed_form import protonet, ridge
+from jaxmeta.algorithms.decoders import mlp_decoder
 from jaxmeta.algorithms.maml import (
     anil,
     boil,
@@ -24,9 +25,11 @@ from jaxmeta.algorithms.pearl import MetaTest, Replay, Visits, pearl, sac
 from jaxmeta.algorithms.proto_maml import proto_maml
 from jaxmeta.algorithms.rl2 import rl2
 from jaxmeta.algorithms.sac import SoftActorCritic, mlp_actor_critic
+from jaxmeta.algorithms.varibad import ELBO, varibad
 
 __all__ = [
     "A2C",
+    "ELBO",
     "AgentLosses",
     "MetaTest",
     "Problems",
@@ -50,6 +53,7 @@ __all__ = [
     "meta_gradient_rl",
     "meta_sgd",
     "mlp_actor_critic",
+    "mlp_decoder",
     "mlp_encoder",
     "multi_step_weights",
     "pearl",
@@ -61,4 +65,5 @@ __all__ = [
     "rl2",
     "sac",
     "simple_shot",
+    "varibad",
 ]

@@ -15,7 +15,7 @@ next. The hidden state begins with the trial and with nothing else.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -169,13 +169,13 @@ def rl2(
     """
     check_family("family", family)
     num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
-    _check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
+    check_trials(num_episodes, num_eval_episodes, num_exploration_episodes)
     check_instance("advantages", advantages, Advantages)
     check_policy_step("outer", outer)
     optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
     if max_grad_norm is not None:
         check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
-    of_entropy = entropy_weight if callable(entropy_weight) else _constant("entropy_weight", entropy_weight)
+    of_entropy = entropy_schedule(entropy_weight)
     normalization = chosen_normalization(normalization)
     space = family.environment.action_space
     check_action_mask(action_mask, space)
@@ -184,7 +184,7 @@ def rl2(
     eval_trial = trial(family.environment, num_episodes=num_eval_episodes)
     actor = gru(128) if actor is None else actor
     critic = actor if critic is None else critic
-    _check_cores(actor, critic, truncation, train_trial, eval_trial)
+    check_cores(actor, critic, truncation, train_trial, eval_trial)
 
     network = recurrent_policy(space, actor, truncation=truncation)
     if isinstance(space, Discrete) and action_mask is not None:
@@ -331,8 +331,25 @@ def mean_over_steps(fn: Callable, params: PyTree, batch: Experience) -> PyTree:
 Learned = tuple[Params, PyTree, Metrics]
 
 
+class ByGradients(Protocol):
+    """What of a learner's parts learns by gradients: of RL², and of what else acts in whole trials."""
+
+    @property
+    def actor(self) -> RecurrentNetwork: ...
+    @property
+    def critic(self) -> RecurrentNetwork: ...
+    @property
+    def outer(self) -> PolicyStep: ...
+    @property
+    def optimizer(self) -> optax.GradientTransformation: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    @property
+    def advantages(self) -> Advantages: ...
+
+
 def learn_by_gradients(
-    parts: Parts, key: jax.Array, state: MetaState, experience: Experience, entropy_weight: jax.Array
+    parts: ByGradients, key: jax.Array, state: MetaState, experience: Experience, entropy_weight: jax.Array
 ) -> Learned:
     """The optimizer's steps of actor and critic, as PPO makes them: L_policy + c L_value."""
 
@@ -443,9 +460,11 @@ def _agent(parts: Parts, meta_params: MetaParams, adapted: PyTree = None) -> Age
     return Agent(parts.policy, (meta_params.constants, meta_params.params["actor"]), carry)
 
 
-def _constant(name: str, value: float) -> optax.Schedule:
-    check_number(name, value)
-    return lambda step: value
+def entropy_schedule(entropy_weight: float | optax.Schedule) -> optax.Schedule:
+    if callable(entropy_weight):
+        return entropy_weight
+    check_number("entropy_weight", entropy_weight)
+    return lambda step: entropy_weight
 
 
 def _encode(
@@ -476,7 +495,7 @@ def _num_inputs(family: Family, of_trial: Trial, encode: Callable, moments: PyTr
     return jax.eval_shape(encoded, jax.random.key(0)).shape[0]
 
 
-def _check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_episodes: int) -> None:
+def check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_episodes: int) -> None:
     check_integer("num_episodes", num_episodes, minimum=1)
     check_integer("num_eval_episodes", num_eval_episodes, minimum=1)
     check_integer("num_exploration_episodes", num_exploration_episodes, minimum=0)
@@ -484,7 +503,7 @@ def _check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_epi
         raise ValueError(f"num_exploration_episodes must be less than num_episodes, got {num_exploration_episodes}")
 
 
-def _check_cores(
+def check_cores(
     actor: Recurrent, critic: Recurrent, truncation: int | None, train_trial: Trial, eval_trial: Trial
 ) -> None:
     num_steps = train_trial.num_steps

@@ -5,7 +5,7 @@ from jaxmeta.nn.layers import Conv, batch_norm, conv_batch_norm, max_pool
 from jaxmeta.nn.losses import cross_entropy, mean_squared_error, sum_squared_error
 from jaxmeta.nn.networks import MLP, Conv4
 from jaxmeta.nn.norms import BatchNorm, ConvBatchNorm, support_statistics
-from jaxmeta.nn.recurrent import Recurrent, causal_transformer, gru, lstm, min_gru, with_layers
+from jaxmeta.nn.recurrent import Recurrent, causal_transformer, feed_forward, gru, lstm, min_gru, with_layers
 from jaxmeta.nn.resnet import ResNet12
 from jaxmeta.nn.transformer import Transformer
 from jaxmeta.nn.weights import mask_logits, weighted_mean
@@ -24,6 +24,7 @@ __all__ = [
     "conv",
     "conv_batch_norm",
     "cross_entropy",
+    "feed_forward",
     "gru",
     "lstm",
     "mask_logits",

@@ -9,10 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxmeta.checks import check_callable, check_flag, check_integer, check_number
-from jaxmeta.nn.convolution import Padding, check_images, conv, convolve, pair, patches_of, product, taps_of
+from jaxmeta.nn.convolution import Padding, check_images, conv, convolve, is_wide, pair, patches_of, product, taps_of
 from jaxmeta.nn.weights import along_first, checked_weight_of_norm, weighted_mean
 
 Initializer = Callable[..., Any]
@@ -78,8 +79,8 @@ def conv_batch_norm(
         y = (patches - m) W diag(scale / sqrt(diag(W' S W) + epsilon)) + bias
 
     so that on images of one channel no pass over the features is left, nor in any derivative, and what depends on the
-    weights is a 9 x 9 matrix. This is used when kh * kw * C < F, and the plain composition otherwise. `epsilon` has to
-    be positive: rounding can leave a variance of zero slightly below it.
+    weights is a 9 x 9 matrix. This is used when kh * kw * C < F, and the plain composition otherwise, or where `conv`
+    cuts no patches. `epsilon` has to be positive: rounding can leave a variance of zero slightly below it.
 
     Args:
       x: images [B, H, W, C].
@@ -104,7 +105,7 @@ def conv_batch_norm(
     """
     check_number("epsilon", epsilon, minimum=1e-12)
     taps = taps_of(x, kernel, strides, padding)
-    if kernel.size >= kernel.shape[-1] ** 2:
+    if kernel.size >= kernel.shape[-1] ** 2 or is_wide(x, kernel, taps):
         return batch_norm(convolve(x, kernel, taps), scale, bias, epsilon, weight)
     _check_scale_and_bias(kernel, scale, bias)
     weight = checked_weight_of_norm(weight, x)
@@ -148,8 +149,7 @@ def max_pool(x: jax.Array) -> jax.Array:
         raise ValueError(f"x must be [B, H, W, C] with H and W at least 2, got shape {x.shape}")
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
-    x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
-    return _larger(x[:, :, 0], x[:, :, 1])
+    return _largest(x)[0]
 
 
 class Conv(nn.Module):
@@ -213,13 +213,33 @@ def check_initializer(name: str, value: Any) -> None:
         check_callable(name, value, "(key, shape, dtype) -> array")
 
 
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger of two, the first where they are equal; NaN where either is.
+@jax.custom_jvp
+def _largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of blocks [B, H, 2, W, 2, C] the largest entries, the first of equal ones, NaN where there is one; and which.
 
-    Not `jnp.max` or `jnp.maximum`: their derivatives ask which entries equal the result, which are none, and the
-    derivative NaN or 0, where the compiler has computed an entry once more and rounded it otherwise.
+    Not by `jnp.max`: its derivative asks which entries equal the result, which are none, and the derivative NaN or 0,
+    where the compiler has computed an entry once more and rounded it otherwise.
     """
-    return jnp.where((b > a) | jnp.isnan(b), b, a)
+    left, right = x[:, :, :, :, 0], x[:, :, :, :, 1]
+    is_right = _is_larger(right, left)
+    row = jnp.where(is_right, right, left)
+    is_below = _is_larger(row[:, :, 1], row[:, :, 0])
+    is_first = jnp.array([True, False])
+    is_row = is_below[:, :, None] ^ is_first.reshape(1, 1, 2, 1, 1)
+    is_it = is_row[:, :, :, :, None] & (is_right[:, :, :, :, None] ^ is_first.reshape(1, 1, 1, 1, 2, 1))
+    return jnp.where(is_below, row[:, :, 1], row[:, :, 0]), is_it
+
+
+@_largest.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    """One pass over the blocks, forward or back, where the transposes of the slices above take two."""
+    largest, is_it = _largest(*primals)
+    moved = jnp.sum(jnp.where(is_it, tangents[0], 0), axis=(2, 4))
+    return (largest, is_it), (moved, np.zeros(is_it.shape, jax.dtypes.float0))
+
+
+def _is_larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a > b) | jnp.isnan(a)
 
 
 def _check_scale_and_bias(x: jax.Array, scale: jax.Array, bias: jax.Array) -> None:

@@ -5,12 +5,14 @@ Their last dense layer is named "head", so that what adapts only the head (ANIL)
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxmeta.checks import check_callable, check_flag, check_integer, check_widths
+from jaxmeta.nn import products
 from jaxmeta.nn.layers import max_pool
 from jaxmeta.nn.norms import ConvBatchNorm
 
@@ -60,8 +62,17 @@ class MLP(nn.Module):
             context = self.param("context", nn.initializers.zeros, (self.num_context,), jnp.float32)
             x = jnp.concatenate([x, jnp.broadcast_to(context, (len(x), self.num_context))], axis=1)
         for i, width in enumerate(self.hidden):
-            x = (self.activation or nn.relu)(nn.Dense(width, kernel_init=_glorot, name=f"hidden{i}")(x))
-        return nn.Dense(self.num_outputs, kernel_init=_glorot, name="head")(x)
+            x = (self.activation or nn.relu)(_dense(width, f"hidden{i}")(x))
+        return _dense(self.num_outputs, "head")(x)
+
+
+def _dense(features: int, name: str) -> nn.Dense:
+    """flax's, but with products that are fast in every derivative where each task has small weights of its own."""
+    return nn.Dense(features, kernel_init=_glorot, name=name, dot_general=_of_rows)
+
+
+def _of_rows(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
+    return products.of_rows(x, kernel)
 
 
 class Conv4(nn.Module):

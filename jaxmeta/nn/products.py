@@ -1,12 +1,16 @@
-"""The products of layers whose features go first, each fast in every derivative, on a CPU too.
+"""The products of dense layers, each fast in every derivative, on a CPU too.
 
 A dense layer multiplies three arrays by one another: weights [D, M], inputs [D, T] and outputs [M, T]; its derivatives,
 of any order, are again a product of two of them with an array like the third. So do keys [D, M], queries [D, T] and the
 pairs [M, T] of both in attention. There are three such products: here they are primitives, each the derivative of the
 others, so that nothing but these three ever runs, and with the short axes first, as they are fast.
+Where examples go first, `of_rows`, inputs [T, D], weights [D, M] and outputs [T, M] take the same three.
 
 From `lax.dot_general`, JAX makes derivatives that sum over the first axis of the largest array. XLA's CPU backend does
 so at a third of the speed: for pairs of 128 keys and 128 queries, D = 16, 22 in place of 60 GFLOP/s.
+Small products over the first axis of both, such as the gradient of the weights from the rows of a few examples, take it
+a third of the time if the first factor is transposed beforehand: of 25 tasks, 10 rows and 40 by 40 weights, 17 us in
+place of 47. Of wide layers they do not, nor where a factor is a vector.
 """
 
 from typing import Any
@@ -16,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+_VECTOR, _WIDE = 8, 128  # of the numbers that a factor lends a product: fewer are a vector, more are a wide layer
 
 
 def outputs(weights: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -43,6 +49,15 @@ def to_weights(inputs: jax.Array, outputs: jax.Array) -> jax.Array:
     (2, 3)
     """
     return _to_weights.bind(*_alike(inputs, outputs))
+
+
+def of_rows(inputs: jax.Array, weights: jax.Array) -> jax.Array:
+    """[..., T, D], [..., D, M] -> [..., T, M], summed over D. Of many tasks that share the weights, it is one product.
+
+    >>> of_rows(jnp.ones((5, 2)), jnp.ones((2, 3))).shape
+    (5, 3)
+    """
+    return _to_inputs.bind(*_alike(inputs, weights))
 
 
 def varying(x: jax.Array) -> frozenset[str]:
@@ -75,7 +90,20 @@ def _product(name: str, x_axis: int, y_axis: int) -> Primitive:
             raise ValueError(f"{name} must be given arrays that fit, got {x.str_short()} and {y.str_short()}")
         return x.update(shape=(*x.shape[:-2], x.shape[-3 - x_axis], y.shape[-3 - y_axis]))
 
+    def transposed_first(x: jax.Array, y: jax.Array) -> jax.Array:
+        """The same, where XLA's CPU backend is slow for want of a transposition, which the barrier keeps apart."""
+        rows, columns = x.shape[-1], y.shape[-1]
+        if min(rows, columns) < _VECTOR or max(rows, columns, x.shape[-2]) > _WIDE:
+            return product(x, y)
+        along = tuple(range(x.ndim - 2))
+        x = lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+        return lax.dot_general(x, y, (((x.ndim - 1,), (y.ndim - 2,)), (along, along)))
+
     def batched(arrays: tuple, axes: tuple) -> tuple[jax.Array, int]:
+        if axes[1] is None and arrays[0].ndim == 3 and x_axis == -1:  # the rows of all tasks times one matrix
+            x = jnp.moveaxis(arrays[0], axes[0], 0)
+            y = primitive.bind(x.reshape(-1, x.shape[-1]), arrays[1])
+            return y.reshape(*x.shape[:2], y.shape[-1]), 0
         (size,) = {x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None}
         first = lambda x, axis: jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         return primitive.bind(*map(first, arrays, axes)), 0
@@ -84,6 +112,9 @@ def _product(name: str, x_axis: int, y_axis: int) -> Primitive:
     primitive.def_impl(jax.jit(primitive.bind))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(product, multiple_results=False))
+    if x_axis == y_axis == -2:
+        on_cpu = mlir.lower_fun(transposed_first, multiple_results=False)
+        mlir.register_lowering(primitive, on_cpu, platform="cpu")
     batching.primitive_batchers[primitive] = batched
     return primitive
 

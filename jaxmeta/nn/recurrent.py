@@ -6,6 +6,7 @@
 | `min_gru`            | products over T · B, and a parallel scan, log T deep    | likewise                        |
 | `causal_transformer` | products over T · B, and attention of all to all        | everything, up to `max_steps`   |
 | `with_layers`        | another of these, between two layers                    | what that remembers             |
+| `feed_forward`       | products over T · B                                     | nothing                         |
 
 `sequence` is `step` in a loop, computed in another order: what acted step by step is replayed as a whole.
 """
@@ -311,6 +312,40 @@ def with_layers(core: Recurrent, num_units: int = 128) -> Recurrent:
         return apply
 
     return Recurrent(init, core.start, between(core.step), between(core.sequence), num_units, core.max_steps)
+
+
+def feed_forward(num_units: int = 64, *, num_layers: int = 2) -> Recurrent:
+    """Layers without a memory, where a recurrent network is asked for: h = tanh(x W + b), so often.
+
+    For what is told all that there is to remember, as the policy of `jaxmeta.varibad` is; and to see what a memory is
+    worth, in `jaxmeta.rl2(family, actor=nn.feed_forward())`.
+
+    Args:
+      num_units: H, the width of all layers.
+      num_layers: how many, at least 1.
+
+    Raises:
+      ValueError: a count is not a positive integer.
+
+    >>> core = feed_forward(8)
+    >>> core.sequence(core.init(jax.random.key(0), 3), core.start((5,)), jnp.ones((10, 5, 3)))[1].shape
+    (10, 5, 8)
+    """
+    check_integer("num_units", num_units, minimum=1)
+    check_integer("num_layers", num_layers, minimum=1)
+    return _of_module(_FeedForward(num_units, num_layers), num_units, lambda shape: ())
+
+
+class _FeedForward(nn.Module):
+    num_units: int
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, carry: tuple[()], xs: jax.Array) -> tuple[tuple[()], jax.Array]:
+        """((), [T, ..., D]) -> ((), [T, ..., H])."""
+        for i in range(self.num_layers):
+            xs = jnp.tanh(nn.Dense(self.num_units, name=f"hidden{i}")(xs))
+        return carry, xs
 
 
 def _of_module(module: nn.Module, num_units: int, start: Callable) -> Recurrent:

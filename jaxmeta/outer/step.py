@@ -123,14 +123,17 @@ def outer_step(
     return counted(state, after, opt_state, terms["is_finite"]), {**metrics, **terms}
 
 
-def chosen_optimizer(optimizer: Any, default: optax.GradientTransformation) -> optax.GradientTransformation:
+def chosen_optimizer(
+    optimizer: Any, default: optax.GradientTransformation, *, name: str = "optimizer"
+) -> optax.GradientTransformation:
     """The outer optimizer that a learner is given, looked at once; what the learner has by itself if that is None.
 
     It is an optax transformation that needs no more than gradients, parameters and the loss.
 
     Args:
-      optimizer: the learner's argument of this name.
+      optimizer: the learner's argument.
       default: what None stands for, which is not looked at.
+      name: of the argument, for messages.
 
     Raises:
       ValueError: it is none; or it asks for functions of the loss too, as `optax.lbfgs` does for its line search.
@@ -141,7 +144,7 @@ def chosen_optimizer(optimizer: Any, default: optax.GradientTransformation) -> o
     """
     if optimizer is None:
         return default
-    check_fields("optimizer", optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
+    check_fields(name, optimizer, ("init", "update"), "an optax transformation, such as optax.adam(1e-3)")
     try:
         vector = jax.ShapeDtypeStruct((1,), jnp.float32)
         jax.eval_shape(lambda w: apply_gradient(optimizer, w, optimizer.init(w), w[0], w), vector)

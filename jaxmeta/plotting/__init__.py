@@ -5,6 +5,7 @@
 | how training went: one run or many seeds; several methods | `history`; `learning_curves` |
 | what adaptation gains on test tasks; several methods | `report`; `adaptation_curves` |
 | what was learned: fits, images, ways through the plane | `regression_adaptation`, `episode`, `trajectories` |
+| where a goal is believed to be | `beliefs` |
 | an agent that moves | `animation` |
 | regret over pulls; any curves by their names | `regret`; `lines` |
 | memory, time and error of meta-gradients | `cost` |
@@ -17,6 +18,7 @@ is drawn together differs in markers or lines too, for who sees no colours. nump
 
 from jaxmeta.plotting.adaptation import adaptation_curves, report
 from jaxmeta.plotting.animations import Animation, animation
+from jaxmeta.plotting.beliefs import beliefs
 from jaxmeta.plotting.costs import cost
 from jaxmeta.plotting.examples import after, episode, regression_adaptation, trajectories
 from jaxmeta.plotting.frame import figure
@@ -40,6 +42,7 @@ __all__ = [
     "adaptation_curves",
     "after",
     "animation",
+    "beliefs",
     "cost",
     "draw_cartpole",
     "draw_grid",

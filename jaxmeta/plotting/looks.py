@@ -26,6 +26,7 @@ METHODS: dict[str, Style] = {
     "MAML": Style("#d55e00", "s", "--"),
     "PEARL": Style("#009e73", "D", "-."),
     "RL²": Style("#0072b2", "o"),
+    "VariBAD": Style("#cc79a7", "^", _DOUBLE),
     # few-shot classifiers, beside MAML
     "ProtoNet": Style("#0072b2", "o"),
     "Proto-MAML": Style("#7b3294", "X", _DOUBLE),

@@ -15,6 +15,7 @@ from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.regression import REGRESSION
 from jaxmeta.recipes.rl2 import RL2_RECIPES
 from jaxmeta.recipes.streams import STREAMS
+from jaxmeta.recipes.varibad import VARIBAD
 
 RECIPES: dict[str, Recipe] = {
     **REGRESSION,
@@ -22,6 +23,7 @@ RECIPES: dict[str, Recipe] = {
     **FOLDER,
     **MAML_RL,
     **RL2_RECIPES,
+    **VARIBAD,
     **PEARL,
     **BILEVEL,
     **LEARNED_OPTIMIZER,

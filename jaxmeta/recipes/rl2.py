@@ -165,20 +165,23 @@ class RL2(OnPolicy):
 
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         """Returns by episode, in trials of twice the length that was trained for."""
-        num_episodes = 2 * self.num_episodes
         agents = {"RL²": self.agent(meta_params)} | self._longer_oracles()
-        returns = lambda task, transitions: episode_returns(transitions, num_episodes)
-        found = _play(key, self.family(), agents, num_episodes, returns)
-        curves = {name: of_tasks.mean(axis=0) for name, of_tasks in found.items()}
-        trained = f"trained for {counted(self.num_episodes, 'episode')}"
-        title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
-        return {"longer.png": plotting.lines(curves, "episode", "return", title, highlight="RL²")}
+        return {"longer.png": draw_longer(key, self.family(), agents, self.num_episodes, name)}
 
     def _longer_oracles(self) -> dict[str, Oracle]:
         return self.oracles()
 
 
-def _play(
+def draw_longer(key: jax.Array, family: Family, agents: dict[str, Oracle], num_episodes: int, name: str) -> "Figure":
+    """Returns by episode, in trials of twice the length that the first of the agents was trained for."""
+    returns = lambda task, transitions: episode_returns(transitions, 2 * num_episodes)
+    found = play(key, family, agents, 2 * num_episodes, returns)
+    curves = {name: of_tasks.mean(axis=0) for name, of_tasks in found.items()}
+    title = f"{name}, trained for {counted(num_episodes, 'episode')}, {counted(_PICTURE_TASKS, 'test task')}"
+    return plotting.lines(curves, "episode", "return", title, highlight=next(iter(agents)))
+
+
+def play(
     key: jax.Array,
     family: Family,
     agents: dict[str, Oracle],
@@ -243,7 +246,7 @@ class BanditRL2(RL2):
         for file, num_pulls in {"regret.png": self.num_pulls, "longer.png": 2 * self.num_pulls}.items():
             family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
             agents = {"RL²": self.agent(meta_params, family)} | self.oracles(num_pulls)
-            found = _play(key, family, agents, 1, regret)
+            found = play(key, family, agents, 1, regret)
             trained = f"{counted(self.num_arms, 'arm')}, trained for {counted(self.num_pulls, 'pull')}"
             title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
             pictures[file] = plotting.regret(found, title=title, highlight="RL²")
@@ -275,11 +278,17 @@ class GridworldRL2(RL2):
         return families.gridworld()
 
     def oracles(self) -> dict[str, Oracle]:
-        _, best = oracles.bayes_optimal_gridworld(self.num_episodes)
-        return {"told the goal": oracles.optimal_gridworld, "Bayes-optimal": best, **super().oracles()}
+        return gridworld_oracles(self.num_episodes)
 
     def _longer_oracles(self) -> dict[str, Oracle]:
         return {"told the goal": oracles.optimal_gridworld} | super().oracles()
+
+
+def gridworld_oracles(num_episodes: int) -> dict[str, Oracle]:
+    """In trials of so many episodes."""
+    _, best = oracles.bayes_optimal_gridworld(num_episodes)
+    random = oracles.random_policy(families.gridworld().environment.action_space)
+    return {"told the goal": oracles.optimal_gridworld, "Bayes-optimal": best, "random": random}
 
 
 @dataclass(frozen=True, kw_only=True)

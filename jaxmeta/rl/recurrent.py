@@ -1,4 +1,5 @@
-"""Recurrent policies and values: a network with a memory, and a linear layer that makes its output actions or a value.
+"""Recurrent policies, values and beliefs: a network with a memory, and a linear layer that makes its output actions, a
+value or a belief.
 
 One set of parameters acts step by step and learns from whole trials, and what it computes is the same.
 """
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxmeta.checks import check_fields
 from jaxmeta.nn.recurrent import Recurrent
+from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Continuous, Discrete
 from jaxmeta.rl.policies import action_head
 from jaxmeta.rl.rollout import Policy
@@ -65,6 +67,23 @@ def recurrent_value(core: Recurrent, *, truncation: int | None = None) -> Recurr
     (5,)
     """
     return _network(core, 1, {}, lambda params, output: output[..., 0], truncation)
+
+
+def recurrent_belief(core: Recurrent, latent_size: int, *, truncation: int | None = None) -> RecurrentNetwork:
+    """Whose output is a belief about the task from all that was seen: a Gaussian over L numbers, near N(0, 1) at first.
+
+    Args:
+      core: the recurrent network, such as `nn.gru(64)`.
+      latent_size: L.
+      truncation: as in `recurrent_policy`.
+
+    >>> from jaxmeta import nn
+    >>> network = recurrent_belief(nn.gru(4), 3)
+    >>> network.apply(network.init(jax.random.key(0), 2), jnp.zeros((5, 2))).mean.shape
+    (5, 3)
+    """
+    of_output = lambda params, output: Gaussian(*jnp.split(output, 2, axis=-1))
+    return _network(core, 2 * latent_size, {}, of_output, truncation)
 
 
 def _network(

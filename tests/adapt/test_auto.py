@@ -150,19 +150,23 @@ def test_an_impossible_budget_takes_the_least_and_says_so(said):
 
 
 def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch):
-    """Each task needs a [128, 128] matrix and little else, 64 KiB: 8 of them are the half of a MiB."""
+    """Each task needs a [128, 128] matrix and little else, 64 KiB: 8 of them are the half of a MiB, which is a core's.
+
+    Where parameters are few, kernels are short, and it is the 16 MiB of a processor."""
     if jax.default_backend() != "cpu":
         pytest.skip("elsewhere the limit is the device's memory")
     widths = []
 
-    def fn(w, task):
+    def fn(params, task):
         widths.append(jax.lax.axis_size("tasks"))  # the first of the estimate, which runs if it comes out so
-        return jnp.sum(jnp.linalg.cholesky(jnp.eye(128) + jnp.outer(task, w * task)))
+        return jnp.sum(jnp.linalg.cholesky(jnp.eye(128) + jnp.outer(task, params[:128] * task)))
 
-    for num_tasks, at_most in [(8, 8), (96, 8), (67, 8)]:
+    few, many = jnp.ones(128), jnp.ones(2**14 + 1)
+    for params, num_tasks, at_most in [(many, 8, 8), (many, 96, 8), (many, 67, 8), (few, 16, 16), (few, 1024, 256)]:
         widths.clear()
-        jax.eval_shape(lambda w, t: outer.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((num_tasks, 128)))
+        jax.eval_shape(lambda w, t: outer.mean_over_tasks(fn, None, w, t), params, jnp.ones((num_tasks, 128)))
         assert num_tasks % widths[-1] == 0 and widths[-1] <= at_most
+        assert (widths[-1] > 8) == (params is few)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     widths.clear()
     jax.eval_shape(lambda w, t: outer.mean_over_tasks(fn, None, w, t), jnp.ones(128), jnp.ones((67, 128)))
@@ -170,13 +174,13 @@ def test_the_default_microbatch_is_as_many_tasks_as_the_cache_holds(monkeypatch)
 
 
 def test_what_is_said_is_of_what_runs_and_not_of_an_estimate(said):
-    """Of 96 tasks, each of 64 KiB, eight are vectorised, which the first trace did not know."""
+    """Of 2,048 tasks, each of 64 KiB, as many as fit are vectorised, which the first trace did not know."""
     network = lambda params, batch: (jnp.sum((batch[0] @ jnp.tanh(params["w"])) ** 2), {})
     learner = jaxmeta.maml(lambda key: {"w": jnp.ones((32, 32))}, network)
-    tasks = jaxmeta.Task(*2 * ((jnp.ones((96, 128, 32)),),))
+    tasks = jaxmeta.Task(*2 * ((jnp.ones((2048, 128, 32)),),))
     jax.jit(learner.update).trace(jax.random.key(0), learner.init(jax.random.key(0)), tasks)
     (line,) = said()
-    assert 1 < int(line.split(" tasks at a time")[0].split()[-1]) < 96
+    assert 1 < int(line.split(" tasks at a time")[0].split()[-1]) < 2048
 
 
 def test_bytes_of_a_pytree_and_of_a_loop():

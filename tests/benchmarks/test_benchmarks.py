@@ -163,6 +163,14 @@ def test_memory(tmp_path, monkeypatch, strategies):
     assert all(len(row["samples"]) == 2 for row in rows)
 
 
+def test_memory_times_a_program_once_and_auto_against_the_fastest():
+    model = tiny(["auto", "exact", "mixed mode", "first order"])
+    rows = {row["strategy"]: row for row in memory.measure("m", model, model.at, memory.Options(quick=True))}
+    assert rows["auto"]["samples"] == rows["exact"]["samples"] != rows["mixed mode"]["samples"]
+    pairs = zip(rows["auto"]["samples"], rows["mixed mode"]["samples"], strict=True)
+    assert rows["auto"]["relative_to_fastest"] == max(1.0, np.median([a / b for a, b in pairs]))
+
+
 def test_memory_compiles_but_does_not_run_what_is_too_large():
     model = tiny(["exact"])
     (row,) = memory.measure("m", model, model.at, memory.Options(max_bytes=0))

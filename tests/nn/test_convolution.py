@@ -286,8 +286,16 @@ def test_xla_has_what_a_core_has_for_itself_and_what_is_wide_and_patches_the_res
     assert not names(84, 32) and not names(21, 320) and not names(84, 64, number=1)
     monkeypatch.setattr(convolution, "_has_a_core", lambda: True)
     assert names(84, 32) == names(14, 64) == names(84, 64, number=1) == on_cpu
-    assert not names(84, 3) and not names(84, 64, strides=2) and not names(84, 64, kernel=(1, 1))
+    assert names(84, 3) == on_cpu and not names(84, 3, number=5)
+    assert not names(84, 64, strides=2) and not names(84, 64, kernel=(1, 1))
     assert not names(84, 64, kernel_dilation=2)
+
+
+@pytest.mark.parametrize("number", [1, 6, 11])
+def test_of_few_channels_xla_has_patches_of_a_few_images_at_a_time(number):
+    x, kernel = normal(0, number, 6, 5, 3), normal(1, 3, 3, 3, 2)
+    y = convolution._conv.bind(x, kernel, pads=((1, 1), (1, 1)), num_shares=1)
+    assert_close(y, reference_conv(x, kernel, 1, "SAME"))
 
 
 def test_images_and_kernel_of_two_dtypes_are_what_they_are_by_patches(xla):

@@ -10,7 +10,7 @@ from reference import assert_close
 
 from jaxmeta.nn.attention import attention, causal_attention
 from jaxmeta.nn.features_first import Dense, LayerNorm, gelu
-from jaxmeta.nn.products import outputs, to_inputs, to_weights
+from jaxmeta.nn.products import of_rows, outputs, to_inputs, to_weights
 
 pytestmark = pytest.mark.usefixtures("x64_module", "strict_shapes")
 
@@ -22,6 +22,7 @@ PRODUCTS = {
     "to_inputs": (to_inputs, "...dm,...mt->...dt", (D, M), (M, T)),
     "to_weights": (to_weights, "...dt,...mt->...dm", (D, T), (M, T)),
 }
+OF_ROWS = {"of_rows, wide enough to be transposed": (of_rows, "...td,...dm->...tm", (3, 8), (8, 9))}
 
 
 def derivatives(fn, *args):
@@ -37,9 +38,9 @@ def derivatives(fn, *args):
     return fn(*args), first(*args), second(*args), twice(*args), third(*args)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", PRODUCTS | OF_ROWS)
 def test_products_equal_einsum_to_the_third_derivative_under_every_transformation(name):
-    product, formula, *shapes = PRODUCTS[name]
+    product, formula, *shapes = (PRODUCTS | OF_ROWS)[name]
     x, y = (random(N, *shape) for shape in shapes)
     expected = lambda x, y: jnp.einsum(formula, x, y)
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta.nn import causal_transformer, gru, lstm, min_gru, with_layers
+from jaxmeta.nn import causal_transformer, feed_forward, gru, lstm, min_gru, with_layers
 from jaxmeta.nn import recurrent as module
 from jaxmeta.nn.recurrent import linear_recurrence
 
@@ -96,6 +96,19 @@ def test_outputs_depend_on_what_came_before_and_on_nothing_later(name):
     dependence = np.abs(jax.jit(jax.jacrev(one))(XS[:, 0])).sum(-1)  # [output t, input t']
     assert np.all(np.triu(dependence, 1) == 0)
     assert np.all(dependence[np.tril_indices(T)] > 0)
+
+
+def test_layers_without_a_memory_are_those_of_each_step():
+    """tanh(x W + b), twice, whatever came before; and nothing is carried."""
+    core = feed_forward(6)
+    params = random_params(core)
+    h = XS
+    for layer in (params["hidden0"], params["hidden1"]):
+        h = np.tanh(h @ layer["kernel"] + layer["bias"][None, None])
+    carry, hs = core.sequence(params, core.start((B,)), XS)
+    close(hs, h)
+    assert carry == () and core.step(params, (), XS[3])[0] == ()
+    close(core.step(params, (), XS[3])[1], h[3])
 
 
 def unfused(params, gates):

@@ -51,6 +51,9 @@ def learners():
         options = {"truncation": 5, "num_exploration_episodes": 1} if core_name == "gru" else {}
         for name, outer in outers.items():
             yield f"rl2 {core_name} {name}", jaxmeta.rl2(FAMILY, actor=core, **{**small, "outer": outer, **options})
+    decoder = jaxmeta.mlp_decoder(FAMILY, latent_size=3, hidden=(2,), with_next_observation=True)
+    elbo = jaxmeta.ELBO(num_steps=5, num_epochs=2, num_minibatches=3, num_kept=7)
+    yield "varibad", jaxmeta.varibad(FAMILY, decoder, encoder=nn.gru(4), truncation=5, elbo=elbo, **small)
 
 
 LEARNERS = dict(learners())
@@ -78,7 +81,7 @@ def test_an_update_keeps_the_types_of_its_state(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["dice trpo anil", "e_maml", "promp", "rl2 gru ppo", "rl2 transformer vpg", "rl2 gru trpo"]
+    "name", ["dice trpo anil", "e_maml", "promp", "rl2 gru ppo", "rl2 transformer vpg", "rl2 gru trpo", "varibad"]
 )
 def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     learner = LEARNERS[name]
@@ -91,7 +94,10 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
     over_tasks = lambda fn: jax.eval_shape(jax.vmap(fn, (0, None, 0)), keys, meta_params, tasks_of(2))
     shapes = {name: curve.shape for name, curve in over_tasks(learner.evaluate).items()}
     adapted = over_tasks(learner.adapt)
-    if name.startswith("rl2"):
+    if name == "varibad":
+        assert shapes == {"return": (2, 2), "total": (2, 1), "belief_std": (2, 2)}
+        assert adapted.belief.mean.shape == (2, 3)
+    elif name.startswith("rl2"):
         assert shapes == {"return": (2, 2), "total": (2, 1)}
         assert {leaf.shape[0] for leaf in jax.tree.leaves(adapted)} == {2}
     else:
@@ -99,7 +105,7 @@ def test_an_update_vmaps_over_seeds_and_adapt_and_evaluate_over_tasks(name):
         assert adapted.transitions.reward.shape == (2, 2, 10, 2)
 
 
-@pytest.mark.parametrize("name", ["lvc vpg anil", "dice trpo anil", "rl2 lstm ppo", "rl2 gru trpo"])
+@pytest.mark.parametrize("name", ["lvc vpg anil", "dice trpo anil", "rl2 lstm ppo", "rl2 gru trpo", "varibad"])
 def test_an_update_keeps_the_precision_of_parameters_beside_data_of_another(x64, name):
     learner = LEARNERS[name]
     state = jax.eval_shape(learner.init, jax.random.key(0))
@@ -111,7 +117,9 @@ OFF_POLICY = jaxmeta.sac(FAMILY, jaxmeta.mlp_actor_critic(FAMILY, hidden=(2,)), 
 
 
 @pytest.mark.parametrize(
-    "learner", [LEARNERS["promp"], LEARNERS["rl2 gru ppo"], OFF_POLICY], ids=["promp", "rl2", "sac"]
+    "learner",
+    [LEARNERS["promp"], LEARNERS["rl2 gru ppo"], LEARNERS["varibad"], OFF_POLICY],
+    ids=["promp", "rl2", "varibad", "sac"],
 )
 def test_a_state_in_the_place_of_its_meta_params_is_refused(learner):
     state, task = jax.eval_shape(learner.init, jax.random.key(0)), FAMILY.test.sample(jax.random.key(1), ())

@@ -369,3 +369,27 @@ def test_the_bayes_optimal_walks_against_all_walks(num_episodes, horizon):
 def test_one_episode_of_searching_is_enough_for_a_path_that_loses_nothing_in_the_next():
     returns, _ = oracles.bayes_optimal_gridworld(4)
     np.testing.assert_allclose(returns, [4.0, *[16.1 - 1.1 * 96 / 21] * 3], rtol=1e-12)
+
+
+def test_the_belief_about_the_goal_is_of_those_that_would_have_paid_alike():
+    """Each of the 21 goals, stepped with the same actions: those of the same rewards are left, each as likely."""
+    environment, goals = families.gridworld().environment, families.gridworld_goals()
+    trial = rl.trial(environment, num_episodes=2)
+    actions = jax.random.randint(jax.random.key(0), (2, 30), 0, 5)
+
+    def replayed(goal, actions):
+        act = lambda key, actions, t, inputs: (actions[t], t + 1, ())
+        return rl.rollout(jax.random.key(1), trial, act, actions, jnp.int32(0), families.Goal(goal))[1]
+
+    of_goals = jax.jit(jax.vmap(jax.vmap(replayed, (0, None)), (None, 0)))(goals, actions)  # [2, goal, T]
+    beliefs = jax.vmap(jax.vmap(oracles.gridworld_belief))(of_goals)
+    num_left = np.zeros(2)
+    for i, true in itertools.product(range(2), range(len(goals))):
+        reward = np.asarray(of_goals.reward[i])
+        for t in range(30):
+            alike = np.all(reward[:, :t] == reward[true, :t], axis=1)
+            expected = np.zeros(25)
+            expected[goals[alike] @ [5, 1]] = 1 / alike.sum()
+            np.testing.assert_allclose(beliefs[i, true, t], expected, rtol=1e-6)
+        num_left[i] += alike.sum()
+    assert num_left.max() < 21 * 21  # something was found out

@@ -2,7 +2,8 @@
 
 Each is an `Agent(policy, params, carry)` and runs through the same rollout as a learned one:
 `rollout(key, trial, *agent, task)`; `jaxmeta.rl.reference_learner` makes a baseline for `evaluate` of it. Those named
-`optimal_*` and the controllers are told the task; `bayes_optimal_*` know its distribution.
+`optimal_*` and the controllers are told the task; `bayes_optimal_*` know its distribution. `gridworld_belief` is what
+such a one believes, of anybody's steps.
 """
 
 from jaxmeta.rl.oracles.bandits import (
@@ -18,7 +19,7 @@ from jaxmeta.rl.oracles.bandits import (
 from jaxmeta.rl.oracles.bayes_bandit import bayes_optimal_bandit
 from jaxmeta.rl.oracles.control import balance_cartpole, swing_up_pendulum
 from jaxmeta.rl.oracles.fixed import optimal_bandit, optimal_navigation, random_policy
-from jaxmeta.rl.oracles.gridworld import bayes_optimal_gridworld, optimal_gridworld
+from jaxmeta.rl.oracles.gridworld import bayes_optimal_gridworld, gridworld_belief, optimal_gridworld
 from jaxmeta.rl.oracles.mdp import optimal_mdp, plan, psrl
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "gittins",
     "gittins_approximation",
     "gittins_table",
+    "gridworld_belief",
     "optimal_bandit",
     "optimal_gridworld",
     "optimal_mdp",

@@ -21,7 +21,7 @@ import numpy as np
 from jaxmeta.checks import check_integer
 from jaxmeta.rl.families.discrete import GRID_SIZE, MOVES, gridworld_goals
 from jaxmeta.rl.families.navigation import Goal
-from jaxmeta.rl.rollout import Agent
+from jaxmeta.rl.rollout import Agent, Transition
 from jaxmeta.rl.trials import Inputs
 
 _GOALS = gridworld_goals()
@@ -77,6 +77,32 @@ def bayes_optimal_gridworld(num_episodes: int = 4, *, horizon: int = 15) -> tupl
     check_integer("horizon", horizon, minimum=1)
     actions = _walks(num_episodes, horizon)
     return _returns(actions), Agent(_search_then_stay, jnp.asarray(actions), Search(*jnp.array([-1, 0, 0], jnp.int32)))
+
+
+def gridworld_belief(transitions: Transition) -> jax.Array:
+    """The probability of each of the 25 cells to be the goal, before each step of a trial: the exact posterior.
+
+    Where nobody was paid the goal is not, and where somebody was it is; of all that is left each is as likely.
+
+    Args:
+      transitions: of one trial of `families.gridworld` from its beginning on, `[T]`, of whatever agent.
+
+    Returns:
+      `[T, 25]`, of cell number 5x + y; entry t knows what the steps before t brought.
+
+    >>> from jaxmeta.rl import Discrete, families, oracles, rollout, trial
+    >>> agent, grid = oracles.random_policy(Discrete(5)), families.gridworld()
+    >>> _, played = rollout(jax.random.key(0), trial(grid.environment), *agent, Goal(jnp.array([4, 4])))
+    >>> belief = gridworld_belief(played)
+    >>> belief.shape, int((belief[0] > 0).sum()), round(float(belief[0].max()), 4)
+    ((15, 25), 21, 0.0476)
+    """
+    is_there = transitions.next_observation > 0.5
+    agrees = is_there == (transitions.reward > 0)[:, None]  # with what the step paid, were that cell the goal
+    prior = jnp.asarray(_GOAL_OF >= 0)
+    before = jnp.append(prior[None], agrees[:-1], axis=0)
+    possible = jnp.cumprod(before, axis=0)
+    return possible / jnp.sum(possible, axis=1, keepdims=True)
 
 
 def _search_then_stay(key: jax.Array, actions: jax.Array, carry: Search, inputs: Inputs):
