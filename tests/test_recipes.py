@@ -143,7 +143,7 @@ def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
         replace(RECIPES["maml-linear"].config(), damping=3.0)
 
 
-@pytest.mark.slow  # of recipes of episodes, those of a folder and of glyphs train in the check
+@pytest.mark.slow  # of recipes of episodes, that of a folder trains in the check
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("omniglot")])
 def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, monkeypatch):
     monkeypatch.setenv("JAXMETA_CACHE", str(omniglot_cache))
@@ -171,7 +171,7 @@ def test_omniglot_recipes_train(name, tmp_path, omniglot_dir, omniglot_cache, mo
     assert (tmp_path / name / "episode.png").exists()
 
 
-@pytest.mark.slow  # on Omniglot they are trained in the check, above
+@pytest.mark.slow  # as those of Omniglot, above
 @pytest.mark.parametrize("name", ["maml-glyphs", "protonet-glyphs"])
 def test_recipes_of_glyphs_train_and_are_judged_on_both_kinds_of_scripts_beside_pixels(
     name, tmp_path, monkeypatch, capsys

@@ -105,6 +105,7 @@ def check_other_units(name, close):
     assert max(jax.tree.leaves(moved)) > 1e-3  # there was something to change
 
 
+@pytest.mark.slow
 def test_other_units_change_nothing():
     check_other_units("rl2", functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4))
 
