@@ -448,7 +448,8 @@ def test_on_an_accelerator_omniglots_settings_are_the_papers(
 @pytest.fixture
 def said(tmp_path, monkeypatch, capsys):
     """What `jaxmeta train maml-omniglot --out run` prints before it trains, its configuration, and its status."""
-    build = lambda config: SimpleNamespace(protocol=config.protocol())  # without the images
+    tasks = jaxmeta.tasks.linear()
+    build = lambda config: SimpleNamespace(protocol=config.protocol(), train_tasks=tasks)  # without the images
     monkeypatch.setattr("jaxmeta.recipes.images.GradientOmniglot.build", build)
     monkeypatch.setattr(runs, "_train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     directory = tmp_path / "run"
