@@ -114,11 +114,13 @@ def said():
     return result.stdout.split()
 
 
+@pytest.mark.slow  # in the check, test_over_devices.py has two devices
 def test_an_update_over_four_devices_is_that_of_one_with_one_all_reduce(said):
     # 8 gradients and 2 metrics are reduced, once each; newer releases of XLA combine them
     assert said[:4] in (["1", "0"] * 2, ["10", "0"] * 2)
 
 
+@pytest.mark.slow
 def test_a_run_over_four_devices_is_that_of_one_and_compiles_once(said):
     assert said[4:] == ["0", "4", "2"]
 
