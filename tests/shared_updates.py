@@ -52,17 +52,17 @@ def every():
     of = {"actor": nn.min_gru(2), "optimizer": ADAM, "num_episodes": 2}
     yield "rl2", jaxmeta.rl2(FAMILY, outer=jaxmeta.PPO(num_epochs=2, num_minibatches=2), **of), played(8)
     decoder = jaxmeta.mlp_decoder(FAMILY, latent_size=2, hidden=(2,), with_next_observation=True)
-    of = {
+    two = jaxmeta.PPO(num_minibatches=2)
+    of_beliefs = {
         "encoder": nn.min_gru(2),
         "actor": nn.feed_forward(2),
         "elbo": jaxmeta.ELBO(num_steps=3, num_minibatches=2, num_kept=9),
     }
-    yield "varibad", jaxmeta.varibad(FAMILY, decoder, outer=jaxmeta.PPO(num_minibatches=2), **of), played(8)
+    yield "varibad", jaxmeta.varibad(FAMILY, decoder, outer=two, **of_beliefs), played(8)
     tasks = rl.IndexedTask(jnp.arange(4), played(4), 6)
     yield "pearl", off_policy(jaxmeta.mlp_encoder(FAMILY, latent_size=2, hidden=(2,))), tasks
 
     how = {"normalization": rl.running_moments(FAMILY)}
-    two = jaxmeta.PPO(num_minibatches=2)
     yield "rl normalized rl2", jaxmeta.rl2(FAMILY, outer=two, **of, **how), played(8)
     yield "rl normalized pearl", off_policy(jaxmeta.mlp_encoder(FAMILY, latent_size=2, hidden=(2,)), **how), tasks
     policy, how = rl.mlp_policy(FAMILY, hidden=(2,)), how | {"outer": jaxmeta.VPG(), "num_episodes": 2}
