@@ -106,11 +106,6 @@ def check_other_units(name, close):
 
 
 @pytest.mark.slow
-def test_other_units_change_nothing():
-    check_other_units("rl2", functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_other_units_change_nothing_in_float64(name, x64):
     check_other_units(name, functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9))
