@@ -66,7 +66,7 @@ def train_recipe(
     experiment = config.build()
     sharing = partial(over_devices, num_devices) if num_devices != 1 else contextlib.nullcontext
     with sharing():
-        if not _has_examples(experiment):
+        if num_sharing() and not _has_examples(experiment):
             check_shares(config.num_tasks)
     out = new_directory(name, seed, resume) if out is None else out
     with terminable() as asked, claimed(name, config, seed, out, resume, num_devices):
@@ -82,7 +82,7 @@ def _run(
     changed = differences(_as_the_recipe(RECIPES[name], config), dataclasses.asdict(config))
     print(f"{name}, seed {seed}, on {_device()}\n{experiment.protocol}")
     with sharing():
-        print(_shares(config.num_tasks, _has_examples(experiment)))
+        print(_shares(config.num_tasks, experiment))
     if changed:
         print(f"not as the recipe: {listed(changed, 'the recipe has')}")
     print(f"under {directory}", flush=True)
@@ -295,7 +295,7 @@ def _has_examples(experiment: Experiment) -> bool:
     return isinstance(jax.eval_shape(tasks.sample, jax.random.key(0), tasks.data), Task)
 
 
-def _shares(num_tasks: int, has_examples: bool) -> str:
+def _shares(num_tasks: int, experiment: Experiment) -> str:
     """How many devices the tasks are shared by, or the examples of each, and why not by more."""
     if num_devices := num_sharing():
         who, what = counted(num_devices, "device"), counted(num_tasks, "task")
@@ -306,7 +306,7 @@ def _shares(num_tasks: int, has_examples: bool) -> str:
     available, what = (num_cores(), "core") if is_cpu else (len(jax.devices()), "device")
     if available == 1:
         return f"one {what}: nothing is shared"
-    if num_tasks % available and not has_examples:
+    if num_tasks % available and not _has_examples(experiment):
         return f"on one device: {counted(num_tasks, 'task')} do not share out to {available} {what}s"
     gain = "which gains where networks are large, and loses where they are small: " if is_cpu else ""
     shared = "the examples of each task" if num_tasks % available else "the tasks"

@@ -231,7 +231,7 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
     ],
 )
 def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch, schedule_ends_with_the_run):
-    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    monkeypatch.setattr("jaxmeta.recipes.trials.PICTURE_TASKS", 4)
     found = result(name, tmp_path / name, *SMALL_RL2)
     config = RECIPES[name].config()
     assert len(found["metrics"]["return"]["mean"]) == config.num_episodes
@@ -247,7 +247,7 @@ def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch, sc
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIBAD)
 def test_recipes_of_varibad_train_beside_the_oracles(name, tmp_path, monkeypatch, schedule_ends_with_the_run):
-    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    monkeypatch.setattr("jaxmeta.recipes.trials.PICTURE_TASKS", 4)
     small = ("--num-outer-steps", "2", "--num-tasks", "4", "--num-eval-tasks", "4", "--ppo.num-minibatches", "1")
     found = result(name, tmp_path / name, *small, "--num-units", "4", "--num-encoder-units", "4")
     config = RECIPES[name].config()
@@ -278,7 +278,7 @@ def test_a_recipe_of_varibad_builds_and_its_update_keeps_its_types(name):
 
 @pytest.mark.slow
 def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxmeta.recipes.rl2._PICTURE_TASKS", 4)
+    monkeypatch.setattr("jaxmeta.recipes.trials.PICTURE_TASKS", 4)
     found = result("rl2-maze", tmp_path / "run", *SMALL_RL2)
     assert np.all(np.isfinite(found["metrics"]["total"]["mean"]))
 

@@ -252,13 +252,9 @@ def maml_rl(
         meta_gradient,
         microbatch,
     )
-    return MetaLearner(
-        partial(_init, parts),
-        partial(_update, parts),
-        partial(_adapt, parts),
-        partial(_evaluate, parts),
-        partial(_agent, parts),
-    )
+    init, update = partial(_init, parts), partial(_update, parts)
+    at_test = partial(_adapt, parts), partial(_evaluate, parts), partial(_agent, parts)
+    return MetaLearner(init, update, *at_test)
 
 
 # What a policy plays in one task, and how its actions are judged.

@@ -268,7 +268,8 @@ def pearl(
     optimizer, normalization = chosen_optimizer(optimizer, optax.adam(3e-4)), chosen_normalization(normalization)
     num_steps = visits.num_steps(environment.max_steps)
     plan = _plan(row, num_train_tasks, replay, num_steps)
-    act, see = _policy(actor_critic, environment, normalization, action_mask), partial(as_seen, normalization)
+    act = _policy(actor_critic, environment, normalization, action_mask)
+    of_rows, prior = partial(believe, encoder, partial(as_seen, normalization)), prior_of(encoder)
 
     def init(key: jax.Array) -> MetaState:
         _say(str(plan))
@@ -281,8 +282,8 @@ def pearl(
         collect_visit,
         environment=environment,
         act=partial(act, is_greedy=False),
-        believe=partial(believe, encoder, see),
-        prior=prior_of(encoder),
+        believe=of_rows,
+        prior=prior,
         num_steps=num_steps,
         measure=partial(measured, normalization, sac.discount),
         critic_reward_fn=critic_reward_fn,
@@ -295,17 +296,11 @@ def pearl(
         gradient_step, look=look, loss_fn=loss_fn, optimizer=optimizer, replay=replay, target_rate=sac.target_rate
     )
     update = partial(
-        meta_train,
-        collect=collect,
-        merge=normalization.merge,
-        step=step,
-        num_gradient_steps=replay.num_gradient_steps,
+        meta_train, collect=collect, merge=normalization.merge, step=step, num_gradient_steps=replay.num_gradient_steps
     )
 
     # Algorithm 2.
-    adapt, evaluate, agent = meta_test_of(
-        meta_test, environment, act, partial(believe, encoder, see), prior_of(encoder), row, metrics_fn
-    )
+    adapt, evaluate, agent = meta_test_of(meta_test, environment, act, of_rows, prior, row, metrics_fn)
     return MetaLearner(init, update, adapt, evaluate, agent, unit="episode")
 
 

@@ -173,8 +173,7 @@ def rl2(
     check_instance("advantages", advantages, Advantages)
     check_policy_step("outer", outer)
     optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
-    if max_grad_norm is not None:
-        check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
+    check_max_grad_norm(max_grad_norm)
     of_entropy = entropy_schedule(entropy_weight)
     normalization = chosen_normalization(normalization)
     space = family.environment.action_space
@@ -186,9 +185,7 @@ def rl2(
     critic = actor if critic is None else critic
     check_cores(actor, critic, truncation, train_trial, eval_trial)
 
-    network = recurrent_policy(space, actor, truncation=truncation)
-    if isinstance(space, Discrete) and action_mask is not None:
-        network = only_allowed(network, space.num_actions)
+    network = _policy_network(space, actor, truncation, action_mask)
     encode = partial(_encode, train_trial, normalization, action_mask, space)
     parts = Parts(
         train_trial,
@@ -209,14 +206,9 @@ def rl2(
         normalization,
         metrics_fn,
     )
-    return MetaLearner(
-        partial(_init, parts),
-        partial(_update, parts),
-        partial(_adapt, parts),
-        partial(_evaluate, parts),
-        partial(_agent, parts),
-        unit="episode",
-    )
+    init, update = partial(_init, parts), partial(_update, parts)
+    at_test = partial(_adapt, parts), partial(_evaluate, parts), partial(_agent, parts)
+    return MetaLearner(init, update, *at_test, unit="episode")
 
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
@@ -263,10 +255,15 @@ def play(
     paid = trials._replace(reward=parts.normalization.pay(moments, trials.reward))
     advantage, target = trial_advantages(paid, value, parts.advantages, parts.num_exploration_episodes)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, advantage, target, trials.mask)
-    total = jnp.mean(jnp.sum(trials.reward, axis=0))
-    own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
+    own = told_of(trials, parts.num_episodes)
     moments = parts.normalization.merge(moments, of_trials)
     return known_everywhere((experience, moments, own, jax.tree.map(jnp.mean, of_user)))
+
+
+def told_of(trials: Transition, num_episodes: int) -> Metrics:
+    """What is reported of trials `[T, N]`."""
+    total = jnp.mean(jnp.sum(trials.reward, axis=0))
+    return {"return": total / num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
 
 
 def measured(parts: Parts, played: Transition) -> PyTree:
@@ -467,6 +464,15 @@ def entropy_schedule(entropy_weight: float | optax.Schedule) -> optax.Schedule:
     return lambda step: entropy_weight
 
 
+def _policy_network(
+    space: Discrete | Continuous, actor: Recurrent, truncation: int | None, action_mask: ActionMask | None
+) -> RecurrentNetwork:
+    network = recurrent_policy(space, actor, truncation=truncation)
+    if isinstance(space, Discrete) and action_mask is not None:
+        return only_allowed(network, space.num_actions)
+    return network
+
+
 def _encode(
     of_trial: Trial,
     normalization: Normalization,
@@ -501,6 +507,11 @@ def check_trials(num_episodes: int, num_eval_episodes: int, num_exploration_epis
     check_integer("num_exploration_episodes", num_exploration_episodes, minimum=0)
     if num_exploration_episodes >= num_episodes:
         raise ValueError(f"num_exploration_episodes must be less than num_episodes, got {num_exploration_episodes}")
+
+
+def check_max_grad_norm(max_grad_norm: float | None) -> None:
+    if max_grad_norm is not None:
+        check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
 
 
 def check_cores(

@@ -29,9 +29,11 @@ from jaxmeta.algorithms.decoders import Decoder, Step, check_decoder, steps_of
 from jaxmeta.algorithms.rl2 import (
     Experience,
     check_cores,
+    check_max_grad_norm,
     check_trials,
     entropy_schedule,
     learn_by_gradients,
+    told_of,
     trial_advantages,
 )
 from jaxmeta.checks import check_instance, check_integer, check_meta_params, check_number, check_stacked
@@ -225,18 +227,11 @@ def varibad(
     >>> rollout(jax.random.key(4), trial(family.environment), *agent, task)[1].extras.belief.mean.shape
     (10, 3)
     """
-    check_family("family", family)
-    check_decoder("decoder", decoder)
+    _check(family, decoder, elbo, advantages, outer, max_grad_norm, metrics_fn)
     num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
     check_trials(num_episodes, num_eval_episodes, 0)
-    check_instance("elbo", elbo, ELBO)
-    check_instance("advantages", advantages, Advantages)
-    check_instance("outer", outer, PPO)
     optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
     model_optimizer = chosen_optimizer(model_optimizer, optax.adam(1e-3), name="model_optimizer")
-    if max_grad_norm is not None:
-        check_number("max_grad_norm", max_grad_norm, minimum=1e-12)
-    check_metrics_fn(metrics_fn, "T")
     environment = family.environment
     train_trial = trial(environment, num_episodes=num_episodes)
     eval_trial = trial(environment, num_episodes=num_eval_episodes)
@@ -270,14 +265,9 @@ def varibad(
         entropy_schedule(entropy_weight),
         metrics_fn,
     )
-    return MetaLearner(
-        partial(_init, parts),
-        partial(_update, parts),
-        partial(_adapt, parts),
-        partial(_evaluate, parts),
-        partial(_agent, parts),
-        unit="episode",
-    )
+    init, update = partial(_init, parts), partial(_update, parts)
+    at_test = partial(_adapt, parts), partial(_evaluate, parts), partial(_agent, parts)
+    return MetaLearner(init, update, *at_test, unit="episode")
 
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
@@ -354,8 +344,7 @@ def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[P
     trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
     judged = trial_advantages(trials, value, parts.advantages)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, *judged, trials.mask)
-    total = jnp.mean(jnp.sum(trials.reward, axis=0))
-    own = {"return": total / parts.num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
+    own = told_of(trials, parts.num_episodes)
     return known_everywhere((played, experience, own, jax.tree.map(jnp.mean, of_user)))
 
 
@@ -505,6 +494,24 @@ def _num_inputs(parts: Parts) -> tuple[int, int]:
 
     seen, told = jax.eval_shape(inputs, jax.random.key(0))
     return len(seen), len(told)
+
+
+def _check(
+    family: Family,
+    decoder: Decoder,
+    elbo: ELBO,
+    advantages: Advantages,
+    outer: PPO,
+    max_grad_norm: float | None,
+    metrics_fn: MetricsFn | None,
+) -> None:
+    check_family("family", family)
+    check_decoder("decoder", decoder)
+    check_instance("elbo", elbo, ELBO)
+    check_instance("advantages", advantages, Advantages)
+    check_instance("outer", outer, PPO)
+    check_max_grad_norm(max_grad_norm)
+    check_metrics_fn(metrics_fn, "T")
 
 
 def _check_num_steps(elbo: ELBO, num_steps: int) -> None:

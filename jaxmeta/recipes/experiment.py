@@ -136,8 +136,11 @@ class Outer:
         return self.num_outer_steps
 
     def outer_optimizer(self) -> optax.GradientTransformation:
-        rate, num_outer_steps = self.learning_rate, self.num_optimizer_steps()
-        schedule = optax.cosine_decay_schedule(rate, num_outer_steps) if self.schedule == "cosine" else rate
+        return self.optimizer_of(self.learning_rate, self.num_optimizer_steps())
+
+    def optimizer_of(self, rate: float, num_steps: int) -> optax.GradientTransformation:
+        """The recipe's, from a rate on, over so many steps."""
+        schedule = optax.cosine_decay_schedule(rate, num_steps) if self.schedule == "cosine" else rate
         return getattr(optax, self.optimizer)(schedule)
 
     def rate(self) -> str:

@@ -1,32 +1,20 @@
 """Recipes of RL²: a recurrent policy that learns within a trial, beside the best that can be done."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxmeta import nn, plotting
 from jaxmeta.algorithms import rl2
 from jaxmeta.checks import check_integer, check_number
-from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
-from jaxmeta.recipes.rl import OnPolicy, Oracle, references_of
-from jaxmeta.rl import (
-    Agent,
-    Environment,
-    Family,
-    Transition,
-    episode_returns,
-    families,
-    oracles,
-    reference_learner,
-    rollout,
-    running_moments,
-    trial,
-)
+from jaxmeta.recipes import trials
+from jaxmeta.recipes.experiment import Recipe
+from jaxmeta.recipes.rl import OnPolicy, Oracle
+from jaxmeta.recipes.trials import OnGridworld, Trials
+from jaxmeta.rl import Environment, Family, families, oracles, running_moments
 from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
 from jaxmeta.types import MetaLearner, MetaParams, PyTree
 from jaxmeta.words import counted
@@ -34,15 +22,13 @@ from jaxmeta.words import counted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PICTURE_TASKS = 1000
-
 
 @dataclass(frozen=True, kw_only=True)
-class RL2(OnPolicy):
+class RL2(Trials, OnPolicy):
     """The choices of RL², whatever the family."""
 
-    num_episodes: int = 1
-    """Episodes of a trial."""
+    label = "RL²"
+
     core: Literal["gru", "lstm", "min_gru", "causal_transformer"] = "gru"
     """The recurrent network, of the actor and of the critic."""
     num_units: int = 64
@@ -65,29 +51,17 @@ class RL2(OnPolicy):
     """Steps that gradients flow back at most; through the whole trial if None."""
     num_exploration_episodes: int = 0
     """Episodes at first whose rewards do not count (E-RL²)."""
-    max_grad_norm: float = 0.5
-    """What the actor's and the critic's gradient are clipped to, each by itself."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """What becomes of the outer learning rate: it stays, or falls to 0 along a cosine."""
     normalize: bool = False
     """Whether observations and rewards are taken in units of their running deviation."""
-    num_eval_tasks: int = 1000
-    """Test tasks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("num_episodes", self.num_episodes, minimum=1)
         check_integer("num_units", self.num_units, minimum=1)
         check_integer("num_critic_units", self.num_critic_units, minimum=1)
         check_integer("num_layer_units", self.num_layer_units, minimum=0)
-        check_number("max_grad_norm", self.max_grad_norm, minimum=1e-12)
         for name in ("entropy_weight", "final_entropy_weight"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
-
-    def oracles(self) -> dict[str, Oracle]:
-        """Agents, or (task) -> agent for one that is told the task."""
-        return {"random": oracles.random_policy(self.family().environment.action_space)}
 
     def recurrent(self, num_units: int) -> nn.Recurrent:
         if self.core == "causal_transformer":
@@ -134,23 +108,6 @@ class RL2(OnPolicy):
             normalization=running_moments(family) if self.normalize else None,
         )
 
-    def agent(self, meta_params: MetaParams, family: Family | None = None) -> Agent:
-        """At the beginning of a trial."""
-        learner = self.learner(family)
-        assert learner.agent is not None
-        return learner.agent(meta_params)
-
-    def references(self, key: jax.Array) -> dict[str, Reference]:
-        environment = self.family().environment
-        learners = {
-            name: reference_learner(agent, environment, num_episodes=self.num_episodes, by_episode=True)
-            for name, agent in self.oracles().items()
-        }
-        return references_of(key, learners)
-
-    def build(self) -> Experiment:
-        return super().build()._replace(eval_batch_size=250, adaptation="earlier episodes of the trial")
-
     def protocol(self) -> str:
         num_epochs, num_minibatches = self.epochs()
         to_last = "" if self.final_entropy_weight is None else f" to {self.final_entropy_weight:g}"
@@ -162,46 +119,6 @@ class RL2(OnPolicy):
             f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, "
             f"entropy {self.entropy_weight:g}{to_last}{', normalised' if self.normalize else ''}"
         )
-
-    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
-        """Returns by episode, in trials of twice the length that was trained for."""
-        agents = {"RL²": self.agent(meta_params)} | self._longer_oracles()
-        return {"longer.png": draw_longer(key, self.family(), agents, self.num_episodes, name)}
-
-    def _longer_oracles(self) -> dict[str, Oracle]:
-        return self.oracles()
-
-
-def draw_longer(key: jax.Array, family: Family, agents: dict[str, Oracle], num_episodes: int, name: str) -> "Figure":
-    """Returns by episode, in trials of twice the length that the first of the agents was trained for."""
-    returns = lambda task, transitions: episode_returns(transitions, 2 * num_episodes)
-    found = play(key, family, agents, 2 * num_episodes, returns)
-    curves = {name: of_tasks.mean(axis=0) for name, of_tasks in found.items()}
-    title = f"{name}, trained for {counted(num_episodes, 'episode')}, {counted(_PICTURE_TASKS, 'test task')}"
-    return plotting.lines(curves, "episode", "return", title, highlight=next(iter(agents)))
-
-
-def play(
-    key: jax.Array,
-    family: Family,
-    agents: dict[str, Oracle],
-    num_episodes: int,
-    measure: Callable[[PyTree, Transition], jax.Array],
-) -> dict[str, np.ndarray]:
-    """What is measured of a trial `[tasks, ...]`, for all agents on the same test tasks."""
-    episodes = trial(family.environment, num_episodes=num_episodes)
-    keys = jax.random.split(key, _PICTURE_TASKS)
-
-    def of_tasks(agent: Oracle) -> np.ndarray:
-        def one(key: jax.Array) -> jax.Array:
-            task_key, play_key = jax.random.split(key)
-            task = family.test.sample(task_key, family.test.data)
-            told = agent if isinstance(agent, Agent) else agent(task)
-            return measure(task, rollout(play_key, episodes, *told, task)[1])
-
-        return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=250))(keys))
-
-    return {name: of_tasks(agent) for name, agent in agents.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,10 +162,10 @@ class BanditRL2(RL2):
         regret = lambda task, transitions: jnp.max(task.means) - task.means[transitions.action]
         for file, num_pulls in {"regret.png": self.num_pulls, "longer.png": 2 * self.num_pulls}.items():
             family = families.bernoulli_bandit(num_arms=self.num_arms, num_pulls=num_pulls)
-            agents = {"RL²": self.agent(meta_params, family)} | self.oracles(num_pulls)
-            found = play(key, family, agents, 1, regret)
+            agents = {"RL²": self.agent(meta_params, self.learner(family))} | self.oracles(num_pulls)
+            found = trials.play(key, family, agents, 1, regret)
             trained = f"{counted(self.num_arms, 'arm')}, trained for {counted(self.num_pulls, 'pull')}"
-            title = f"{name}, {trained}, {counted(_PICTURE_TASKS, 'test task')}"
+            title = f"{name}, {trained}, {counted(trials.PICTURE_TASKS, 'test task')}"
             pictures[file] = plotting.regret(found, title=title, highlight="RL²")
         return pictures
 
@@ -268,27 +185,8 @@ class MDPRL2(RL2):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridworldRL2(RL2):
+class GridworldRL2(OnGridworld, RL2):
     """A grid of 5 by 5 cells with a hidden goal, in episodes of 15 steps."""
-
-    num_episodes: int = 4
-    """Episodes of a trial."""
-
-    def family(self) -> Family:
-        return families.gridworld()
-
-    def oracles(self) -> dict[str, Oracle]:
-        return gridworld_oracles(self.num_episodes)
-
-    def _longer_oracles(self) -> dict[str, Oracle]:
-        return {"told the goal": oracles.optimal_gridworld} | super().oracles()
-
-
-def gridworld_oracles(num_episodes: int) -> dict[str, Oracle]:
-    """In trials of so many episodes."""
-    _, best = oracles.bayes_optimal_gridworld(num_episodes)
-    random = oracles.random_policy(families.gridworld().environment.action_space)
-    return {"told the goal": oracles.optimal_gridworld, "Bayes-optimal": best, "random": random}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Recipes of VariBAD: a policy told what is believed of the task; in the gridworld, beside the exact belief."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ import optax
 from jaxmeta import nn, plotting
 from jaxmeta.algorithms import ELBO, mlp_decoder, varibad
 from jaxmeta.algorithms.decoders import Decoder, Step
-from jaxmeta.checks import check_integer, check_number
-from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
-from jaxmeta.recipes.rl import MetaRL, Oracle, references_of
-from jaxmeta.recipes.rl2 import draw_longer, gridworld_oracles, play
-from jaxmeta.rl import Agent, Family, Transition, families, oracles, reference_learner, rollout, trial
+from jaxmeta.checks import check_integer
+from jaxmeta.recipes.experiment import Experiment, Recipe
+from jaxmeta.recipes.rl import Oracle
+from jaxmeta.recipes.trials import OnGridworld, Trials, play
+from jaxmeta.rl import Family, Transition, families, oracles, rollout, trial
 from jaxmeta.rl.families.discrete import GRID_SIZE
 from jaxmeta.rl.on_policy import PPO, Advantages
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, Params, PyTree
@@ -29,11 +29,11 @@ _STEPS = (0, 4, 7, 10, 14)  # of an episode, where beliefs are compared in the r
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariBAD(MetaRL):
+class VariBAD(Trials):
     """The choices of VariBAD, whatever the family."""
 
-    num_episodes: int = 1
-    """Episodes of a trial."""
+    label = "VariBAD"
+
     latent_size: int = 5
     """Numbers that a belief is about."""
     num_encoder_units: int = 64
@@ -52,25 +52,14 @@ class VariBAD(MetaRL):
     """How actions are judged, over the whole trial."""
     entropy_weight: float = 0.01
     """Of the policy's entropy."""
-    max_grad_norm: float = 0.5
-    """What the actor's and the critic's gradient are clipped to, each by itself."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """What becomes of both learning rates: they stay, or fall to 0 along a cosine."""
-    num_eval_tasks: int = 1000
-    """Test tasks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_episodes", "latent_size", "num_encoder_units", "num_units"):
+        for name in ("latent_size", "num_encoder_units", "num_units"):
             check_integer(name, getattr(self, name), minimum=1)
-        check_number("max_grad_norm", self.max_grad_norm, minimum=1e-12)
 
     def decoder(self) -> Decoder:
         raise NotImplementedError
-
-    def oracles(self) -> dict[str, Oracle]:
-        """Agents, or (task) -> agent for one that is told the task."""
-        return {"random": oracles.random_policy(self.family().environment.action_space)}
 
     def num_optimizer_steps(self) -> int:
         return self.num_outer_steps * self.ppo.num_epochs * self.ppo.num_minibatches
@@ -80,9 +69,7 @@ class VariBAD(MetaRL):
         return self.num_outer_steps * self.elbo.num_epochs * self.elbo.num_minibatches
 
     def model_optimizer(self) -> optax.GradientTransformation:
-        rate = self.model_learning_rate
-        schedule = optax.cosine_decay_schedule(rate, self.num_model_steps()) if self.schedule == "cosine" else rate
-        return getattr(optax, self.optimizer)(schedule)
+        return self.optimizer_of(self.model_learning_rate, self.num_model_steps())
 
     def learner(self) -> MetaLearner:
         return varibad(
@@ -100,23 +87,6 @@ class VariBAD(MetaRL):
             entropy_weight=self.entropy_weight,
         )
 
-    def agent(self, meta_params: MetaParams) -> Agent:
-        """At the beginning of a trial."""
-        learner = self.learner()
-        assert learner.agent is not None
-        return learner.agent(meta_params)
-
-    def references(self, key: jax.Array) -> dict[str, Reference]:
-        environment = self.family().environment
-        learners = {
-            name: reference_learner(agent, environment, num_episodes=self.num_episodes, by_episode=True)
-            for name, agent in self.oracles().items()
-        }
-        return references_of(key, learners)
-
-    def build(self) -> Experiment:
-        return super().build()._replace(eval_batch_size=250, adaptation="earlier episodes of the trial")
-
     def protocol(self) -> str:
         steps = "all steps" if self.elbo.num_steps is None else counted(self.elbo.num_steps, "step")
         kept = f", {self.elbo.num_kept:,} trials kept" if self.elbo.num_kept else ""
@@ -131,24 +101,10 @@ class VariBAD(MetaRL):
             f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, entropy {self.entropy_weight:g}"
         )
 
-    def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
-        """Returns by episode, in trials of twice the length that was trained for."""
-        agents = {"VariBAD": self.agent(meta_params)} | self._longer_oracles()
-        return {"longer.png": draw_longer(key, self.family(), agents, self.num_episodes, name)}
-
-    def _longer_oracles(self) -> dict[str, Oracle]:
-        return self.oracles()
-
 
 @dataclass(frozen=True, kw_only=True)
-class GridworldVariBAD(VariBAD):
+class GridworldVariBAD(OnGridworld, VariBAD):
     """A grid of 5 by 5 cells with a hidden goal, in episodes of 15 steps."""
-
-    num_episodes: int = 4
-    """Episodes of a trial."""
-
-    def family(self) -> Family:
-        return families.gridworld()
 
     def decoder(self) -> Decoder:
         return mlp_decoder(
@@ -158,14 +114,6 @@ class GridworldVariBAD(VariBAD):
             reward="bernoulli",
             reward_of="next_state",
         )
-
-    def oracles(self) -> dict[str, Oracle]:
-        return gridworld_oracles(self.num_episodes)
-
-    def _longer_oracles(self) -> dict[str, Oracle]:
-        known = self.oracles()
-        del known["Bayes-optimal"]  # which has planned no more episodes than those
-        return known
 
     def learner(self) -> MetaLearner:
         """Whose report has, of some steps of an episode, how far the exact belief is from the learned one there, too:
