@@ -193,6 +193,7 @@ def test_other_ways_to_the_same_gradient(x64, how):
     assert_close(found, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_first_order_is_another_gradient_and_anil_adapts_the_head_alone(x64):
     _, exact, _ = gradient_of(learner())
     _, constant, _ = gradient_of(learner(meta_gradient=adapt.first_order()))

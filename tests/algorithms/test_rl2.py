@@ -369,6 +369,7 @@ def distance(before, after):
     return optax.tree.norm(jax.tree.map(jnp.subtract, after, before))
 
 
+@pytest.mark.slow
 def test_trials_that_do_not_differ_teach_the_actor_nothing(x64):
     """Whatever is done, a step pays what the task says. Where all tasks say the same, advantages are the critic's error
     and nothing else, and only the critic has something to learn; where one says otherwise, both have."""
