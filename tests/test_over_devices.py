@@ -157,6 +157,8 @@ for i, learner in enumerate(learners()):
     with jaxmeta.over_devices():
         program = jax.jit(learner.update).lower(*jaxmeta.replicated(given)).compile()
         shared = program(*jaxmeta.replicated(given))
+    whole = jax.jit(learner.update).lower(*given).compile().cost_analysis()["flops"]
+    assert program.cost_analysis()["flops"] < 0.75 * whole  # of a device; three of five images and four of seven
     assert difference(alone, shared) < 1e-11, (i, difference(alone, shared))
     text = program.as_text()
     large = [line for line in text.splitlines() if " all-gather(" in line and "= f64[" in line]
@@ -171,6 +173,22 @@ def test_devices_share_the_examples_of_tasks_that_they_cannot_share(which):
     """Numbers of examples that they cannot share out evenly either; nothing is gathered, sums are all they tell."""
     found = run("-c", EXAMPLES, str(Path(__file__).parent), which)
     assert found == [str(i) for i in range({"one": 1, "all": 5}[which])]
+
+
+def test_each_device_has_its_part_of_every_tasks_examples_and_all_of_a_few():
+    """By the program that is traced: of 3 tasks, x and y of 5 queries, and not of a single support example."""
+    loss = lambda w, batch: (jnp.mean((w * batch[0] - batch[1]) ** 2), {})
+    learner = jaxmeta.maml(lambda key: jnp.ones(()), loss, microbatch=1, meta_gradient=jaxmeta.adapt.exact())
+    tasks = jaxmeta.Task(*((jnp.ones((3, number)), jnp.ones((3, number))) for number in (1, 5)))
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("devices",))):
+        equations = jax.make_jaxpr(learner.update)(jax.random.key(1), state, tasks).jaxpr.eqns
+    specs = [
+        tuple(equation.params["sharding"].spec)
+        for equation in equations
+        if equation.primitive.name == "sharding_constraint"
+    ]
+    assert specs.count((None, "devices")) == 2 and len(specs) > 2
 
 
 def test_what_has_no_examples_asks_for_tasks_that_share_out():

@@ -57,6 +57,13 @@ def test_the_trace_is_what_each_step_saw(meta_params, keys, live):
     assert_close(tuple(state), (params, opt_state))
 
 
+def test_a_single_step_outside_a_loop_is_that_of_a_loop(meta_params, keys):
+    remat = jax.checkpoint_policies.nothing_saveable  # what is recomputed stays in one
+    alone, looped = (run(meta_params, keys[:1], **how) for how in ({}, {"remat": remat}))
+    assert jax.tree.map(jnp.shape, alone) == jax.tree.map(jnp.shape, looped)
+    jax.tree.map(assert_close, alone, looped)
+
+
 def test_replaying_the_recorded_batches_repeats_the_run(meta_params, live):
     state, trace = live
     again, again_trace = run(

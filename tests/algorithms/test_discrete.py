@@ -14,6 +14,7 @@ import jaxmeta
 from jaxmeta import PPO, TRPO, nn, rl
 from jaxmeta.algorithms.sac import ActorCritic, Experience, SoftActorCritic, sac_losses
 from jaxmeta.rl.distributions import Categorical
+from jaxmeta.rl.recurrent import only_allowed, recurrent_policy
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
 
@@ -195,6 +196,23 @@ def test_a_masked_action_is_never_taken_and_nothing_is_nan(name):
     judged = jax.jit(jax.vmap(learner.evaluate, (0, None, None)))
     keys = jax.random.split(jax.random.key(1), 50)
     assert np.all(judged(keys, state.meta_params, task)["return"] > 0)
+
+
+def test_what_acted_where_actions_are_masked_is_what_learns():
+    """Step by step and as a whole trial: the same probabilities, of a masked action 0."""
+    network = only_allowed(recurrent_policy(rl.Discrete(3), nn.min_gru(4)), 3)
+    allowed = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 1]], np.float32)
+    xs = jnp.concatenate([RNG.normal(size=(4, 2)).astype(np.float32), allowed], axis=1)
+    params = network.init(jax.random.key(0), 5)
+    of_trial, (_, of_steps) = jax.jit(
+        lambda params, xs: (
+            network.apply(params, xs),
+            jax.lax.scan(lambda carry, x: network.step(params, carry, x), nn.min_gru(4).start(()), xs),
+        )
+    )(params, xs)
+    chances = jax.nn.softmax(of_trial.logits)
+    np.testing.assert_allclose(chances, jax.nn.softmax(of_steps.logits), rtol=1e-5)
+    np.testing.assert_array_equal(chances > 0, allowed > 0)
 
 
 @pytest.mark.slow

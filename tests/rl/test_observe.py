@@ -169,6 +169,8 @@ def test_a_large_mean_costs_no_digits():
     assert moments.num_steps == counts.sum()
     assert abs(float(moments.mean) - known.mean()) < 0.02  # numbers there are 0.008 apart
     np.testing.assert_allclose(moments.variance, known.var(), rtol=1e-3)
+    at_once = jax.jit(moments_of)(numbers.ravel(), counts.ravel())
+    assert abs(float(at_once.mean) - known.mean()) < 0.01
 
 
 def test_before_anything_was_seen_all_is_0_and_the_policy_learns_nothing():
