@@ -61,6 +61,7 @@ CONV = {"x": jnp.ones((1, 4, 4, 1)), "kernel": jnp.ones((3, 3, 1, 2))}
 NORM = {"scale": jnp.ones(2), "bias": jnp.ones(2)}
 TASKS_OF_LINES = Task(*[(np.ones((10, 3, 1)),) * 2] * 2)
 MDP = rl.families.TabularMDP(np.ones((1, 1, 1)), np.ones((1, 1)))
+MDPS = rl.families.TabularMDP(np.ones((2, 1, 1, 1)), np.ones((2, 1, 1)))
 
 DRAWN = (np.zeros((2, 4, 4)), np.array([0, 1]))
 
@@ -199,8 +200,10 @@ VALID = {
     **{f"rl.oracles.{name}": {"num_arms": 2} for name in ("thompson", "optimistic_thompson", "ucb1", "tuned_ucb1")},
     **{f"rl.oracles.{name}": ARMS for name in ("gittins", "gittins_approximation", "bayes_optimal_bandit")},
     "rl.oracles.bayes_optimal_gaussian_bandit": {"num_pulls": 3},
+    "rl.oracles.bayes_optimal_mdp": {"mdps": MDPS, "num_episodes": 1, "horizon": 2},
     "rl.oracles.bayes_optimal_t_maze": {},
     "rl.oracles.epsilon_greedy": {"num_arms": 2},
+    "rl.oracles.exploration_bonus": {},
     "rl.oracles.gaussian_bandit_bound": ARMS,
     "rl.oracles.gaussian_gittins": ARMS,
     "rl.oracles.gaussian_thompson": {"num_arms": 2},

@@ -27,6 +27,7 @@ def test_who_remembers_gets_what_the_formula_says(cue):
     np.testing.assert_allclose(np.mean(found, axis=0), expected)
 
 
+@pytest.mark.slow
 def test_who_is_told_the_arm_gets_one_in_each_episode():
     run = lambda task: returns(oracles.optimal_t_maze(task), families.t_maze(length=4), task, 2)
     np.testing.assert_array_equal(jax.jit(jax.vmap(run))(families.TMaze(jnp.arange(2))), 1)

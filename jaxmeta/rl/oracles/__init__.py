@@ -17,6 +17,7 @@ from jaxmeta.rl.oracles.bandits import (
     ucb1,
 )
 from jaxmeta.rl.oracles.bayes_bandit import bayes_optimal_bandit
+from jaxmeta.rl.oracles.bayes_mdp import bayes_optimal_mdp
 from jaxmeta.rl.oracles.control import balance_cartpole, swing_up_pendulum
 from jaxmeta.rl.oracles.fixed import optimal_bandit, optimal_navigation, random_policy
 from jaxmeta.rl.oracles.gaussian_bandits import (
@@ -26,7 +27,7 @@ from jaxmeta.rl.oracles.gaussian_bandits import (
     gaussian_thompson,
 )
 from jaxmeta.rl.oracles.gridworld import bayes_optimal_gridworld, gridworld_belief, optimal_gridworld
-from jaxmeta.rl.oracles.mdp import optimal_mdp, plan, psrl
+from jaxmeta.rl.oracles.mdp import exploration_bonus, optimal_mdp, plan, psrl
 from jaxmeta.rl.oracles.memory import bayes_optimal_t_maze, optimal_key_to_door, optimal_t_maze
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "bayes_optimal_bandit",
     "bayes_optimal_gaussian_bandit",
     "bayes_optimal_gridworld",
+    "bayes_optimal_mdp",
     "bayes_optimal_t_maze",
     "epsilon_greedy",
+    "exploration_bonus",
     "gaussian_bandit_bound",
     "gaussian_gittins",
     "gaussian_thompson",
