@@ -210,6 +210,8 @@ assert all(
 
 # %%
 best_of_two, _ = rl.oracles.bayes_optimal_gaussian_bandit(10)
-print(f"two Gaussian arms, 10 pulls: {best_of_two:.2f}; five arms: {rl.oracles.gaussian_bandit_bound(5, 10):.2f} at most")
+print(
+    f"two Gaussian arms, 10 pulls: {best_of_two:.2f}; five arms: {rl.oracles.gaussian_bandit_bound(5, 10):.2f} at most"
+)
 print("a T-maze without a cue, by episode:", *rl.oracles.bayes_optimal_t_maze(4, cue="none")[0])
 assert abs(best_of_two - 3.85) < 0.01

@@ -61,6 +61,7 @@ CONV = {"x": jnp.ones((1, 4, 4, 1)), "kernel": jnp.ones((3, 3, 1, 2))}
 NORM = {"scale": jnp.ones(2), "bias": jnp.ones(2)}
 TASKS_OF_LINES = Task(*[(np.ones((10, 3, 1)),) * 2] * 2)
 MDP = rl.families.TabularMDP(np.ones((1, 1, 1)), np.ones((1, 1)))
+MAZE = {"environment": rl.families.t_maze(length=1).environment, "tasks": rl.families.t_maze(length=1).train.data}
 MDPS = rl.families.TabularMDP(np.ones((2, 1, 1, 1)), np.ones((2, 1, 1)))
 
 DRAWN = (np.zeros((2, 4, 4)), np.array([0, 1]))
@@ -199,6 +200,7 @@ VALID = {
     **{f"rl.families.{name}": {} for name in ("key_to_door", "point_robot", "t_maze")},
     **{f"rl.oracles.{name}": {"num_arms": 2} for name in ("thompson", "optimistic_thompson", "ucb1", "tuned_ucb1")},
     **{f"rl.oracles.{name}": ARMS for name in ("gittins", "gittins_approximation", "bayes_optimal_bandit")},
+    "rl.oracles.bayes_optimal": MAZE,
     "rl.oracles.bayes_optimal_gaussian_bandit": {"num_pulls": 3},
     "rl.oracles.bayes_optimal_mdp": {"mdps": MDPS, "num_episodes": 1, "horizon": 2},
     "rl.oracles.bayes_optimal_t_maze": {},
@@ -421,6 +423,7 @@ SPECIAL = {
             "gittins_table",
         )
     },
+    "rl.oracles.bayes_optimal": {"tasks": unstacked},
     "rl.oracles.random_policy": {"action_space": st.sampled_from([infinite_box, 2, None, BANDIT])},
     "rl.objectives.loaded_dice": {"advantage": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
     "rl.objectives.ppo_clip": {"old_log_prob": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},

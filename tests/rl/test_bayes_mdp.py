@@ -124,9 +124,9 @@ def test_the_bonus_has_the_value_of_the_notes():
 @pytest.mark.slow
 def test_a_bonus_counts_what_it_sees():
     """Its action is that of the plan of the posterior's mean, by a loop over what was played."""
-    family, bonus = families.tabular_mdp(num_states=3, num_actions=2, horizon=4), 2.0
+    family, bonus = families.tabular_mdp(num_states=3, num_actions=2, horizon=4), 5.0
     task = family.train.sample(jax.random.key(0), ())
-    trial = rl.trial(family.environment, num_episodes=3)
+    trial = rl.trial(family.environment, num_episodes=8)
     agent = oracles.exploration_bonus(num_states=3, num_actions=2, horizon=4, bonus=bonus)
     played = jax.tree.map(np.asarray, rl.rollout(jax.random.key(1), trial, *agent, task)[1])
     counts, paid, states, apart = np.ones((3, 2, 3)), np.ones((3, 2, 2)), played.inputs.observation.argmax(axis=1), []

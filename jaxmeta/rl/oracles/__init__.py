@@ -17,6 +17,7 @@ from jaxmeta.rl.oracles.bandits import (
     ucb1,
 )
 from jaxmeta.rl.oracles.bayes_bandit import bayes_optimal_bandit
+from jaxmeta.rl.oracles.bayes_finite import bayes_optimal
 from jaxmeta.rl.oracles.bayes_mdp import bayes_optimal_mdp
 from jaxmeta.rl.oracles.control import balance_cartpole, swing_up_pendulum
 from jaxmeta.rl.oracles.fixed import optimal_bandit, optimal_navigation, random_policy
@@ -32,6 +33,7 @@ from jaxmeta.rl.oracles.memory import bayes_optimal_t_maze, optimal_key_to_door,
 
 __all__ = [
     "balance_cartpole",
+    "bayes_optimal",
     "bayes_optimal_bandit",
     "bayes_optimal_gaussian_bandit",
     "bayes_optimal_gridworld",
