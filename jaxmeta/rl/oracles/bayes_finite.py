@@ -184,7 +184,7 @@ def _enumerate(world: World, max_steps: int, num_episodes: int) -> list[Belief]:
     beliefs = [Belief(-1, 0, tuple(world.start.tolist()), [])]
 
     def place(episode: int, time: int, states: list[int]) -> int:
-        key = episode, time, tuple(sorted(states))
+        key = episode, time, tuple(states)  # in the order of tasks
         if episode == num_episodes:
             return -1
         if key not in index:
