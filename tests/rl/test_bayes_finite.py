@@ -25,7 +25,7 @@ def check(environment, tasks, num_episodes, expected):
     assert mean_total(agent, environment, tasks, num_episodes) == pytest.approx(value, abs=1e-5)
 
 
-@pytest.mark.parametrize("cue", [pytest.param("start", marks=pytest.mark.slow), "behind", "none"])
+@pytest.mark.parametrize("cue", [*(pytest.param(cue, marks=pytest.mark.slow) for cue in ("start", "behind")), "none"])
 def test_t_mazes_have_the_values_of_their_formulas(cue):
     maze = families.t_maze(length=2, cue=cue)
     check(maze.environment, maze.train.data, 3, oracles.bayes_optimal_t_maze(3, cue=cue)[0].sum())

@@ -24,7 +24,7 @@ from jaxmeta.rl.rollout import Agent
 from jaxmeta.rl.trials import Inputs
 from jaxmeta.types import PyTree
 
-MAX_PULLS = 200  # a quarter of a minute
+MAX_PULLS = 200  # half a minute
 _REACH = 9.0  # of a grid, in deviations of the prior; of two arms' difference 6.4
 _POINTS = 900  # of half a grid
 _COARSE = 100  # of one that prices are chosen on
@@ -156,7 +156,7 @@ def gaussian_bandit_bound(num_arms: int, num_pulls: int, *, noise: float = 1.0) 
 
     Args:
       num_arms: A, the number of arms, at least 1.
-      num_pulls: H, the pulls of a trial, 1 to 200; 30 take some seconds, 100 a minute.
+      num_pulls: H, the pulls of a trial, 1 to 200; 30 take some seconds, 100 some minutes.
       noise: σ ≥ 0, the standard deviation of an arm's rewards.
 
     Returns:
