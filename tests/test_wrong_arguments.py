@@ -275,7 +275,7 @@ OF_ARRAYS = {  # what they are given is computed with, or drawn; and what takes 
     *("rl.replay.add_rows", "rl.replay.sample_rows"),
     *(f"rl.families.{name}" for name in ("ant_goal", "cheetah_direction", "cheetah_velocity")),  # of the extra brax
     *(f"rl.oracles.{name}" for name in ("balance_cartpole", "gridworld_belief", "optimal_bandit", "optimal_gridworld")),
-    *("keep_compiled", "rl.oracles.optimal_navigation", "rl.oracles.swing_up_pendulum"),
+    *("keep_compiled", "rl.oracles.optimal_navigation", "rl.oracles.optimal_t_maze", "rl.oracles.swing_up_pendulum"),
     *(f"tasks.load_{name}" for name in ("cifar100", "glyphs", "omniglot")),
     *(f"plotting.draw_{name}" for name in ("cartpole", "grid", "pendulum", "plane")),
     *(f"plotting.{name}" for name in ("after", "learning_curve", "lines", "regression_adaptation", "styles")),
