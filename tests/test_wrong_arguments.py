@@ -197,7 +197,7 @@ VALID = {
     "rl.trial": ENVIRONMENT,
     "rl.trust_region": {},
     **{f"rl.families.{name}": {} for name in ("bernoulli_bandit", "gaussian_bandit", "krazy_world", "tabular_mdp")},
-    **{f"rl.families.{name}": {} for name in ("key_to_door", "point_robot", "t_maze")},
+    **{f"rl.families.{name}": {} for name in ("cartpole", "key_to_door", "point_robot", "t_maze")},
     **{f"rl.oracles.{name}": {"num_arms": 2} for name in ("thompson", "optimistic_thompson", "ucb1", "tuned_ucb1")},
     **{f"rl.oracles.{name}": ARMS for name in ("gittins", "gittins_approximation", "bayes_optimal_bandit")},
     "rl.oracles.bayes_optimal": MAZE,
