@@ -199,3 +199,19 @@ assert min(curves["RL²"][-1], curves["VariBAD"][-1]) > 8
 assert all(
     curves[name].sum() < best_returns.sum() + 1 for name in ("RL²", "VariBAD")
 )  # nobody does better, but by luck
+
+# %% [markdown]
+# ## Where else it is known
+#
+# Of two Gaussian arms what is believed is how often each was pulled and the difference of what they are thought to pay,
+# and dynamic programming over that is small. With more arms there is a bound. In a T-maze it is a formula: with memory
+# 1 in each episode, or where no cue tells the arm 1/2 in the first. What is known of which family is on the page
+# *What is the best that can be done?*
+
+# %%
+best_of_two, _ = rl.oracles.bayes_optimal_gaussian_bandit(10)
+print(
+    f"two Gaussian arms, 10 pulls: {best_of_two:.2f}; five arms: {rl.oracles.gaussian_bandit_bound(5, 10):.2f} at most"
+)
+print("a T-maze without a cue, by episode:", *rl.oracles.bayes_optimal_t_maze(4, cue="none")[0])
+assert abs(best_of_two - 3.85) < 0.01

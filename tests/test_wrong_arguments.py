@@ -61,6 +61,8 @@ CONV = {"x": jnp.ones((1, 4, 4, 1)), "kernel": jnp.ones((3, 3, 1, 2))}
 NORM = {"scale": jnp.ones(2), "bias": jnp.ones(2)}
 TASKS_OF_LINES = Task(*[(np.ones((10, 3, 1)),) * 2] * 2)
 MDP = rl.families.TabularMDP(np.ones((1, 1, 1)), np.ones((1, 1)))
+MAZE = {"environment": rl.families.t_maze(length=1).environment, "tasks": rl.families.t_maze(length=1).train.data}
+MDPS = rl.families.TabularMDP(np.ones((2, 1, 1, 1)), np.ones((2, 1, 1)))
 
 DRAWN = (np.zeros((2, 4, 4)), np.array([0, 1]))
 
@@ -195,12 +197,21 @@ VALID = {
     "rl.trial": ENVIRONMENT,
     "rl.trust_region": {},
     **{f"rl.families.{name}": {} for name in ("bernoulli_bandit", "gaussian_bandit", "krazy_world", "tabular_mdp")},
-    "rl.families.point_robot": {},
+    **{f"rl.families.{name}": {} for name in ("cartpole", "key_to_door", "point_robot", "t_maze")},
     **{f"rl.oracles.{name}": {"num_arms": 2} for name in ("thompson", "optimistic_thompson", "ucb1", "tuned_ucb1")},
     **{f"rl.oracles.{name}": ARMS for name in ("gittins", "gittins_approximation", "bayes_optimal_bandit")},
+    "rl.oracles.bayes_optimal": MAZE,
+    "rl.oracles.bayes_optimal_gaussian_bandit": {"num_pulls": 3},
+    "rl.oracles.bayes_optimal_mdp": {"mdps": MDPS, "num_episodes": 1, "horizon": 2},
+    "rl.oracles.bayes_optimal_t_maze": {},
     "rl.oracles.epsilon_greedy": {"num_arms": 2},
+    "rl.oracles.exploration_bonus": {},
+    "rl.oracles.gaussian_bandit_bound": ARMS,
+    "rl.oracles.gaussian_gittins": ARMS,
+    "rl.oracles.gaussian_thompson": {"num_arms": 2},
     "rl.oracles.gittins_table": {"num_pulls": 3},
     "rl.oracles.bayes_optimal_gridworld": {"horizon": 3, "num_episodes": 1},
+    "rl.oracles.optimal_key_to_door": {"task": rl.families.KeyAndDoor(np.zeros(2, int), np.ones(2, int))},
     "rl.oracles.optimal_mdp": {"mdp": MDP, "horizon": 2},
     "rl.oracles.plan": {"mdp": MDP, "horizon": 2},
     "rl.oracles.psrl": {},
@@ -264,7 +275,7 @@ OF_ARRAYS = {  # what they are given is computed with, or drawn; and what takes 
     *("rl.replay.add_rows", "rl.replay.sample_rows"),
     *(f"rl.families.{name}" for name in ("ant_goal", "cheetah_direction", "cheetah_velocity")),  # of the extra brax
     *(f"rl.oracles.{name}" for name in ("balance_cartpole", "gridworld_belief", "optimal_bandit", "optimal_gridworld")),
-    *("keep_compiled", "rl.oracles.optimal_navigation", "rl.oracles.swing_up_pendulum"),
+    *("keep_compiled", "rl.oracles.optimal_navigation", "rl.oracles.optimal_t_maze", "rl.oracles.swing_up_pendulum"),
     *(f"tasks.load_{name}" for name in ("cifar100", "glyphs", "omniglot")),
     *(f"plotting.draw_{name}" for name in ("cartpole", "grid", "pendulum", "plane")),
     *(f"plotting.{name}" for name in ("after", "learning_curve", "lines", "regression_adaptation", "styles")),
@@ -401,8 +412,18 @@ SPECIAL = {
     "rl.mlp_policy_and_value": {"hidden": widths, "min_std": zero},
     "rl.running_moments": {"max_deviations": zero},
     "rl.rollout": {"policy": st.sampled_from([1, "policy", len, rl.oracles.epsilon_greedy])},
+    "rl.families.key_to_door": {"size": st.just(1)},
     "rl.families.krazy_world": {"size": st.integers(1, 5), "num_goals": st.integers(min_value=11)},
-    "rl.oracles.gittins_table": {"num_pulls": st.integers(min_value=201)},
+    **{
+        f"rl.oracles.{name}": {"num_pulls": st.integers(min_value=201)}
+        for name in (
+            "bayes_optimal_gaussian_bandit",
+            "gaussian_bandit_bound",
+            "gaussian_gittins",
+            "gittins_table",
+        )
+    },
+    "rl.oracles.bayes_optimal": {"tasks": unstacked},
     "rl.oracles.random_policy": {"action_space": st.sampled_from([infinite_box, 2, None, BANDIT])},
     "rl.objectives.loaded_dice": {"advantage": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},
     "rl.objectives.ppo_clip": {"old_log_prob": st.sampled_from([np.zeros(2), np.zeros((3, 1)), 1.0])},

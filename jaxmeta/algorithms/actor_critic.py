@@ -6,6 +6,7 @@ L(θ, η; τ) = mean_t −A_t log π_θ(a_t | s_t) + w_V (V_θ(s_t) − G_t)² �
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxmeta.checks import check_arguments, check_instance, check_integer, check_number, check_share
 from jaxmeta.rl.actors import Actor, PolicyFn, entropy_of, kl_between, log_prob_of
 from jaxmeta.rl.env import Environment, check_environment
+from jaxmeta.rl.observe import RAW, Normalization, chosen_normalization, looking
 from jaxmeta.rl.on_policy import masked_mean
 from jaxmeta.rl.returns import gae
 from jaxmeta.rl.rollout import Transition, rollout
@@ -56,7 +58,8 @@ LEARNED = (*_SHARES, "value_weight", "entropy_weight")
 
 
 class AgentLosses(NamedTuple):
-    """What `actor_critic_losses` returns, functions of a task, which is the environment's params, and of a key.
+    """What `actor_critic_losses` returns, functions of a task, which is the environment's params, and of a key. With a
+    `normalization` a task is (moments, the environment's params).
 
     Attributes:
       loss_fn: (params, meta_params, task, key) -> (L, {"return": scalar}), as `bilevel` takes with `stochastic=True`
@@ -82,6 +85,7 @@ def actor_critic_losses(
     outer: A2C = A2C(gae_lambda=1.0, value_weight=0.0, entropy_weight=0.0),
     num_episodes: int = 8,
     num_outer_episodes: int | None = None,
+    normalization: Normalization | None = None,
 ) -> AgentLosses:
     """The two losses of an agent that learns what it learns by, for `bilevel` and any other outer loop.
 
@@ -101,6 +105,8 @@ def actor_critic_losses(
       outer: the numbers of L'.
       num_episodes: E, of each inner step.
       num_outer_episodes: of the outer one.
+      normalization: how the agent sees observations, and in which units it learns from rewards; by the moments that are
+        given with the task, which the caller keeps.
 
     Raises:
       ValueError: an argument is wrong.
@@ -122,19 +128,20 @@ def actor_critic_losses(
     check_integer("num_episodes", num_episodes, minimum=1)
     num_outer_episodes = num_episodes if num_outer_episodes is None else num_outer_episodes
     check_integer("num_outer_episodes", num_outer_episodes, minimum=1)
-    free = _free(learned, inner)
+    free, normalization = _free(learned, inner), chosen_normalization(normalization)
     actor, episode = Actor(apply_fn, True, environment.action_space), trial(environment, num_episodes=1)
 
     def numbers(meta_params: dict[str, jax.Array]) -> A2C:
         return replace(inner, **{name: _value_of(name, meta_params[name]) for name in free})
 
     def loss(num_episodes: int, key: jax.Array, params: Params, numbers: A2C, task: PyTree):
-        played = play(actor, episode, num_episodes, key, params, task)
-        loss = masked_mean(a2c_terms(actor, params, played, numbers), played.mask)
-        return loss, {"return": jnp.mean(jnp.sum(played.reward, axis=0))}
+        played = play(actor, episode, num_episodes, key, params, task, normalization)
+        terms = a2c_terms(actor, params, as_seen(normalization, played, task), numbers)
+        return masked_mean(terms, played.mask), {"return": jnp.mean(jnp.sum(played.reward, axis=0))}
 
     def policy_distance(target: Params, params: Params, task: PyTree, key: jax.Array) -> jax.Array:
-        played = play(actor, episode, num_outer_episodes, key, params, task)
+        played = play(actor, episode, num_outer_episodes, key, params, task, normalization)
+        played = as_seen(normalization, played, task)
         policies = [actor.on(params, played.inputs.observation)[0] for params in (target, params)]
         return masked_mean(kl_between(*policies), played.mask)
 
@@ -147,15 +154,41 @@ def actor_critic_losses(
     )
 
 
-def play(actor: Actor, episode: Trial, num_episodes: int, key: jax.Array, params: Params, task: PyTree) -> Transition:
-    """Episodes of the agent, `[T, E]`, all of it data."""
+def play(
+    actor: Actor,
+    episode: Trial,
+    num_episodes: int,
+    key: jax.Array,
+    params: Params,
+    task: PyTree,
+    normalization: Normalization = RAW,
+) -> Transition:
+    """Episodes of the agent, `[T, E]`, as the environment gives them, all of it data."""
 
     def act(key: jax.Array, params: Params, carry: tuple, inputs: Inputs):
         action, carry, _ = actor.act(key, params, carry, inputs)
         return action, carry, ()
 
-    run = lambda key: rollout(key, episode, act, data(params), (), data(task))[1]
+    moments, own = _told_apart(normalization, task)
+    given = data((moments, params)), (), data(own)
+    run = lambda key: rollout(key, episode, looking(normalization, act), *given)[1]
     return jax.vmap(run, out_axes=1)(jax.random.split(key, num_episodes))
+
+
+def as_seen(normalization: Normalization, played: Transition, task: PyTree) -> Transition:
+    """Episodes `[T, E]` as the agent sees and is paid."""
+    moments, _ = _told_apart(normalization, task)
+    observe = jax.vmap(jax.vmap(partial(normalization.observe, moments)))
+    return played._replace(
+        inputs=played.inputs._replace(observation=observe(played.inputs.observation)),
+        reward=normalization.pay(moments, played.reward),
+        next_observation=observe(played.next_observation),
+    )
+
+
+def _told_apart(normalization: Normalization, task: PyTree) -> tuple[PyTree, PyTree]:
+    """Moments, and the environment's params."""
+    return ((), task) if normalization is RAW else task
 
 
 def a2c_terms(actor: Actor, params: Params, played: Transition, numbers: A2C) -> jax.Array:

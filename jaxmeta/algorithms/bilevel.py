@@ -295,6 +295,27 @@ def _init(spec: _Bilevel, task_gradient: adapt.TaskGradient, key: jax.Array) -> 
     )
 
 
+def inner_params(
+    key: jax.Array, init_fn: Callable, inner_optimizer: InnerOptimizer, meta_params: MetaParams, problems: Problems
+) -> Params:
+    """θ of the N problems where they stand, `[N, ...]`; of `key` the kind alone counts.
+
+    Raises:
+      ValueError: their strategy carries something else than their inner states.
+    """
+    if not isinstance(problems.inner, InnerState):
+        raise ValueError(
+            "meta_gradient must carry the inner loop's own state and nothing else, which adapt.implicit and "
+            f"adapt.persistent_evolution_strategy do not, got {type(problems.inner).__name__}"
+        )
+
+    def one(key: jax.Array, inner: InnerState) -> Params:
+        start = MetaParams(init_fn(_start_key(key), meta_params.params), meta_params.hyper)
+        return inner_optimizer.params(start, inner.fast)
+
+    return jax.vmap(one)(_keys(key, problems), problems.inner)
+
+
 def _task_keys(key: jax.Array, state: MetaState, num_tasks: int) -> jax.Array:
     """Of the tasks of the problems: the same for as long as a problem lives."""
     keys = _keys(key, state.carry)

@@ -23,13 +23,18 @@ import optax
 
 from jaxmeta import adapt
 from jaxmeta.adapt.optimizers import InnerOptimizer
-from jaxmeta.algorithms.actor_critic import A2C, LEARNED, AgentLosses, actor_critic_losses
-from jaxmeta.algorithms.bilevel import bilevel
+from jaxmeta.algorithms.actor_critic import A2C, LEARNED, AgentLosses, actor_critic_losses, play
+from jaxmeta.algorithms.bilevel import bilevel, inner_params
 from jaxmeta.algorithms.bootstrapped import bootstrapped
 from jaxmeta.checks import check_choice, check_init_fn, check_integer, check_meta_params
+from jaxmeta.devices import known_everywhere
+from jaxmeta.outer import for_each_task
 from jaxmeta.rl.actors import Actor, PolicyFn
 from jaxmeta.rl.env import Environment
+from jaxmeta.rl.observe import RAW, Normalization, chosen_normalization, looking
+from jaxmeta.rl.returns import discounted_returns
 from jaxmeta.rl.rollout import Agent
+from jaxmeta.rl.trials import Trial, trial
 from jaxmeta.types import InitFn, MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, Task
 
 
@@ -52,6 +57,7 @@ def meta_gradient_rl(
     matching: Literal["parameters", "policy"] = "parameters",
     meta_gradient: adapt.MetaGradient | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    normalization: Normalization | None = None,
     microbatch: int | None = None,
 ) -> MetaLearner:
     """An actor-critic that learns γ, λ, the weights of its loss and its rate while it learns: `bilevel` of an agent.
@@ -86,6 +92,9 @@ def meta_gradient_rl(
       meta_gradient: how to differentiate the window (see `jaxmeta.adapt`); `adapt.exact()`, which plays nothing twice,
         if None. For a few numbers and a large K `adapt.forward_mode(...)` takes the memory of one step.
       optimizer: the outer optax transformation, of η and the hyperparameters; Adam of rate 1e-2 if None.
+      normalization: of observations and rewards, `rl.running_moments(family)`; they are taken as they are if None. It
+        measures episodes that agents play for it alone, as many after each update as that is judged on, with returns
+        as L' discounts them.
       microbatch: agents that are vectorised at a time, as in `maml`.
 
     Returns:
@@ -114,15 +123,20 @@ def meta_gradient_rl(
         outer=outer,
         num_episodes=num_episodes,
         num_outer_episodes=num_outer_episodes,
+        normalization=normalization,
     )
     check_integer("num_agents", num_agents, minimum=1)
     check_integer("num_eval_steps", num_eval_steps, minimum=1)
+    actor, episode = Actor(apply_fn, True, environment.action_space), trial(environment, num_episodes=1)
+    num_judged = num_episodes if num_outer_episodes is None else num_outer_episodes
     parts = _Parts(
         init_fn=check_init_fn(init_fn),
-        act=Actor(apply_fn, True, environment.action_space).act,
+        actor=actor,
         inner_optimizer=_ADAM if inner_optimizer is None else inner_optimizer,
         losses=losses,
         num_eval_steps=num_eval_steps,
+        normalization=chosen_normalization(normalization),
+        measure=partial(_measure, actor, episode, num_judged, outer.discount),
     )
     problem = bilevel(
         lambda key, meta_params: parts.init_fn(key),
@@ -139,11 +153,12 @@ def meta_gradient_rl(
         microbatch=microbatch,
     )
     return problem._replace(
+        init=partial(_init, parts, problem),
         update=partial(_update, parts, problem),
         adapt=lambda key, meta_params, task: _trained(parts, key, meta_params, task)[0],
         evaluate=lambda key, meta_params, task: {"return": _trained(parts, key, meta_params, task)[1]},
         agent=partial(_agent, parts),
-        check=partial(_check, problem),
+        check=partial(_check, parts, problem),
     )
 
 
@@ -154,10 +169,12 @@ class _Parts(NamedTuple):
     """What `meta_gradient_rl` is made of, all of it checked; see its arguments."""
 
     init_fn: InitFn
-    act: Callable
+    actor: Actor
     inner_optimizer: InnerOptimizer
     losses: AgentLosses
     num_eval_steps: int
+    normalization: Normalization
+    measure: Callable
 
 
 def _outer_loss_fn(
@@ -180,18 +197,64 @@ def _outer_loss_fn(
     return losses.outer_loss_fn
 
 
+def _init(parts: _Parts, problem: MetaLearner, key: jax.Array) -> MetaState:
+    """That of `bilevel`, and moments of nothing."""
+    state = problem.init(key)
+    return state._replace(meta_params=state.meta_params._replace(constants=parts.normalization.init()))
+
+
 def _update(
     parts: _Parts, problem: MetaLearner, key: jax.Array, state: MetaState, tasks: PyTree
 ) -> tuple[MetaState, Metrics]:
-    """The outer step of `bilevel`, and what the learned numbers are after it."""
-    state, metrics = problem.update(key, state, Task(tasks, tasks))
-    numbers = parts.losses.numbers(state.meta_params.params)
-    return state, metrics | {name: getattr(numbers, name) for name in state.meta_params.params}
+    """The outer step of `bilevel`, what the learned numbers are after it, and the moments."""
+    given = jax.vmap(partial(_given, parts, state.meta_params))(tasks)
+    stepped, metrics = problem.update(key, state, Task(given, given))
+    numbers = parts.losses.numbers(stepped.meta_params.params)
+    metrics |= {name: getattr(numbers, name) for name in stepped.meta_params.params}
+    if parts.normalization is RAW:
+        return stepped, metrics
+    return _with_moments(parts, jax.random.fold_in(key, 2), stepped, given), metrics
 
 
-def _check(problem: MetaLearner, meta_params: MetaParams, task: PyTree, is_test: bool) -> None:
+def _given(parts: _Parts, meta_params: MetaParams, task: PyTree) -> PyTree:
+    """A task of the losses."""
+    return task if parts.normalization is RAW else (meta_params.constants, task)
+
+
+def _with_moments(parts: _Parts, key: jax.Array, state: MetaState, given: PyTree) -> MetaState:
+    """And those of what the agents play now."""
+    agents = inner_params(
+        key, lambda key, meta_params: parts.init_fn(key), parts.inner_optimizer, state.meta_params, state.carry
+    )
+    keys = jax.random.split(key, len(state.carry.age))
+    measured = for_each_task(
+        lambda _, per_task: parts.measure(parts.normalization, *per_task), (), (keys, agents, given)
+    )
+    moments = parts.normalization.merge(state.meta_params.constants, measured)
+    return state._replace(meta_params=state.meta_params._replace(constants=known_everywhere(moments)))
+
+
+def _measure(
+    actor: Actor,
+    episode: Trial,
+    num_episodes: int,
+    discount: float | jax.Array,
+    normalization: Normalization,
+    key: jax.Array,
+    params: Params,
+    given: PyTree,
+) -> PyTree:
+    """The moments of some episodes of one agent."""
+    played = play(actor, episode, num_episodes, key, params, given, normalization)
+    to_go = discounted_returns(played.reward, played.terminated | played.truncated, discount=discount)
+    steps = played.inputs.observation, played.reward, to_go, played.mask
+    return normalization.measure(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps))
+
+
+def _check(parts: _Parts, problem: MetaLearner, meta_params: MetaParams, task: PyTree, is_test: bool) -> None:
+    given = _given(parts, meta_params, task)
     if problem.check is not None:
-        problem.check(meta_params, Task(task, task), is_test)
+        problem.check(meta_params, Task(given, given), is_test)
 
 
 def _trained(parts: _Parts, key: jax.Array, meta_params: MetaParams, task: PyTree) -> tuple[Params, jax.Array]:
@@ -200,7 +263,8 @@ def _trained(parts: _Parts, key: jax.Array, meta_params: MetaParams, task: PyTre
     check_meta_params(meta_params)
     init_key, train_key, last_key = jax.random.split(key, 3)
     start = MetaParams(parts.init_fn(init_key), meta_params.hyper)
-    loss = lambda params, key: parts.losses.loss_fn(params, meta_params.params, task, key)
+    given = _given(parts, meta_params, task)
+    loss = lambda params, key: parts.losses.loss_fn(params, meta_params.params, given, key)
     keys = jax.random.split(train_key, parts.num_eval_steps)
     state, trace = adapt.unroll(parts.inner_optimizer, loss, lambda key, params: key, start, keys)
     params = parts.inner_optimizer.params(start, state.fast)
@@ -215,4 +279,4 @@ def _agent(parts: _Parts, meta_params: MetaParams, adapted: Params | None = None
         raise ValueError(
             "adapted must be the params of an agent, which meta_params are not: adapt returns those of one"
         )
-    return Agent(parts.act, adapted)
+    return Agent(looking(parts.normalization, parts.actor.act), (meta_params.constants, adapted))

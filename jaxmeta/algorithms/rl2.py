@@ -185,7 +185,7 @@ def rl2(
     critic = actor if critic is None else critic
     check_cores(actor, critic, truncation, train_trial, eval_trial)
 
-    network = _policy_network(space, actor, truncation, action_mask)
+    network = policy_network(space, actor, truncation, action_mask)
     encode = partial(_encode, train_trial, normalization, action_mask, space)
     parts = Parts(
         train_trial,
@@ -248,7 +248,8 @@ def play(
         key, task = per_task
         played = rollout(key, parts.train_trial, *_agent(parts, meta_params), task)[1]
         value = parts.critic.apply(meta_params.params["critic"], played.extras.x)
-        return played, value, (measured(parts, played), metrics_of(parts.metrics_fn, played))
+        of_trial = measured(parts.normalization, played, parts.advantages.discount, parts.num_exploration_episodes)
+        return played, value, (of_trial, metrics_of(parts.metrics_fn, played))
 
     *by_trial, (of_trials, of_user) = for_each_task(run, meta_params, (keys, tasks))
     trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
@@ -266,11 +267,13 @@ def told_of(trials: Transition, num_episodes: int) -> Metrics:
     return {"return": total / num_episodes, "total": total, "num_env_steps": jnp.sum(trials.mask)}
 
 
-def measured(parts: Parts, played: Transition) -> PyTree:
+def measured(
+    normalization: Normalization, played: Transition, discount: float, num_exploration_episodes: int = 0
+) -> PyTree:
     """The moments of one trial."""
-    reward = counted_reward(played, parts.num_exploration_episodes)
-    to_go = discounted_returns(reward, is_last_of(played), discount=parts.advantages.discount)
-    return parts.normalization.measure(played.inputs.observation, played.reward, to_go, played.mask)
+    reward = counted_reward(played, num_exploration_episodes)
+    to_go = discounted_returns(reward, is_last_of(played), discount=discount)
+    return normalization.measure(played.inputs.observation, played.reward, to_go, played.mask)
 
 
 def counted_reward(trials: Transition, num_exploration_episodes: int) -> jax.Array:
@@ -464,9 +467,10 @@ def entropy_schedule(entropy_weight: float | optax.Schedule) -> optax.Schedule:
     return lambda step: entropy_weight
 
 
-def _policy_network(
+def policy_network(
     space: Discrete | Continuous, actor: Recurrent, truncation: int | None, action_mask: ActionMask | None
 ) -> RecurrentNetwork:
+    """Of a mask, one that is told what `with_allowed` appends."""
     network = recurrent_policy(space, actor, truncation=truncation)
     if isinstance(space, Discrete) and action_mask is not None:
         return only_allowed(network, space.num_actions)
@@ -482,7 +486,13 @@ def _encode(
     inputs: Inputs,
 ) -> jax.Array:
     """What networks look at, `[D]`: the inputs through the door, and which actions there are."""
-    x = of_trial.encode(look(normalization, moments, inputs))
+    return with_allowed(of_trial.encode(look(normalization, moments, inputs)), inputs, action_mask, space)
+
+
+def with_allowed(
+    x: jax.Array, inputs: Inputs, action_mask: ActionMask | None, space: Discrete | Continuous
+) -> jax.Array:
+    """And which actions there are, if there is a mask."""
     if action_mask is None or not isinstance(space, Discrete):
         return x
     return jnp.append(x, allowed_at(action_mask, inputs.observation, space.num_actions))

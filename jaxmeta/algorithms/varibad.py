@@ -33,18 +33,23 @@ from jaxmeta.algorithms.rl2 import (
     check_trials,
     entropy_schedule,
     learn_by_gradients,
+    measured,
+    policy_network,
     told_of,
     trial_advantages,
+    with_allowed,
 )
 from jaxmeta.checks import check_instance, check_integer, check_meta_params, check_number, check_stacked
 from jaxmeta.devices import known_everywhere
 from jaxmeta.nn.recurrent import Recurrent, feed_forward, gru
 from jaxmeta.outer import chosen_optimizer, counted, for_each_task, mean_over_shares
+from jaxmeta.rl.action_masks import ActionMask, check_action_mask
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.env import Environment, Family, check_family, flatten
 from jaxmeta.rl.metrics import MetricsFn, beside, check_metrics_fn, metrics_of
+from jaxmeta.rl.observe import Normalization, chosen_normalization, look
 from jaxmeta.rl.on_policy import PPO, Advantages, descend, masked_mean, of_update
-from jaxmeta.rl.recurrent import RecurrentNetwork, check_core, recurrent_belief, recurrent_policy, recurrent_value
+from jaxmeta.rl.recurrent import RecurrentNetwork, check_core, recurrent_belief, recurrent_value
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, episode_returns, rollout
 from jaxmeta.rl.trials import Inputs, Trial, trial
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree
@@ -106,8 +111,17 @@ class Believed(NamedTuple):
     belief: Gaussian
 
 
+class Raw(NamedTuple):
+    """A trial `[T]`, or trials `[N, T]`, as it was played, in the environment's units; `steps` are those of `steps_of`,
+    and `mask` says which of them were played."""
+
+    inputs: Inputs
+    steps: Step
+    mask: jax.Array
+
+
 class Played(NamedTuple):
-    """A trial `[T]`, or trials `[N, T]`, as beliefs are learned from it: what the encoder saw, what the decoder is to
+    """A trial `[T]`, or trials `[N, T]`, as beliefs are learned from it: what the encoder sees, what the decoder is to
     say, and which steps were played."""
 
     seen: jax.Array
@@ -118,7 +132,7 @@ class Played(NamedTuple):
 class Kept(NamedTuple):
     """Trials `[C, T]`, a sample of all that were ever played, and how many those were."""
 
-    trials: Played
+    trials: Raw
     num_played: jax.Array
 
 
@@ -126,7 +140,8 @@ class Parts(NamedTuple):
     """What a learner is made of, all of it checked; see the arguments of `varibad`.
 
     `encoder` and `decoder`, `actor` and `critic` are the networks that learn, `policy` is how encoder and actor act, by
-    their parameters, from the carry `start()`.
+    (moments, their parameters), from the carry `start()`. `see` is what the encoder is given, (moments, inputs) ->
+    `[D]`, and `tell` what actor and critic are, (moments, inputs, belief) -> `[D']`.
     """
 
     family: Family
@@ -140,6 +155,8 @@ class Parts(NamedTuple):
     model_optimizer: optax.GradientTransformation
     actor: RecurrentNetwork
     critic: RecurrentNetwork
+    see: Callable[[PyTree, Inputs], jax.Array]
+    tell: Callable[[PyTree, Inputs, Gaussian], jax.Array]
     policy: Policy
     start: Callable[[], Carry]
     outer: PPO
@@ -147,6 +164,7 @@ class Parts(NamedTuple):
     max_grad_norm: float | None
     advantages: Advantages
     entropy_weight: optax.Schedule
+    normalization: Normalization
     metrics_fn: MetricsFn | None
 
 
@@ -167,6 +185,8 @@ def varibad(
     model_optimizer: optax.GradientTransformation | None = None,
     max_grad_norm: float | None = 0.5,
     entropy_weight: float | optax.Schedule = 0.0,
+    normalization: Normalization | None = None,
+    action_mask: ActionMask | None = None,
     metrics_fn: MetricsFn | None = None,
 ) -> MetaLearner:
     """Meta-learns what to believe of a task, and a policy that acts on it: approximately Bayes-optimally.
@@ -197,6 +217,11 @@ def varibad(
         None does not clip.
       entropy_weight: ≥ 0, what a nat of the policy's entropy is worth; or an optax schedule of it, (step of `update`)
         -> weight.
+      normalization: of observations and rewards, `rl.running_moments(family)`: of what encoder, actor and critic see,
+        of what the decoder has to say, whose `std` is then in these units, and of rewards that are learned from. For
+        one-hot states `rl.running_moments(family, observations=False)`. They are taken as they are if None.
+      action_mask: (observation, as the environment gives it) -> `[A]` booleans, which of the discrete actions there
+        are, as in `rl2`; all if None.
       metrics_fn: (transitions of a trial, `[T]`) -> {name: scalar}, what `update` and `evaluate` report beside their
         own; `transitions.extras.belief` are the beliefs.
 
@@ -227,7 +252,7 @@ def varibad(
     >>> rollout(jax.random.key(4), trial(family.environment), *agent, task)[1].extras.belief.mean.shape
     (10, 3)
     """
-    _check(family, decoder, elbo, advantages, outer, max_grad_norm, metrics_fn)
+    _check(family, decoder, elbo, advantages, outer, max_grad_norm, action_mask, metrics_fn)
     num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
     check_trials(num_episodes, num_eval_episodes, 0)
     optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
@@ -242,8 +267,11 @@ def varibad(
     check_cores(actor, critic, truncation, train_trial, eval_trial)
     _check_num_steps(elbo, train_trial.num_steps)
 
+    normalization = chosen_normalization(normalization)
     of_belief = recurrent_belief(encoder, decoder.latent_size, truncation=truncation)
-    of_policy = recurrent_policy(environment.action_space, actor)
+    of_policy = policy_network(environment.action_space, actor, None, action_mask)
+    see = lambda moments, inputs: train_trial.encode(look(normalization, moments, inputs))
+    tell = partial(what_is_told, environment, normalization, action_mask)
     parts = Parts(
         family,
         train_trial,
@@ -256,13 +284,16 @@ def varibad(
         model_optimizer,
         of_policy,
         recurrent_value(critic),
-        partial(act_on_belief, environment, train_trial.encode, of_belief, of_policy),
+        see,
+        tell,
+        partial(act_on_belief, see, tell, of_belief, of_policy),
         partial(_start, encoder, actor, decoder.latent_size),
         outer,
         optimizer,
         max_grad_norm,
         advantages,
         entropy_schedule(entropy_weight),
+        normalization,
         metrics_fn,
     )
     init, update = partial(_init, parts), partial(_update, parts)
@@ -273,26 +304,28 @@ def varibad(
 def _init(parts: Parts, key: jax.Array) -> MetaState:
     policy_key, encoder_key, decoder_key = jax.random.split(key, 3)
     actor_key, critic_key = jax.random.split(policy_key)
-    num_seen, num_told = _num_inputs(parts)
+    moments = parts.normalization.init()
+    num_seen, num_told = _num_inputs(parts, moments)
     policy = {"actor": parts.actor.init(actor_key, num_told), "critic": parts.critic.init(critic_key, num_told)}
     model = {"encoder": parts.encoder.init(encoder_key, num_seen), "decoder": parts.decoder.init(decoder_key)}
     opt_state = {"policy": parts.optimizer.init(MetaParams(policy)), "model": parts.model_optimizer.init(model)}
-    kept = nothing_kept(parts, policy | model) if parts.elbo.num_kept else ()
-    return MetaState(jnp.int32(0), MetaParams(policy | model), opt_state, jnp.int32(0), kept)
+    meta_params = MetaParams(policy | model, constants=moments)
+    kept = nothing_kept(parts, meta_params) if parts.elbo.num_kept else ()
+    return MetaState(jnp.int32(0), meta_params, opt_state, jnp.int32(0), kept)
 
 
 def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tuple[MetaState, Metrics]:
     play_key, keep_key, model_key, policy_key = jax.random.split(key, 4)
 
     # A trial of each task, by the beliefs and the policy that there are.
-    played, experience, told, of_user = play(parts, play_key, state.meta_params.params, tasks)
+    played, experience, moments, told, of_user = play(parts, play_key, state.meta_params, tasks)
 
-    # Steps up the ELBO, of what the beliefs are, on these trials and on earlier ones.
+    # Steps up the ELBO, of what the beliefs are, on these trials and on earlier ones, as the next policy sees them.
     kept = state.carry
     if parts.elbo.num_kept:
         kept, earlier = keep(keep_key, kept, played)
         played = jax.tree.map(lambda *trials: jnp.concatenate(trials), played, earlier)
-    model, of_model, believed = learn_beliefs(parts, model_key, state, played)
+    model, of_model, believed = learn_beliefs(parts, model_key, state, as_seen(parts, moments, played))
 
     # Steps of PPO, on the beliefs that were acted on.
     policy = state._replace(meta_params=MetaParams(_of(state, "actor", "critic")), opt_state=state.opt_state["policy"])
@@ -301,7 +334,8 @@ def _update(parts: Parts, key: jax.Array, state: MetaState, tasks: PyTree) -> tu
 
     is_finite = learned["is_finite"] & believed.pop("is_finite")
     opt_state = {"policy": of_policy, "model": of_model}
-    stepped = counted(state._replace(carry=kept), MetaParams(params | model), opt_state, is_finite)
+    meta_params = MetaParams(params | model, constants=moments)
+    stepped = counted(state._replace(carry=kept), meta_params, opt_state, is_finite)
     return stepped, beside(of_user, told | believed | learned | {"is_finite": is_finite})
 
 
@@ -313,64 +347,81 @@ def _of(state: MetaState, *names: str) -> dict[str, Params]:
 
 
 def act_on_belief(
-    environment: Environment,
-    encode: Callable[[Inputs], jax.Array],
+    see: Callable,
+    tell: Callable,
     encoder: RecurrentNetwork,
     actor: RecurrentNetwork,
     key: jax.Array,
-    params: Params,
+    params: tuple[PyTree, Params],
     carry: Carry,
     inputs: Inputs,
 ) -> tuple[jax.Array, Carry, Believed]:
-    """As an `rl.Policy`: see, believe, and act on observation and belief."""
-    seen = encode(inputs)
-    of_encoder, belief = encoder.step(params["encoder"], carry.encoder, seen)
-    x = what_is_told(environment, inputs, belief)
-    of_actor, distribution = actor.step(params["actor"], carry.actor, x)
+    """As an `rl.Policy` of (moments, parameters): see, believe, and act on observation and belief."""
+    moments, own = params
+    seen = see(moments, inputs)
+    of_encoder, belief = encoder.step(own["encoder"], carry.encoder, seen)
+    x = tell(moments, inputs, belief)
+    of_actor, distribution = actor.step(own["actor"], carry.actor, x)
     action = distribution.sample(key)
     return action, Carry(of_encoder, of_actor, belief), Believed(x, distribution.log_prob(action), seen, belief)
 
 
-def what_is_told(environment: Environment, inputs: Inputs, belief: Gaussian) -> jax.Array:
-    """What actor and critic are told: the observation, the time where it is observed, μ and log σ²."""
+def what_is_told(
+    environment: Environment,
+    normalization: Normalization,
+    action_mask: ActionMask | None,
+    moments: PyTree,
+    inputs: Inputs,
+    belief: Gaussian,
+) -> jax.Array:
+    """What actor and critic are told: the observation, the time where it is observed, μ and log σ², and which actions
+    there are where there is a mask."""
     time = [inputs.time / environment.max_steps] if environment.observe_time else []
-    return flatten((inputs.observation, *time, belief.mean, 2 * belief.log_std))
+    observation = normalization.observe(moments, inputs.observation)
+    x = flatten((observation, *time, belief.mean, 2 * belief.log_std))
+    return with_allowed(x, inputs, action_mask, environment.action_space)
 
 
-def play(parts: Parts, key: jax.Array, params: Params, tasks: PyTree) -> tuple[Played, Experience, Metrics, Metrics]:
-    """A trial of each task: what beliefs are learned from, and the policy; the learner's metrics and the user's."""
-    keys = jax.random.split(key, check_stacked("tasks", tasks))
-    played, *by_trial, of_user = for_each_task(partial(play_one, parts), params, (keys, tasks))
+def play(
+    parts: Parts, key: jax.Array, meta_params: MetaParams, tasks: PyTree
+) -> tuple[Raw, Experience, PyTree, Metrics, Metrics]:
+    """A trial of each task: what beliefs are learned from, and the policy; the moments with it; the learner's metrics
+    and the user's."""
+    keys, moments = jax.random.split(key, check_stacked("tasks", tasks)), meta_params.constants
+    played, *by_trial, (of_trials, of_user) = for_each_task(partial(play_one, parts), meta_params, (keys, tasks))
     trials, value = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), by_trial)  # [T, N], as networks take them
-    judged = trial_advantages(trials, value, parts.advantages)
+    paid = trials._replace(reward=parts.normalization.pay(moments, trials.reward))
+    judged = trial_advantages(paid, value, parts.advantages)
     experience = Experience(trials.extras.x, trials.action, trials.extras.log_prob, *judged, trials.mask)
+    moments = parts.normalization.merge(moments, of_trials)
     own = told_of(trials, parts.num_episodes)
-    return known_everywhere((played, experience, own, jax.tree.map(jnp.mean, of_user)))
+    return known_everywhere((played, experience, moments, own, jax.tree.map(jnp.mean, of_user)))
 
 
 def play_one(
-    parts: Parts, params: Params, per_task: tuple[jax.Array, PyTree]
-) -> tuple[Played, Transition, jax.Array, Metrics]:
-    """A trial `[T]`, twice, what the critic says there, and the user's metrics."""
+    parts: Parts, meta_params: MetaParams, per_task: tuple[jax.Array, PyTree]
+) -> tuple[Raw, Transition, jax.Array, tuple[PyTree, Metrics]]:
+    """A trial `[T]`, twice, what the critic says there, and its moments with the user's metrics."""
     key, task = per_task
-    trial = rollout(key, parts.train_trial, parts.policy, params, parts.start(), task)[1]
-    played = Played(trial.extras.seen, steps_of(trial, parts.family.environment.action_space), trial.mask)
-    value = parts.critic.apply(params["critic"], trial.extras.x)
-    return played, trial, value, metrics_of(parts.metrics_fn, trial)
+    trial = rollout(key, parts.train_trial, *_agent(parts, meta_params), task)[1]
+    raw = Raw(trial.inputs, steps_of(trial, parts.family.environment.action_space), trial.mask)
+    value = parts.critic.apply(meta_params.params["critic"], trial.extras.x)
+    of_trial = measured(parts.normalization, trial, parts.advantages.discount)
+    return raw, trial, value, (of_trial, metrics_of(parts.metrics_fn, trial))
 
 
 # Beliefs.
 
 
-def nothing_kept(parts: Parts, params: Params) -> Kept:
+def nothing_kept(parts: Parts, meta_params: MetaParams) -> Kept:
     """Room for C trials."""
     tasks = parts.family.train
-    one = lambda key: play_one(parts, params, (key, tasks.sample(key, tasks.data)))[0]
+    one = lambda key: play_one(parts, meta_params, (key, tasks.sample(key, tasks.data)))[0]
     room = lambda leaf: jnp.zeros((parts.elbo.num_kept, *leaf.shape), leaf.dtype)
     return Kept(jax.tree.map(room, jax.eval_shape(one, jax.random.key(0))), jnp.int32(0))
 
 
-def keep(key: jax.Array, kept: Kept, played: Played) -> tuple[Kept, Played]:
+def keep(key: jax.Array, kept: Kept, played: Raw) -> tuple[Kept, Raw]:
     """With trials `[N, T]` among them, unless they are not finite; and as many that are drawn of all that are kept.
 
     Each that was ever played is kept with the same probability: the n-th takes the place of another with C / n. Vitter,
@@ -387,6 +438,18 @@ def keep(key: jax.Array, kept: Kept, played: Played) -> tuple[Kept, Played]:
     is_there = jnp.any(trials.mask, axis=1)
     drawn = jax.random.categorical(draw_key, jnp.where(is_there, 0.0, -jnp.inf), shape=(num_new,))
     return Kept(trials, kept.num_played + num_new), jax.tree.map(lambda of: of[drawn], trials)
+
+
+def as_seen(parts: Parts, moments: PyTree, trials: Raw) -> Played:
+    """Trials `[N, T]` in units of the moments: what the decoder has to say, too."""
+    each_step = lambda fn: jax.vmap(jax.vmap(partial(fn, moments)))
+    steps, observe = trials.steps, each_step(parts.normalization.observe)
+    steps = steps._replace(
+        observation=observe(steps.observation),
+        reward=parts.normalization.see(moments, steps.reward),
+        next_observation=observe(steps.next_observation),
+    )
+    return Played(each_step(parts.see)(trials.inputs), steps, trials.mask)
 
 
 def learn_beliefs(parts: Parts, key: jax.Array, state: MetaState, played: Played) -> tuple[Params, PyTree, Metrics]:
@@ -481,16 +544,16 @@ def _agent(parts: Parts, meta_params: MetaParams, adapted: Carry | None = None) 
     """At the beginning of a trial, or going on from what `adapt` returned."""
     check_meta_params(meta_params)
     params = {name: meta_params.params[name] for name in ("encoder", "actor")}
-    return Agent(parts.policy, params, parts.start() if adapted is None else adapted)
+    return Agent(parts.policy, (meta_params.constants, params), parts.start() if adapted is None else adapted)
 
 
-def _num_inputs(parts: Parts) -> tuple[int, int]:
+def _num_inputs(parts: Parts, moments: PyTree) -> tuple[int, int]:
     """Of the encoder, and of actor and critic."""
     tasks, (of_trial, prior) = parts.family.train, (parts.train_trial, parts.start().belief)
 
     def inputs(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         first, _ = of_trial.reset(key, tasks.sample(key, tasks.data))
-        return of_trial.encode(first), what_is_told(parts.family.environment, first, prior)
+        return parts.see(moments, first), parts.tell(moments, first, prior)
 
     seen, told = jax.eval_shape(inputs, jax.random.key(0))
     return len(seen), len(told)
@@ -503,6 +566,7 @@ def _check(
     advantages: Advantages,
     outer: PPO,
     max_grad_norm: float | None,
+    action_mask: ActionMask | None,
     metrics_fn: MetricsFn | None,
 ) -> None:
     check_family("family", family)
@@ -511,6 +575,7 @@ def _check(
     check_instance("advantages", advantages, Advantages)
     check_instance("outer", outer, PPO)
     check_max_grad_norm(max_grad_norm)
+    check_action_mask(action_mask, family.environment.action_space)
     check_metrics_fn(metrics_fn, "T")
 
 

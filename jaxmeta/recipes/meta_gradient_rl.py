@@ -11,7 +11,7 @@ from jaxmeta.algorithms import A2C, meta_gradient_rl
 from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.rl import MetaRL
-from jaxmeta.rl import Family, finite_family, from_gymnax, make_gymnax, mlp_policy_and_value
+from jaxmeta.rl import Family, finite_family, from_gymnax, make_gymnax, mlp_policy_and_value, running_moments
 from jaxmeta.types import MetaLearner, MetaParams
 from jaxmeta.words import counted
 
@@ -51,6 +51,8 @@ class OneAgent(MetaRL):
     """Of bootstrapped meta-gradients, which match the policy; none with 0."""
     hidden: tuple[int, ...] = (32,)
     """Widths of the layers of policy and value, with tanh."""
+    normalize: bool = False
+    """Whether observations and rewards are taken in units of their running deviation."""
     num_eval_tasks: int = 30
     """New agents that are trained at the end by what was learned."""
 
@@ -97,6 +99,7 @@ class OneAgent(MetaRL):
             matching="policy" if self.num_target_steps else "parameters",
             meta_gradient=adapt.truncated(self.num_differentiated_steps),
             optimizer=self.outer_optimizer(),
+            normalization=running_moments(family) if self.normalize else None,
         )
 
     def fixed(self, discount: float, gae_lambda: float) -> MetaParams:
@@ -121,6 +124,7 @@ class OneAgent(MetaRL):
             f"{self.num_inner_steps} an outer one{bootstrap}, through the last {self.num_differentiated_steps}, "
             f"{self.rate()}, on {counted(self.num_outer_episodes, 'episode')} judged by γ "
             f"{self.outer_discount:g}; γ and λ start at {self.discount:g} and {self.gae_lambda:g}"
+            f"{', normalised' if self.normalize else ''}"
         )
 
 

@@ -15,7 +15,7 @@ from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Recipe
 from jaxmeta.recipes.rl import Oracle
 from jaxmeta.recipes.trials import OnGridworld, Trials, play
-from jaxmeta.rl import Family, Transition, families, oracles, rollout, trial
+from jaxmeta.rl import Family, Normalization, Transition, families, oracles, rollout, running_moments, trial
 from jaxmeta.rl.families.discrete import GRID_SIZE
 from jaxmeta.rl.on_policy import PPO, Advantages
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, Params, PyTree
@@ -52,6 +52,8 @@ class VariBAD(Trials):
     """How actions are judged, over the whole trial."""
     entropy_weight: float = 0.01
     """Of the policy's entropy."""
+    normalize: bool = False
+    """Whether observations and rewards are taken in units of their running deviation; one-hot states as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +62,9 @@ class VariBAD(Trials):
 
     def decoder(self) -> Decoder:
         raise NotImplementedError
+
+    def normalization(self) -> Normalization | None:
+        return running_moments(self.family()) if self.normalize else None
 
     def num_optimizer_steps(self) -> int:
         return self.num_outer_steps * self.ppo.num_epochs * self.ppo.num_minibatches
@@ -85,6 +90,7 @@ class VariBAD(Trials):
             model_optimizer=self.model_optimizer(),
             max_grad_norm=self.max_grad_norm,
             entropy_weight=self.entropy_weight,
+            normalization=self.normalization(),
         )
 
     def protocol(self) -> str:
@@ -99,12 +105,16 @@ class VariBAD(Trials):
             f"ppo, two layers of {counted(self.num_units, 'unit')}; "
             f"{epochs} of {counted(self.ppo.num_minibatches, 'minibatch', 'minibatches')}, "
             f"γ {self.advantages.discount:g}, λ {self.advantages.gae_lambda:g}, entropy {self.entropy_weight:g}"
+            f"{', normalised' if self.normalize else ''}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridworldVariBAD(OnGridworld, VariBAD):
     """A grid of 5 by 5 cells with a hidden goal, in episodes of 15 steps."""
+
+    def normalization(self) -> Normalization | None:
+        return running_moments(self.family(), observations=False) if self.normalize else None
 
     def decoder(self) -> Decoder:
         return mlp_decoder(

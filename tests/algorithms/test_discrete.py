@@ -171,10 +171,13 @@ def learners(num_open=2):
     encoder = jaxmeta.mlp_encoder(family, latent_size=2, hidden=(3,))
     replay = jaxmeta.Replay(capacity=8, num_gradient_steps=2, batch_size=3, num_batch_tasks=2)
     of_rl2 = {"actor": nn.min_gru(3), "num_episodes": 2, **how}
+    decoder, elbo = jaxmeta.mlp_decoder(family, latent_size=2, hidden=(3,)), jaxmeta.ELBO(num_kept=0)
+    of_varibad = {"encoder": nn.min_gru(3), "outer": PPO(num_minibatches=2), "elbo": elbo, **of_rl2}
     tasks = stacked(family)
     yield_of = {
         "ppo": (jaxmeta.rl2(family, outer=PPO(num_epochs=2, num_minibatches=2), entropy_weight=0.1, **of_rl2), tasks),
         "trpo": (jaxmeta.rl2(family, outer=TRPO(), entropy_weight=0.1, **of_rl2), tasks),
+        "varibad": (jaxmeta.varibad(family, decoder, entropy_weight=0.1, **of_varibad), tasks),
         "pearl": (
             jaxmeta.pearl(family, networks, encoder, num_train_tasks=4, replay=replay, **how),
             rl.IndexedTask(jnp.arange(4), tasks, 4),
@@ -184,7 +187,7 @@ def learners(num_open=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ppo", "trpo", "pearl"])
+@pytest.mark.parametrize("name", ["ppo", "trpo", "varibad", "pearl"])
 def test_a_masked_action_is_never_taken_and_nothing_is_nan(name):
     family, made = learners()
     learner, tasks = made[name]
@@ -218,7 +221,7 @@ def test_what_acted_where_actions_are_masked_is_what_learns():
 @pytest.mark.slow
 def test_where_nothing_is_allowed_nothing_is_learned_and_it_is_reported():
     _, made = learners(num_open=0)
-    for name in ("ppo", "pearl"):
+    for name in ("ppo", "varibad", "pearl"):
         learner, tasks = made[name]
         state, metrics = updated(learner, tasks, num_updates=1)
         assert not metrics["is_finite"] and state.num_skipped == 1 and np.isnan(metrics["return"]), name

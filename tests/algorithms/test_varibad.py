@@ -14,7 +14,7 @@ import pytest
 import jaxmeta
 from jaxmeta import ELBO, PPO, Advantages, nn, rl
 from jaxmeta.algorithms.decoders import Decoder, Step, mlp_decoder
-from jaxmeta.algorithms.varibad import Kept, Played, elbo_of, keep, varibad
+from jaxmeta.algorithms.varibad import Kept, Played, Raw, elbo_of, keep, varibad
 from jaxmeta.rl.distributions import Gaussian
 from jaxmeta.rl.recurrent import RecurrentNetwork, recurrent_belief, recurrent_policy
 
@@ -217,7 +217,7 @@ def test_a_belief_is_of_what_was_seen_and_acts_as_it_is_learned_from():
         lambda key, carry: rl.rollout(key, trial, *agent._replace(carry=carry), jax.tree.map(lambda x: x[0], TASKS))
     )
     carry, played = run(KEY, agent.carry)
-    believe = jax.jit(lambda xs: recurrent_belief(nn.gru(4), L).apply(agent.params["encoder"], xs))
+    believe = jax.jit(lambda xs: recurrent_belief(nn.gru(4), L).apply(agent.params[1]["encoder"], xs))
     belief, seen = believe(played.extras.seen), played.extras.seen
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, belief, played.extras.belief)
@@ -230,7 +230,7 @@ def test_a_belief_is_of_what_was_seen_and_acts_as_it_is_learned_from():
     parts = [played.inputs.observation, acted_on.mean, 2 * acted_on.log_std]
     np.testing.assert_array_equal(told, jnp.concatenate(parts, axis=1))
     network = recurrent_policy(rl.Discrete(2), nn.feed_forward(3))
-    close(network.apply(agent.params["actor"], told).log_prob(played.action), played.extras.log_prob)
+    close(network.apply(agent.params[1]["actor"], told).log_prob(played.action), played.extras.log_prob)
     # Another trial begins with the same belief; one that goes on does not.
     again, goes_on = run(jax.random.key(9), agent.carry)[1], run(jax.random.key(9), carry)[1]
     close(again.extras.belief.mean[0], belief.mean[0])
@@ -247,12 +247,12 @@ def test_trials_are_kept_as_a_sample_of_all_and_none_that_is_not_finite():
     def step(kept, numbers):
         key, numbers = numbers
         reward = jnp.where(spoiled[numbers.astype(int)], jnp.nan, numbers)[:, None] * ones()
-        played = Played(ones(1), Step(ones(1), ones(1), reward, ones(1)), ones() > 0)
+        played = Raw(ones(1), Step(ones(1), ones(1), reward, ones(1)), ones() > 0)
         kept, drawn = keep(key, kept, played)
         return kept, drawn.steps.reward[:, 0]
 
     nothing = jnp.zeros((100, 2))
-    room = Played(
+    room = Raw(
         nothing[..., None], Step(nothing[..., None], nothing[..., None], nothing, nothing[..., None]), nothing > 0
     )
     keys = jax.random.split(KEY, 400)

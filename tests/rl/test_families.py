@@ -17,9 +17,8 @@ BRAX = {"ant_goal", "cheetah_direction", "cheetah_velocity"}
 BRAX_MARKS = (pytest.mark.slow, pytest.mark.filterwarnings("ignore"))  # its own packages warn of each other
 WRAPPED = {"cartpole", "pendulum", "reacher", "meta_maze", "four_rooms"}
 PINS = {"reacher": "goal_xy", "meta_maze": "goal", "four_rooms": "goal"}
-over_families = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=BRAX_MARKS) if name in BRAX else name for name in NAMES]
-)
+MARKS = dict.fromkeys(BRAX, BRAX_MARKS) | {"key_to_door": pytest.mark.slow}  # the T-maze is of its kind
+over_families = pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in NAMES])
 
 
 @functools.cache

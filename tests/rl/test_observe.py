@@ -68,7 +68,29 @@ def off_policy(**how):
     return jaxmeta.pearl(FAMILY, networks, encoder, num_train_tasks=N, replay=replay, **how)
 
 
-LEARNERS = {"rl2": on_policy, "maml_rl": by_gradients, "pearl": off_policy}
+def by_beliefs(**how):
+    """Whose decoder has to say both, and which learns from earlier trials, in the units of today."""
+    how = {"num_episodes": 2, "optimizer": OPTIMIZER, "normalization": NORMALIZATION} | how
+    decoder = jaxmeta.mlp_decoder(FAMILY, latent_size=2, hidden=(3,), with_next_observation=True)
+    networks = {"encoder": nn.min_gru(3), "actor": nn.feed_forward(3), "outer": PPO(num_minibatches=3)}
+    elbo = jaxmeta.ELBO(num_kept=4, num_steps=3)
+    return jaxmeta.varibad(FAMILY, decoder, elbo=elbo, model_optimizer=optax.sgd(1e-3), **networks, **how)
+
+
+def by_its_own_numbers(**how):
+    how = {"optimizer": optax.sgd(5.0), "inner_optimizer": adapt.sgd(0.1), "normalization": NORMALIZATION} | how
+    network = rl.mlp_policy_and_value(FAMILY, hidden=(3,))
+    counts = {"num_agents": N, "num_inner_steps": 2, "num_episodes": 2, "num_eval_steps": 3}
+    return jaxmeta.meta_gradient_rl(*network, FAMILY.environment, **counts, **how)
+
+
+LEARNERS = {
+    "rl2": on_policy,
+    "maml_rl": by_gradients,
+    "pearl": off_policy,
+    "varibad": by_beliefs,
+    "meta_gradient_rl": by_its_own_numbers,
+}
 
 
 def for_learner(name, tasks):
@@ -100,6 +122,8 @@ def check_other_units(name, close):
     close(scaled_returns, 1e3 * returns)
     close(scaled_judged, 1e3 * judged)
     jax.tree.map(close, scaled_state.meta_params.params, state.meta_params.params)
+    if name == "meta_gradient_rl":
+        jax.tree.map(close, scaled_state.carry.inner, state.carry.inner)  # the agents
     start = compiled(name)[0].init(jax.random.key(0)).meta_params.params
     moved = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), start, state.meta_params.params)
     assert max(jax.tree.leaves(moved)) > 1e-3  # there was something to change

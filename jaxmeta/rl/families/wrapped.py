@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.checks import check_flag
 from jaxmeta.rl.env import Environment, Family
 from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
 from jaxmeta.rl.tasks import family, finite_family
@@ -29,10 +30,14 @@ def cartpole(*, has_either_direction: bool = False) -> Family:
     Returns:
       A `Family` whose task is gymnax's `EnvParams`; train and test tasks follow the same distribution.
 
+    Raises:
+      ValueError: `has_either_direction` is no flag.
+
     >>> family = cartpole()
     >>> family.environment.action_space
     Discrete(num_actions=2)
     """
+    check_flag("has_either_direction", has_either_direction)
     environment, default = _wrapped("CartPole-v1", max_steps=200)
 
     def sample(key: jax.Array) -> PyTree:
