@@ -16,8 +16,13 @@ the same `evaluate`.
 """
 
 from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns
+from jaxmeta.rl.craftax import from_craftax
 from jaxmeta.rl.env import Continuous, Discrete, Environment, Family
+from jaxmeta.rl.gymnasium import from_gymnasium
 from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
+from jaxmeta.rl.jumanji import from_jumanji
+from jaxmeta.rl.levels import Level
+from jaxmeta.rl.navix import from_navix
 from jaxmeta.rl.observe import Moments, Normalization, Seen, running_moments
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy, mlp_policy_and_value
 from jaxmeta.rl.references import reference_learner
@@ -35,6 +40,7 @@ __all__ = [
     "Family",
     "IndexedTask",
     "Inputs",
+    "Level",
     "Moments",
     "Normalization",
     "Outcome",
@@ -53,7 +59,11 @@ __all__ = [
     "families",
     "family",
     "finite_family",
+    "from_craftax",
+    "from_gymnasium",
     "from_gymnax",
+    "from_jumanji",
+    "from_navix",
     "indexed_tasks",
     "make_gymnax",
     "mlp_policy",
