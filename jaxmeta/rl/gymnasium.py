@@ -172,7 +172,7 @@ class _Host:
         leaves, structure = jax.tree.flatten(args)
         rows = zip(*(np.asarray(leaf).reshape(size, *np.shape(leaf)[len(axes) :]) for leaf in leaves), strict=True)
         with self.lock:
-            results = [fn(*structure.unflatten(row)) for row in rows]
+            results = [fn(*jax.tree.unflatten(structure, row)) for row in rows]
             self.num_stands = max(self.num_stands, 3 * size)
             while len(self.stands) > self.num_stands:
                 self._free(self.stands.popitem(last=False)[1].env)

@@ -21,7 +21,7 @@ class Walk(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.position = 0.5 * self.np_random.normal(size=2)
+        self.position = self.drift + 0.5 * self.np_random.normal(size=2)
         return {"position": self.position.copy()}, {}
 
     def step(self, action):
