@@ -111,6 +111,10 @@ def test_any_state_goes_on_from_where_it_is():
         observations, rewards, over = by_hand(TASK, 0, done)
         np.testing.assert_array_equal(observation["position"], observations[-1])
         assert reward == rewards[-1] and terminated == over[-1]
+    played.reset()
+    other = {"drift": np.float32(-1.0)}  # with the same seed
+    first, *_ = by_hand(other, 0, [])
+    np.testing.assert_array_equal(played.host.reset(other, np.int32(0))["position"], first[0])
 
 
 def test_environments_are_used_again():
