@@ -17,11 +17,12 @@ def differ(first, second):
 
 
 def steps_are_the_librarys(environment, params, reset, renew, step, num_steps=12):
-    """Bit by bit: a level is what `reset(key)` of the library returns, (observation, state); an episode starts there
-    with `renew(state, key)`, and goes as `step(key, state, action)` does, (observation, state, reward)."""
+    """Bit by bit: a level is what `reset(key, params)` of the library returns, (observation, state); an episode starts
+    there with `renew(state, key)`, and goes as `step(key, state, action, params)`, (observation, state, reward). Params
+    are traced in both, for the compiler rounds otherwise what it knows."""
     key = jax.random.key(3)
     level = jax.jit(environment.draw)(key, params)
-    observation, state = jax.jit(reset)(jax.random.key_data(key))
+    observation, state = jax.jit(reset)(jax.random.key_data(key), params)
     assert_same((level.observation, level.state), (observation, state))
     _, ours = environment.reset(jax.random.key(4), level)
     theirs = renew(state, jax.random.key_data(jax.random.key(4)))
@@ -31,7 +32,7 @@ def steps_are_the_librarys(environment, params, reset, renew, step, num_steps=12
     for i in range(num_steps):
         action = jax.random.randint(jax.random.key(100 + i), (), 0, environment.action_space.num_actions)
         observation, ours, reward, *_ = our_step(jax.random.key(i), ours, action, level)
-        expected, theirs, their_reward = their_step(jax.random.key_data(jax.random.key(i)), theirs, action)
+        expected, theirs, their_reward = their_step(jax.random.key_data(jax.random.key(i)), theirs, action, params)
         assert_same(observation, jax.tree.map(lambda leaf: jnp.asarray(leaf, float), expected))
         assert_same((ours, reward), (theirs, their_reward))
 

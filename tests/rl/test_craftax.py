@@ -29,12 +29,12 @@ for_craftax = lambda test: [test := mark(test) for mark in slow][-1]
 
 @for_craftax
 def test_steps_are_craftaxs(craftax):
-    params = craftax.default_params
-    limited = params.replace(max_timesteps=50)
-    step = lambda key, state, action: craftax.step_env(key, state, action, limited)[:3]
     environment = rl.from_craftax(craftax, max_steps=50)
-    reset = lambda key: craftax.reset_env(key, params)
-    level_contract.steps_are_the_librarys(environment, params, reset, lambda state, key: state, step, num_steps=40)
+    limited = lambda params: params.replace(max_timesteps=50)
+    step = lambda key, state, action, params: craftax.step_env(key, state, action, limited(params))[:3]
+    level_contract.steps_are_the_librarys(
+        environment, craftax.default_params, craftax.reset_env, lambda state, key: state, step, num_steps=40
+    )
 
 
 @for_craftax

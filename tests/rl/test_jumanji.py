@@ -34,11 +34,11 @@ def test_steps_are_jumanjis(jumanji, name):
     """Actions of Minesweeper are pairs there, and the number of a pair here."""
     env = jumanji.make(name)
 
-    def reset(key):
+    def reset(key, params):
         state, timestep = env.reset(key)
         return timestep.observation, JumanjiState(state, jnp.int32(0))
 
-    def step(key, state, action):
+    def step(key, state, action, params):
         action = jnp.stack(jnp.divmod(action, 10)) if name == "Minesweeper-v0" else action
         inner, timestep = env.step(state.state, action)
         return timestep.observation, JumanjiState(inner, state.time + 1), timestep.reward

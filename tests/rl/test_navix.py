@@ -26,11 +26,11 @@ level = lambda key: ()
 def test_steps_are_navixs(navix, name):
     env = navix.make(name)
 
-    def reset(key):
+    def reset(key, params):
         timestep = env.reset(key)
         return timestep.observation, timestep
 
-    def step(key, timestep, action):
+    def step(key, timestep, action, params):
         after = env._step(timestep.replace(step_type=jnp.int32(0)), action)  # its `step` but for the auto-reset
         return after.observation, after, after.reward
 
