@@ -42,9 +42,9 @@ def from_gymnasium(
 ) -> Environment:
     """An environment of gymnasium, or one of your own with its API, that runs on the host, as an `Environment`.
 
-    Every jax transformation of a learner goes over it but gradients, which do not reach into it. Before each episode
-    `set_task_fn(env, task)` puts the task into an environment, all of it, for environments are used again for other
-    tasks; then `env.reset(seed=seed)` starts it, with a seed of its own.
+    It is exact under `jit`, `vmap` and `scan`, and gradients stop at it. Before each episode `set_task_fn(env, task)`
+    puts the task into an environment, all of it, for environments are used again for other tasks; then
+    `env.reset(seed=seed)` starts it, with a seed of its own.
 
     What an episode does must follow from its task, its seed and its actions, as gymnasium asks: what draws with
     another generator than `env.np_random` is refused, where it is seen at construction or as the error of a run.
