@@ -8,6 +8,7 @@ import level_contract
 import numpy as np
 import pytest
 
+import jaxmeta
 from jaxmeta import rl
 from jaxmeta.rl.jumanji import JumanjiState
 
@@ -109,6 +110,32 @@ def test_a_learner_takes_jumanjis_action_mask(jumanji, name):
     masked = level_contract.is_learned_on(family, action_mask=allowed, metrics_fn=refused)
     free = level_contract.is_learned_on(family, metrics_fn=refused)
     assert masked["refused"] == 0 and (name == "Minesweeper-v0" or free["refused"] > 0)
+
+
+@for_jumanji
+def test_pearl_takes_jumanjis_action_mask(jumanji):
+    """Its tasks are a list of mazes; masked actions are never played."""
+    env = rl.from_jumanji(maze(jumanji), max_steps=5)
+    levels = jax.vmap(env.draw, (0, None))(jax.random.split(jax.random.key(0), 2), ())
+    family = rl.finite_family(env, levels, levels)
+
+    def refused(played):
+        mask = played.inputs.observation.action_mask
+        return {"refused": jnp.sum((1 - jnp.take_along_axis(mask, played.action[..., None], -1))[..., 0] * played.mask)}
+
+    learner = jaxmeta.pearl(
+        family,
+        jaxmeta.mlp_actor_critic(family, latent_size=2, hidden=(4,)),
+        jaxmeta.mlp_encoder(family, latent_size=2, hidden=(4,)),
+        num_train_tasks=2,
+        visits=jaxmeta.Visits(num_prior_steps=10, num_posterior_steps=10),
+        replay=jaxmeta.Replay(num_gradient_steps=2, batch_size=4, num_batch_tasks=2, capacity=40),
+        action_mask=lambda observation: observation.action_mask > 0,
+        metrics_fn=refused,
+    )
+    tasks = rl.IndexedTask(jnp.arange(2), levels, 2)
+    _, metrics = jax.jit(learner.update)(jax.random.key(1), learner.init(jax.random.key(0)), tasks)
+    assert metrics["refused"] == 0 and metrics["is_finite"]
 
 
 @for_jumanji
