@@ -12,7 +12,8 @@ optax transformation for a step that keeps the policy close. What RL² and MAML 
 on them, is in `on_policy`; what a user measures of what was played goes through `metrics`; `recurrent` makes a policy
 and a value of any recurrent network. Policies act through `distributions`; `oracles` are policies of the same
 signature, so that what a learner is compared with runs through the same rollout, and as a `reference_learner` through
-the same `evaluate`.
+the same `evaluate`. What `from_gymnax`, `from_jumanji`, `from_navix` and `from_craftax` make of others' environments is
+an `Environment` as well; `from_gymnasium` calls those that run on the host.
 """
 
 from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns

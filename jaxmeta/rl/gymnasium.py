@@ -170,7 +170,8 @@ class _Host:
         """`fn` of each episode of a batch, whose axes are those of `seed`."""
         axes, size = np.shape(seed), np.size(seed)
         leaves, structure = jax.tree.flatten(args)
-        rows = zip(*(np.asarray(leaf).reshape(size, *np.shape(leaf)[len(axes) :]) for leaf in leaves), strict=True)
+        # copies, for a user may keep an array of the task, and the memory is jax's
+        rows = zip(*(np.array(leaf).reshape(size, *np.shape(leaf)[len(axes) :]) for leaf in leaves), strict=True)
         with self.lock:
             results = [fn(*jax.tree.unflatten(structure, row)) for row in rows]
             self.num_stands = max(self.num_stands, 3 * size)
@@ -203,7 +204,7 @@ class _Host:
 
     def _seen(self, observation: Any) -> PyTree:
         try:
-            return jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), observation)
+            return jax.tree.map(lambda leaf: np.array(leaf, self.dtype), observation)  # its own array may change
         except (TypeError, ValueError) as error:
             raise ValueError(f"observation of environment must be numbers, got {short(observation)}") from error
 

@@ -136,6 +136,44 @@ def test_environments_are_used_again():
     assert 1 <= len(made) <= 5
 
 
+class Careless(Walk):
+    """It shows the very array that it computes in."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = np.float32(self.position)
+        return self.position, {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return self.position, *rest
+
+
+def test_arrays_are_nobodys_but_their_owners():
+    """An environment changes the one that it showed, and a user keeps one of the task, whose memory is jax's."""
+
+    def keep(env, task):
+        env.unwrapped.drift = task["drift"]
+
+    class Drifting(Careless):
+        drift = np.zeros(2, np.float32)
+
+    ours, theirs = _Host(Drifting, keep, True, HORIZON), Drifting()
+    drift = np.array([0.25, -0.5], np.float32)
+    theirs.drift = drift.copy()
+    lent = {"drift": drift.copy()}
+    first = ours.reset(lent, np.int32(3))
+    np.testing.assert_array_equal(first, theirs.reset(seed=3)[0])
+    lent["drift"][:] = 9.0
+    actions = np.ones(HORIZON, np.int32)
+    arguments = {"drift": drift}, np.int32(3), np.int32(0), actions
+    second, *_ = ours.step(*arguments, first)
+    np.testing.assert_array_equal(second, theirs.step(1)[0])
+    pair = [np.stack([leaf, leaf]) for leaf in (drift, np.int32(3), actions)]  # the same step and the next, in a batch
+    both, *_ = ours.step({"drift": pair[0]}, pair[1], np.int32([0, 1]), pair[2], np.stack([first, second]))
+    np.testing.assert_array_equal(both, [second, theirs.step(1)[0]])
+
+
 class Forgetful(Walk):
     """It draws with a generator that no seed reaches."""
 
