@@ -1,6 +1,7 @@
 """The architecture's arrows, held by parsing the imports; what `import jaxmeta` brings with it, and what it costs."""
 
 import ast
+import functools
 import graphlib
 import statistics
 import subprocess
@@ -43,14 +44,17 @@ ROOMS = {
 }
 
 
+@functools.cache
 def imports_of(path):
     """The absolute names of all modules, or of what in them, that a file imports, wherever it does."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative imports hide where they lead"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def module_of(name):
@@ -82,7 +86,12 @@ def test_no_import_is_part_of_a_cycle():
     list(graphlib.TopologicalSorter({name: within(path) - {name} for name, path in MODULES.items()}).static_order())
 
 
-@pytest.mark.parametrize(("package", "user"), [("gymnax", "jaxmeta.rl.gymnax"), ("brax", "jaxmeta.rl.families.brax")])
+OTHERS = ("gymnax", "gymnasium", "jumanji", "navix", "craftax")
+
+
+@pytest.mark.parametrize(
+    ("package", "user"), [*((name, f"jaxmeta.rl.{name}") for name in OTHERS), ("brax", "jaxmeta.rl.families.brax")]
+)
 def test_environments_of_others_are_imported_in_one_place(package, user):
     users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == package}
     assert users == {user}
@@ -103,7 +112,7 @@ def run_python(code):
 def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing(module):
     after = "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized(), *sys.modules)"
     initialized, *loaded = run_python(f"import sys, {module}; {after}").split()
-    heavy = {"gymnax", "brax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
+    heavy = {*OTHERS, "brax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
     assert not heavy & set(loaded)
     assert initialized == "False"
 

@@ -180,7 +180,11 @@ VALID = {
     "rl.family": ENVIRONMENT | {"sample_fn": lambda key: rl.families.Bandit(jax.random.uniform(key, (5,)))},
     "rl.finite_family": ENVIRONMENT | dict.fromkeys(("train", "test"), rl.families.Bandit(np.ones((2, 5)))),
     "rl.indexed_tasks": {"tasks": np.ones(2)},
+    "rl.from_craftax": {"environment": "Craftax-Classic-Symbolic-v1"},
+    "rl.from_gymnasium": {"environment": "CartPole-v1", "set_task_fn": lambda env, task: None},
     "rl.from_gymnax": {"environment": Stub(), "max_steps": 3},
+    "rl.from_jumanji": {"environment": "Maze-v0"},
+    "rl.from_navix": {"environment": "Navix-Empty-5x5-v0"},
     "rl.make_gymnax": {"name": "CartPole-v1"},
     "rl.mlp_policy": {"family": BANDIT},
     "rl.mlp_policy_and_value": {"family": BANDIT},
@@ -263,6 +267,7 @@ VALID = {
 # What trains, reads or draws where it is called is called with what is wrong alone.
 NOT_RUN = {"evaluate", "fit", "join_processes", "tasks.glyphs", "tasks.image_folder", "plotting.animation"}
 NOT_RUN |= {name for name, valid in VALID.items() if valid is IN_FOLDER}
+NOT_RUN |= {"rl.from_craftax", "rl.from_jumanji", "rl.from_navix"}  # which need their extras
 OF_ARRAYS = {  # what they are given is computed with, or drawn; and what takes nothing but a folder
     *("replicated", "nn.max_pool", "nn.weighted_mean", "training.restore_state", "training.save_state"),
     *(

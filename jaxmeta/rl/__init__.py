@@ -12,12 +12,18 @@ optax transformation for a step that keeps the policy close. What RL² and MAML 
 on them, is in `on_policy`; what a user measures of what was played goes through `metrics`; `recurrent` makes a policy
 and a value of any recurrent network. Policies act through `distributions`; `oracles` are policies of the same
 signature, so that what a learner is compared with runs through the same rollout, and as a `reference_learner` through
-the same `evaluate`.
+the same `evaluate`. What `from_gymnax`, `from_jumanji`, `from_navix` and `from_craftax` make of others' environments is
+an `Environment` as well; `from_gymnasium` calls those that run on the host.
 """
 
 from jaxmeta.rl import distributions, families, objectives, on_policy, oracles, recurrent, replay, returns
+from jaxmeta.rl.craftax import from_craftax
 from jaxmeta.rl.env import Continuous, Discrete, Environment, Family
+from jaxmeta.rl.gymnasium import from_gymnasium
 from jaxmeta.rl.gymnax import Pinned, from_gymnax, make_gymnax
+from jaxmeta.rl.jumanji import from_jumanji
+from jaxmeta.rl.levels import Level
+from jaxmeta.rl.navix import from_navix
 from jaxmeta.rl.observe import Moments, Normalization, Seen, running_moments
 from jaxmeta.rl.policies import PolicyNetwork, mlp_policy, mlp_policy_and_value
 from jaxmeta.rl.references import reference_learner
@@ -35,6 +41,7 @@ __all__ = [
     "Family",
     "IndexedTask",
     "Inputs",
+    "Level",
     "Moments",
     "Normalization",
     "Outcome",
@@ -53,7 +60,11 @@ __all__ = [
     "families",
     "family",
     "finite_family",
+    "from_craftax",
+    "from_gymnasium",
     "from_gymnax",
+    "from_jumanji",
+    "from_navix",
     "indexed_tasks",
     "make_gymnax",
     "mlp_policy",

@@ -96,7 +96,7 @@ def from_gymnax(environment: Any, *, max_steps: int | None = None, pins: Collect
     default_params = getattr(env, "default_params", None)
     horizon = _horizon(default_params) if max_steps is None else max_steps
     check_integer("max_steps", horizon, minimum=1)
-    action_space = _action_space(env.action_space(default_params))
+    action_space = action_space_of(env.action_space(default_params), "in step_env")
     action_type = jnp.int32 if isinstance(action_space, Discrete) else float
     known = _known(env, PINS)
     pinned = known if pins is None else _check_names(pins)
@@ -173,8 +173,13 @@ def _check_time_limit(env: Any) -> None:
         )
 
 
-def _action_space(space: Any) -> Discrete | Continuous:
-    """That of gymnax or gymnasium as ours, where it is one number of `n`, or a vector of real ones."""
+def action_space_of(space: Any, where: str) -> Discrete | Continuous:
+    """That of gymnax or gymnasium as ours, where it is one number of `n`, or a vector of real ones.
+
+    Args:
+      space: theirs.
+      where: its user can make another one of it, as the errors say it, such as "in step_env".
+    """
     if isinstance(space, Discrete | Continuous):
         return space
     kind, shape = type(space).__name__, tuple(getattr(space, "shape", None) or ())
@@ -184,19 +189,19 @@ def _action_space(space: Any) -> Discrete | Continuous:
             tuple(np.ravel(space.nvec).tolist()) if hasattr(space, "nvec") else (2,) * int(np.prod(shape or space.n))
         )
         raise refuse(
-            f"make it Discrete({int(np.prod(sizes))}), and in step_env what it stands for by "
+            f"make it Discrete({int(np.prod(sizes))}), and {where} what it stands for by "
             f"jnp.stack(jnp.unravel_index(action, {sizes}))"
         )
     if hasattr(space, "spaces"):
-        raise refuse("make it one Discrete with every combination, or one Box, and take it apart in step_env")
+        raise refuse(f"make it one Discrete with every combination, or one Box, and take it apart {where}")
     if hasattr(space, "n"):
         if getattr(space, "start", 0) != 0:
-            raise refuse(f"make it Discrete({int(space.n)}), from 0 on, and add {int(space.start)} in step_env")
+            raise refuse(f"make it Discrete({int(space.n)}), from 0 on, and add {int(space.start)} {where}")
         return Discrete(int(space.n))
     if not hasattr(space, "low") or not hasattr(space, "high"):
-        raise refuse("make it one of them, and in step_env what it stands for")
+        raise refuse(f"make it one of them, and {where} what it stands for")
     if len(shape) != 1 or not jnp.issubdtype(getattr(space, "dtype", None) or np.float32, jnp.floating):
-        raise refuse(f"of shape {shape} and {space.dtype}: make it a vector of real numbers, and the rest in step_env")
+        raise refuse(f"of shape {shape} and {space.dtype}: make it a vector of real numbers, and the rest {where}")
     low, high = (np.broadcast_to(np.asarray(bound, np.float32), shape) for bound in (space.low, space.high))
     return Continuous(low, high)
 
@@ -247,7 +252,7 @@ def _with_pins(env: Any, state: PyTree, pins: dict[str, Any]) -> PyTree:
 
 
 def _name(env: Any) -> str:
-    return type(env).__name__
+    return getattr(env, "__name__", type(env).__name__)
 
 
 def _as_float(tree: PyTree) -> PyTree:

@@ -180,7 +180,8 @@ def _step(
     reward = jnp.where(mask, _paid(reward, action, environment.action_space), 0)
     outcome = Outcome(reward, terminated, truncated, next_observation, mask, strong(info))
 
-    # where an episode ended, the next one begins, of the same task
+    # where an episode ended, the next one begins, of the same task; elsewhere always the same, which a host remembers
+    reset_key = jax.random.clone(jnp.where(done, reset_key, jnp.zeros_like(reset_key)))
     first_observation, first_state = call_reset(environment, reset_key, task)
     check_unchanged("step of environment", "observation", next_observation, first_observation)
     observation, env_state = jax.tree.map(
