@@ -82,7 +82,14 @@ def test_no_import_is_part_of_a_cycle():
     list(graphlib.TopologicalSorter({name: within(path) - {name} for name, path in MODULES.items()}).static_order())
 
 
-@pytest.mark.parametrize(("package", "user"), [("gymnax", "jaxmeta.rl.gymnax"), ("brax", "jaxmeta.rl.families.brax")])
+@pytest.mark.parametrize(
+    ("package", "user"),
+    [
+        ("gymnax", "jaxmeta.rl.gymnax"),
+        ("brax", "jaxmeta.rl.families.brax"),
+        ("xminigrid", "jaxmeta.rl.families.xland"),
+    ],
+)
 def test_environments_of_others_are_imported_in_one_place(package, user):
     users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == package}
     assert users == {user}
@@ -103,7 +110,7 @@ def run_python(code):
 def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing(module):
     after = "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized(), *sys.modules)"
     initialized, *loaded = run_python(f"import sys, {module}; {after}").split()
-    heavy = {"gymnax", "brax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
+    heavy = {"gymnax", "brax", "xminigrid", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
     assert not heavy & set(loaded)
     assert initialized == "False"
 

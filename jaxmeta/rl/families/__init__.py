@@ -8,6 +8,7 @@
 | `navigation.py` | `navigation` of MAML, `point_robot` of PEARL, `corners`                  | no           |
 | `wrapped.py`    | `cartpole`, `pendulum`, `reacher`, `meta_maze`, `four_rooms`             | yes          |
 | `brax.py`       | `cheetah_velocity`, `cheetah_direction`, `ant_goal`                      | no, but brax |
+| `xland.py`      | `xland`: rulesets of XLand-MiniGrid                                      | no, but xminigrid |
 """
 
 from jaxmeta.rl.families.bandits import Bandit, bernoulli_bandit, gaussian_bandit
@@ -16,12 +17,14 @@ from jaxmeta.rl.families.discrete import TabularMDP, gridworld, gridworld_goals,
 from jaxmeta.rl.families.krazy_world import KrazyWorld, krazy_world
 from jaxmeta.rl.families.navigation import Goal, corners, navigation, point_robot
 from jaxmeta.rl.families.wrapped import cartpole, four_rooms, meta_maze, pendulum, reacher
+from jaxmeta.rl.families.xland import Ruleset, xland
 
 __all__ = [
     "Bandit",
     "Direction",
     "Goal",
     "KrazyWorld",
+    "Ruleset",
     "TabularMDP",
     "Velocity",
     "ant_goal",
@@ -41,4 +44,5 @@ __all__ = [
     "point_robot",
     "reacher",
     "tabular_mdp",
+    "xland",
 ]
