@@ -168,6 +168,8 @@ def test_rulesets_are_different_and_test_rulesets_no_training_rulesets():
     train, test = rulesets(300, 60, **RULESETS)
     rows = lambda of: [b"".join(leaf[i].tobytes() for leaf in of) for i in range(len(of.goal))]
     assert len({*rows(train), *rows(test)}) == 360
+    lying = lambda of: {objects.tobytes() for objects in of.objects}
+    assert not lying(train) & lying(test)
     again = rulesets(300, 60, **RULESETS)
     assert rows(again[0]) == rows(train) and rows(rulesets(300, 60, **RULESETS | {"seed": 1})[0]) != rows(train)
     assert set(train.goal[:, 0]) == set(GOALS.values())
@@ -187,10 +189,12 @@ def test_a_chain_of_rules_leads_from_what_lies_in_the_room_to_the_goal():
 
 def test_all_rulesets_that_there_are_can_be_had_and_no_more():
     few = RULESETS | {"num_rules": 0, "num_shapes": 2, "goals": ("hold",)}  # of four objects three, one of which pays
-    train, test = rulesets(11, 1, **few)
+    train, test = rulesets(9, 3, **few)
     assert len(train.goal) + len(test.goal) == 4 * 3
     with pytest.raises(ValueError, match=r"num_train and num_test must be at most the 12 rulesets .* got 12 and 1"):
         rulesets(12, 1, **few)
+    with pytest.raises(ValueError, match=r"must be fewer, or .* 11 and 1 are not there: found were 9 and 1"):
+        rulesets(11, 1, **few)
     with pytest.raises(ValueError, match=r"at most the 0 rulesets"):
         rulesets(1, 1, **few | {"num_rules": 4})
 

@@ -4,7 +4,7 @@ The environment is the package xminigrid, which comes with `pip install 'jaxmeta
 knows it, and it is imported when `xland` is called. Rulesets are made here; no benchmark of theirs is downloaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import comb, perm
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,7 +81,7 @@ def xland(
       num_shapes: of objects, 1 to 6.
       num_colors: of objects, 1 to 10; with the shapes there are so many times as many objects.
       num_train: training rulesets, all different.
-      num_test: test rulesets, all different, and none of them one to train on.
+      num_test: test rulesets, all different; what lies together in one of them does in none to train on.
       seed: of the rulesets.
       view_size: V, odd, at least 3.
       horizon: H, steps of an episode; 3 `size`² if None.
@@ -159,14 +159,35 @@ def rulesets(
             f"{num_objects} objects of {num_kinds} and {num_rules} rules, got {num_train} and {num_test}: more "
             "num_shapes or num_colors make more"
         )
-    rng, found = np.random.default_rng(seed), dict[bytes, Ruleset]()
+    rng = np.random.default_rng(seed)
     objects = np.array([(shape, color) for shape in SHAPES[:num_shapes] for color in COLORS[:num_colors]], np.uint8)
-    while len(found) < num_train + num_test:
-        drawn = _drawn(rng, objects, num_objects, num_rules, kinds)
-        found.setdefault(b"".join(part.tobytes() for part in drawn), drawn)
+    train, test = _split(lambda: _drawn(rng, objects, num_objects, num_rules, kinds), num_train, num_test)
     stack = lambda some: Ruleset(*(np.stack(parts) for parts in zip(*some, strict=True)))
-    every = list(found.values())
-    return stack(every[:num_train]), stack(every[num_train:])
+    return stack(train), stack(test)
+
+
+def _split(draw: Callable[[], Ruleset], num_train: int, num_test: int) -> tuple[list[Ruleset], list[Ruleset]]:
+    """Rulesets that differ, of things that lie together in training, or at test, and never in both: were it by ruleset,
+    what lies there would tell of which no goal is left to train on."""
+    wanted, is_test = (num_train, num_test), dict[bytes, bool]()
+    found: tuple[dict[bytes, Ruleset], dict[bytes, Ruleset]] = ({}, {})
+    missed, patience = 0, 100 * (num_train + num_test)
+    while any(len(rulesets) < number for rulesets, number in zip(found, wanted, strict=True)):
+        drawn, n = draw(), len(is_test)
+        turn = num_test * n % (num_train + num_test) < num_test  # the first, and then their share
+        side = is_test.setdefault(drawn.objects.tobytes(), turn)
+        before = len(found[side])
+        if before < wanted[side]:
+            found[side].setdefault(b"".join(part.tobytes() for part in drawn), drawn)
+        missed = 0 if len(found[side]) > before else missed + 1
+        if missed > patience:
+            there = " and ".join(str(len(rulesets)) for rulesets in found)
+            raise ValueError(
+                f"num_train and num_test must be fewer, or in the proportion of whole sets of objects, {num_train} and "
+                f"{num_test} are not there: found were {there}; more num_shapes or num_colors make more"
+            )
+    train, test = (list(rulesets.values()) for rulesets in found)
+    return train, test
 
 
 def _drawn(
