@@ -113,7 +113,7 @@ def cases() -> dict[str, AnyCase]:
     }
     beside: dict[str, AnyCase] = {
         **{f"xland-n{n}-e{e}": XLandCase(n, e) for n, e in [(512, 1), (256, 8)]},
-        "maml-n20-e20": HostCase(20, 20),
+        "maml-n10-e20": HostCase(10, 20),
     }
     return {**recurrent, **gradient, **belief, **beside, **tiny}
 

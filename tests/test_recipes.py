@@ -292,7 +292,7 @@ def test_the_recipe_of_xland_trains_beside_the_same_network_without_a_memory(tmp
     found = result("rl2-xland", tmp_path / "run", *SMALL_RL2)
     assert set(found["references"]) == {"random", "no memory"}
     for of in (found["metrics"], *found["references"].values()):
-        assert len(of["return"]["mean"]) == 4 and np.all(np.isfinite(of["return"]["mean"]))
+        assert len(of["return"]["mean"]) == 5 and np.all(np.isfinite(of["return"]["mean"]))
     without = result("rl2-xland", tmp_path / "without", *SMALL_RL2, "--num-reference-steps", "0")
     assert set(without["references"]) == {"random"}
 

@@ -67,7 +67,7 @@ def build_host(case: HostCase) -> Built:
     learner = jaxmeta.maml_rl(
         policy.init, policy.apply, family.environment, num_episodes=case.size, outer=jaxmeta.TRPO()
     )
-    programs, flops, num_steps = of_gradients(family, learner, case.num_tasks, case.size)
+    programs, flops, num_steps = of_gradients(family, learner, case.num_tasks, case.size, uncounted=(TRAINING,))
     try:
         from benchmarks.shared.navigation_peers import own_loop
     except ImportError as error:

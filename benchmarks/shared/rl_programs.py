@@ -1,6 +1,6 @@
 """What meta-RL's training is timed beside: the same policy without learning, and a random one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import jax
@@ -45,9 +45,16 @@ def of_trials(family: rl.Family, learner: MetaLearner, num_tasks: int, num_episo
 
 
 def of_gradients(
-    family: rl.Family, learner: MetaLearner, num_tasks: int, num_episodes: int, *, num_seeds: int = 0
+    family: rl.Family,
+    learner: MetaLearner,
+    num_tasks: int,
+    num_episodes: int,
+    *,
+    num_seeds: int = 0,
+    uncounted: Collection[str] = (),
 ) -> Built:
-    """Of a learner with one inner step, which plays twice, before it and after it; and of several seeds, if any."""
+    """Of a learner with one inner step, which plays twice, before it and after it; and of several seeds, if any. What
+    is `uncounted` searches along a line, of a length that no one knows."""
     trial = rl.trial(family.environment)
     state = learner.init(jax.random.key(0))
     keys, tasks = drawn(family, num_tasks)
@@ -70,7 +77,7 @@ def of_gradients(
     functions[ROLLOUT] = (lambda state, *args: play(agent_of(state.meta_params), *args), (state, keys, tasks))
     functions[ENVIRONMENT] = (lambda *args: play(at_random, *args), (keys, tasks))
     times = {who: num_seeds if who == SEEDS else 1 for who in functions}
-    return built(functions, {who: of * num_steps for who, of in times.items()})
+    return built(functions, {who: of * num_steps for who, of in times.items()}, uncounted)
 
 
 def drawn(family: rl.Family, num_tasks: int) -> tuple[jax.Array, PyTree]:
@@ -78,7 +85,9 @@ def drawn(family: rl.Family, num_tasks: int) -> tuple[jax.Array, PyTree]:
     return keys, jax.vmap(family.train.sample, (0, None))(keys, family.train.data)
 
 
-def built(functions: dict[str, tuple[Callable, tuple]], num_steps: dict[str, int]) -> Built:
+def built(
+    functions: dict[str, tuple[Callable, tuple]], num_steps: dict[str, int], uncounted: Collection[str] = ()
+) -> Built:
     programs = {who: jax_program(jax.jit(fn), *args) for who, (fn, args) in functions.items()}
-    flops = {who: count_flops(fn, *args) for who, (fn, args) in functions.items()}
+    flops = {who: count_flops(fn, *args) for who, (fn, args) in functions.items() if who not in uncounted}
     return programs, flops, num_steps

@@ -241,10 +241,10 @@ class MazeRL2(RL2):
 
 @dataclass(frozen=True, kw_only=True)
 class XLandRL2(RL2):
-    """A room of XLand-MiniGrid with three objects, of which one pays who picks it up: the same in each episode of a
-    trial, in which they lie elsewhere."""
+    """A small room of XLand-MiniGrid with two objects, of which one pays who picks it up: the same in each episode of a
+    trial, in which they lie elsewhere. Seven steps are enough for one of them."""
 
-    num_episodes: int = 4
+    num_episodes: int = 5
     """Episodes of a trial."""
     num_reference_steps: int | None = None
     """Outer steps of the same network without a memory, which it is compared with; as many as its own if None, and not
@@ -257,7 +257,7 @@ class XLandRL2(RL2):
 
     def family(self) -> Family:
         return families.xland(
-            size=6, num_objects=3, goals=("hold",), num_shapes=4, num_colors=3, num_train=500, num_test=160, horizon=25
+            size=5, num_objects=2, goals=("hold",), num_shapes=6, num_colors=1, num_train=24, num_test=6, horizon=7
         )
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
@@ -297,11 +297,13 @@ _mdp = MDPRL2(
 )
 _xland = XLandRL2(
     num_outer_steps=300,
-    num_tasks=256,
+    num_tasks=512,
     num_layer_units=64,
+    ppo=PPO(num_epochs=2, num_minibatches=4),
     learning_rate=2e-3,
     advantages=Advantages(discount=0.97, gae_lambda=0.95),
-    entropy_weight=0.02,
+    entropy_weight=0.1,
+    final_entropy_weight=0.0,
 )
 
 RL2_RECIPES: dict[str, Recipe] = {
