@@ -6,8 +6,8 @@ what buffers hold), as many steps played by the same policy without learning, an
 is what the network costs, and what learning does. ProMP is also timed with several seeds in one program. The limit is
 the rate of a large matrix product, which takes its turns with the rest.
 
-Cases `xland` and `maml` are beside others' loops, where these can be run: RL² on XLand-MiniGrid beside its own training
-loop (`--xland-checkout PATH`), and MAML by TRPO on 2D navigation beside a loop on the host in PyTorch.
+Cases `xland`, `trpo` and `vpg` are beside others' loops, where these can be run: RL² on XLand-MiniGrid beside its own
+training loop (`--xland-checkout PATH`), and MAML on 2D navigation beside a loop on the host in PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,7 +113,8 @@ def cases() -> dict[str, AnyCase]:
     }
     beside: dict[str, AnyCase] = {
         **{f"xland-n{n}-e{e}": XLandCase(n, e) for n, e in [(512, 1), (256, 8)]},
-        "maml-n10-e20": HostCase(10, 20),
+        "trpo-n10-e20": HostCase(10, 20, jaxmeta.TRPO()),
+        "vpg-n10-e20": HostCase(10, 20, jaxmeta.VPG()),
     }
     return {**recurrent, **gradient, **belief, **beside, **tiny}
 
@@ -121,7 +122,7 @@ def cases() -> dict[str, AnyCase]:
 def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(
         options.cases
-        or ("tiny,tinygradient,tinybelief" if options.quick else "bandit,mdp,navigation,pearl,xland,maml"),
+        or ("tiny,tinygradient,tinybelief" if options.quick else "bandit,mdp,navigation,pearl,xland,trpo,vpg"),
         cases(),
     )
     rows: list[Row] = []
@@ -244,7 +245,7 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     timed = [row for row in rows if "steps_per_second" in row]
     names = list(dict.fromkeys(row["case"].split("-")[0] for row in timed))
     figure, axes = panels(
-        len(names), 2, f"RL² (bandit, mdp, xland), ProMP (navigation), PEARL and MAML, float32, on {device}"
+        len(names), 2, f"RL² (bandit, mdp, xland), ProMP (navigation), PEARL, MAML (trpo, vpg), float32, on {device}"
     )
     for panels_of_name, name in zip(axes, names, strict=True):
         of_name = [row for row in timed if row["case"].startswith(f"{name}-")]

@@ -1,9 +1,10 @@
-"""MAML by TRPO on 2D navigation, on the host, as it is written in PyTorch: loops over tasks, episodes and steps.
+"""MAML on 2D navigation, on the host, as it is written in PyTorch: loops over tasks, episodes and steps.
 
-The algorithm and its sizes are those of `jaxmeta.maml_rl(outer=TRPO())`: a policy of two layers of 64, one inner step
-of rate 0.1, a linear baseline for each task and step, conjugate gradients and a line search over all tasks.
+The algorithm and its sizes are those of `jaxmeta.maml_rl`: a policy of two layers of 64, one inner step of rate 0.1, a
+linear baseline for each task and step; outside TRPO, conjugate gradients and a line search over all tasks, or Adam.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -94,7 +95,10 @@ def adapted(policy: Policy, params: Params, episodes: Episodes) -> Params:
     return {name: p - INNER_RATE * g for (name, p), g in zip(params.items(), grads, strict=True)}
 
 
-def update(policy: Policy, goals: np.ndarray, num_episodes: int) -> int:
+Tasks = list[tuple[Episodes, Episodes]]
+
+
+def update(policy: Policy, goals: np.ndarray, num_episodes: int, outer_step: Callable[[Policy, Tasks], None]) -> int:
     """One outer step on the tasks; how many steps of the environment it took."""
     params, tasks = dict(policy.named_parameters()), []
     for goal in goals:
@@ -102,11 +106,21 @@ def update(policy: Policy, goals: np.ndarray, num_episodes: int) -> int:
         before = play(policy, params, env, num_episodes)
         after = play(policy, adapted(policy, params, before), env, num_episodes)
         tasks.append((before, after))
-    step_in_trust_region(policy, tasks)
+    outer_step(policy, tasks)
     return sum(len(episodes.action) for task in tasks for episodes in task)
 
 
-def step_in_trust_region(policy: Policy, tasks: list[tuple[Episodes, Episodes]]) -> None:
+def step_by_adam(optimizer: torch.optim.Optimizer, policy: Policy, tasks: Tasks) -> None:
+    losses = []
+    for before, after in tasks:
+        log_prob = _after(policy, before, after).log_prob(after.action).sum(-1)
+        losses.append(-(log_prob * after.advantage).mean())
+    optimizer.zero_grad()
+    torch.stack(losses).mean().backward()
+    optimizer.step()
+
+
+def step_in_trust_region(policy: Policy, tasks: Tasks) -> None:
     params = list(policy.parameters())
     old = [
         Normal(*(moment.detach() for moment in (of.loc, of.scale)))
@@ -158,15 +172,17 @@ def _flat(parts: Any) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def own_loop(num_tasks: int, num_episodes: int) -> tuple[Program, int]:
+def own_loop(num_tasks: int, num_episodes: int, *, by_trpo: bool) -> tuple[Program, int]:
     """An outer step, and the steps of the environment in it."""
     torch.manual_seed(0)
-    policy, rng = Policy(), np.random.default_rng(0)
-    num_steps = 0
+    policy, rng, num_steps = Policy(), np.random.default_rng(0), 0
+    adam = functools.partial(step_by_adam, torch.optim.Adam(policy.parameters(), lr=1e-3))
+    step = step_in_trust_region if by_trpo else adam
 
     def run() -> None:
         nonlocal num_steps
-        num_steps = update(policy, rng.uniform(-0.5, 0.5, (num_tasks, 2)).astype(np.float32), num_episodes)
+        goals = rng.uniform(-0.5, 0.5, (num_tasks, 2)).astype(np.float32)
+        num_steps = update(policy, goals, num_episodes, step)
 
     run()
     return Program(run, lambda: None), num_steps

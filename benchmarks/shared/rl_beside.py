@@ -11,6 +11,7 @@ from benchmarks.shared.rl_programs import TRAINING, Built, drawn, of_gradients, 
 from benchmarks.shared.xland import conv_gru
 from jaxmeta import rl
 from jaxmeta.rl import families
+from jaxmeta.rl.on_policy import PolicyStep
 
 XLAND, PYTORCH = "XLand-MiniGrid's own loop", "PyTorch, step by step"
 HORIZON = 32  # steps of an episode on XLand-MiniGrid
@@ -24,10 +25,11 @@ class XLandCase(NamedTuple):
 
 
 class HostCase(NamedTuple):
-    """MAML by TRPO on 2D navigation: N tasks, and the episodes that the inner step, and the outer one, learns from."""
+    """MAML on 2D navigation: N tasks, the episodes that the inner step, and the outer one, learns from, and by what."""
 
     num_tasks: int
     size: int
+    outer: PolicyStep
 
 
 def build_xland(case: XLandCase, checkout: Path | None) -> Built:
@@ -61,17 +63,17 @@ def build_xland(case: XLandCase, checkout: Path | None) -> Built:
 
 
 def build_host(case: HostCase) -> Built:
-    """MAML by TRPO, and the same in PyTorch, where that is installed."""
+    """MAML, and the same in PyTorch, where that is installed."""
     family = families.navigation()
     policy = rl.mlp_policy(family)
-    learner = jaxmeta.maml_rl(
-        policy.init, policy.apply, family.environment, num_episodes=case.size, outer=jaxmeta.TRPO()
-    )
-    programs, flops, num_steps = of_gradients(family, learner, case.num_tasks, case.size, uncounted=(TRAINING,))
+    learner = jaxmeta.maml_rl(*policy, family.environment, num_episodes=case.size, outer=case.outer)
+    by_trpo = isinstance(case.outer, jaxmeta.TRPO)
+    uncounted = (TRAINING,) if by_trpo else ()
+    programs, flops, num_steps = of_gradients(family, learner, case.num_tasks, case.size, uncounted=uncounted)
     try:
         from benchmarks.shared.navigation_peers import own_loop
     except ImportError as error:
         print(f"{PYTORCH} is left out: {error}")
         return programs, flops, num_steps
-    programs[PYTORCH], num_steps[PYTORCH] = own_loop(case.num_tasks, case.size)
+    programs[PYTORCH], num_steps[PYTORCH] = own_loop(case.num_tasks, case.size, by_trpo=by_trpo)
     return programs, flops, num_steps
