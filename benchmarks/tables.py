@@ -66,7 +66,6 @@ SHOWN = {
     "rl2-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "rl2-navigation": Shown({"return": (0, 1)}, unit="episode"),
     "rl2-maze": Shown({"return": ()}),
-    "rl2-xland": Shown({"return": (0, 4)}, unit="episode", beside=("random", "no memory")),
     "varibad-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "varibad-navigation": Shown({"return": (0, 1)}, unit="episode"),
     "pearl-navigation": Shown({"return": (0, 2, 3)}, unit="episode"),
