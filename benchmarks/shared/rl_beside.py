@@ -46,9 +46,9 @@ def build_xland(case: XLandCase, checkout: Path | None) -> Built:
         family, num_episodes=case.size, actor=conv_gru(5), outer=jaxmeta.PPO(num_minibatches=8), entropy_weight=0.01
     )
     programs, flops, num_steps = of_trials(family, learner, case.num_tasks, case.size)
-    update = jax.jit(lambda key, state, tasks: learner.update(key, state, tasks)[1]["num_env_steps"])
     _, tasks = drawn(family, case.num_tasks)
-    num_steps[TRAINING] = int(update(jax.random.key(2), learner.init(jax.random.key(0)), tasks))
+    _, metrics = jax.jit(learner.update)(jax.random.key(2), learner.init(jax.random.key(0)), tasks)
+    num_steps[TRAINING] = int(metrics["num_env_steps"])
     length, num_chunks = case.size * HORIZON, max(1, 4 // case.size)
     try:
         from benchmarks.shared.xland_peers import own_loop
