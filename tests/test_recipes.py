@@ -91,10 +91,7 @@ def test_a_picture_of_an_episode_of_fewer_classes_predicts_none_of_the_others():
 # MAML's trains in test_main.py, and the others are it with other settings
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("reptile-sinusoid", "cavia-sinusoid") else pytest.mark.slow)
-        for name in SINUSOIDS
-    ],
+    [pytest.param(name, marks=[] if name == "cavia-sinusoid" else pytest.mark.slow) for name in SINUSOIDS],
 )
 def test_recipes_of_sinusoids_train(name, tmp_path):
     found = result(name, tmp_path / name, "--num-outer-steps", "3", "--num-tasks", "2", "--num-eval-tasks", "4")
@@ -103,6 +100,7 @@ def test_recipes_of_sinusoids_train(name, tmp_path):
     assert np.all(np.isfinite(found["metrics"]["mse"]["mean"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -119,6 +117,7 @@ def test_the_options_of_an_inner_loop_train(options, tmp_path, capsys):
     assert ("auto: exact() for 2 inner steps" in capsys.readouterr().out) == ("--meta-gradient" not in options)
 
 
+@pytest.mark.slow
 def test_damping_goes_to_the_implicit_meta_gradient_and_to_no_other():
     plain, damped = (replace(RECIPES["imaml-omniglot"].config(), damping=damping) for damping in (0.0, 3.0))
     assert "damping" not in plain.protocol()
@@ -196,9 +195,8 @@ def test_recipes_of_glyphs_train_and_are_judged_on_both_kinds_of_scripts_beside_
     assert "on held-out scripts: 40 test tasks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "promp-corners" else pytest.mark.slow) for name in MAML_RL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAML_RL)
 def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
     name, tmp_path, schedule_ends_with_the_run, monkeypatch
 ):

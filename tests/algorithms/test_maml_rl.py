@@ -179,7 +179,7 @@ def test_an_update_is_that_of_a_loop_over_tasks_episodes_and_steps(x64, estimato
 @pytest.mark.parametrize(
     "how",
     [
-        {"meta_gradient": adapt.mixed_mode(), "microbatch": 1},
+        pytest.param({"meta_gradient": adapt.mixed_mode(), "microbatch": 1}, marks=pytest.mark.slow),
         pytest.param({"meta_gradient": adapt.mixed_mode()}, marks=pytest.mark.slow),
         pytest.param({"microbatch": 1}, marks=pytest.mark.slow),
         pytest.param({"meta_gradient": adapt.auto()}, marks=pytest.mark.slow),
@@ -341,6 +341,7 @@ def test_one_compilation_nothing_on_the_host_and_seeds_together(num_compiled, ar
     assert both.step.shape == (2,)
 
 
+@pytest.mark.slow
 def test_minibatches_are_shares_of_the_tasks(x64):
     """Three steps, each on another third of the tasks, are as small as they are three on all of them."""
     family = pulls([[1.0, 0.3], [0.2, 0.9], [0.5, 0.6]], num_pulls=2)
@@ -371,6 +372,7 @@ def waiting(num_steps):
     return rl.Environment(reset, step, rl.Discrete(2), num_steps)
 
 
+@pytest.mark.slow
 def test_where_no_action_made_a_difference_nothing_is_learned():
     """The error of the baseline is small against the returns, and was normalised to 1: TRPO took a full step."""
     found = jaxmeta.maml_rl(*logits(), waiting(60), num_episodes=3, outer=TRPO())

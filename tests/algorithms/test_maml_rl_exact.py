@@ -180,6 +180,7 @@ def test_e_maml_follows_the_gradient_of_formulation_one_through_two_steps():
     assert relative_error(actual, exact) < 1e-10
 
 
+@pytest.mark.slow
 def test_e_maml_gives_credit_to_every_episode_of_a_batch():
     """Two episodes in the inner step, two after it."""
     horizon = 2

@@ -257,7 +257,7 @@ def test_an_outer_step_is_of_as_many_steps_of_the_agent_as_is_said():
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_agents": 3, "num_inner_steps": 2, "learned": ("gae_lambda",)},
+        pytest.param({"num_agents": 3, "num_inner_steps": 2, "learned": ("gae_lambda",)}, marks=pytest.mark.slow),
         {"num_target_steps": 2, "matching": "policy", "meta_gradient": adapt.forward_mode(lambda path: True)},
     ],
     ids=["agents", "bootstrapped"],
@@ -274,6 +274,7 @@ def test_a_learner_keeps_its_types_and_vmaps_over_seeds(options):
     assert {"return", "loss", "is_finite", *learned} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_a_new_agent_is_trained_by_what_was_learned():
     learner, key = small(num_episodes=64, inner_optimizer=adapt.sgd(2.0)), jax.random.key(0)
     meta_params, task = learner.init(key).meta_params, rl.families.bandits.Bandit(jnp.array([0.0, 1.0]))

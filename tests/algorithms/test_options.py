@@ -115,7 +115,13 @@ def check(learner, tasks, evaluates=True):
     assert {curve.shape for curve in curves.values()} in ({(K + 1,)}, {(2,)})
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(name, marks=[] if name in ("auto", "truncated", "reptile") else pytest.mark.slow)
+        for name in STRATEGIES
+    ],
+)
 def test_every_pair_of_options_of_maml_traces(strategy):
     for _, optimizer, *options in (row for row in rows() if row[0] == strategy):
         arguments = {name: value for option in options for name, value in OPTIONS[option].items()}

@@ -201,7 +201,7 @@ def ended(transitions):
     return {"ended": jnp.mean(has_ended), "length": jnp.mean(jnp.sum(transitions.mask, axis=0))}
 
 
-@pytest.mark.parametrize("has_context", [True, False])
+@pytest.mark.parametrize("has_context", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_returns_in_training_are_those_of_whole_episodes_as_at_test(has_context):
     """29 steps hold three episodes of nine, 17 one; what is left of them is of none, and neither counts."""
     visits, how = Visits(num_prior_steps=29, num_posterior_steps=17), {"replay": replace(SMALL, capacity=46)}
@@ -312,6 +312,7 @@ def test_nothing_is_learned_from_nothing():
     jax.tree.map(np.testing.assert_array_equal, after[1:3] + after[4:], state[1:3] + state[4:])
 
 
+@pytest.mark.slow
 def test_the_target_does_not_follow_steps_that_are_skipped():
     """All that was seen before is poison; the target is elsewhere, and would move were it to follow."""
     _, init, update = usual()
@@ -334,6 +335,7 @@ def test_an_update_that_is_not_finite_is_not_applied():
     jax.tree.map(np.testing.assert_array_equal, after.carry.target, state.carry.target)
 
 
+@pytest.mark.slow
 def test_training_sees_training_tasks_only():
     """Test tasks pay −1: no row of a run that was evaluated between has it."""
     minus_one = lambda _, data: jnp.float32(-1)
@@ -367,7 +369,7 @@ def test_the_encoder_learns_from_the_critics_loss_and_not_from_the_actors(what, 
     assert new["critic"][0] != old["critic"][0]
 
 
-@pytest.mark.parametrize("variance", [1e-9, 2.0])
+@pytest.mark.parametrize("variance", [pytest.param(1e-9, marks=pytest.mark.slow), 2.0])
 def test_transitions_meet_a_sample_of_their_own_tasks_belief(variance):
     """Twin critics say z, and are told what a task pays, the belief's mean: they are off by its variance."""
     critic = lambda params, observation, action, z: jnp.concatenate([w * z for w in params], axis=1)
@@ -392,6 +394,7 @@ def test_the_target_follows_each_gradient_step():
     np.testing.assert_allclose(after.carry.target[0], old + 0.25 * (new - old), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "moves"), [("probabilistic", True), ("deterministic", False)])
 def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     """Nobody looks at z: only KL moves the encoder, and makes what it says smaller."""
@@ -401,7 +404,7 @@ def test_kl_draws_the_belief_to_the_prior_where_there_is_one(context, moves):
     assert (metrics["kl"] > 0) == moves
 
 
-@pytest.mark.parametrize("num_batch_tasks", [1, 3])
+@pytest.mark.parametrize("num_batch_tasks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
     """Every task pays 1, so that beliefs have the mean w, and their KL the derivative w."""
     learner = small(
@@ -417,6 +420,7 @@ def test_kl_is_summed_over_the_tasks_of_a_gradient_step(num_batch_tasks):
     np.testing.assert_allclose(metrics["kl"], (1 / 8 + 1 - 1 + np.log(8)) / 2, rtol=1e-5)  # of 8 transitions
 
 
+@pytest.mark.slow
 def test_context_is_drawn_from_the_whole_of_the_last_visit():
     """Two of eight transitions, paid 0 .. 3 twice: their mean squared is 2.79 on average, .25 of the first two."""
     base = payments()

@@ -154,6 +154,7 @@ def test_reptile_goes_back_to_the_start_and_through_it():
     assert_close(grads, mean_gradient(half_square, theta())[1][0])
 
 
+@pytest.mark.slow
 def test_an_implicit_gradient_is_that_of_the_solution_near_the_start():
     """(I + H/λ)⁻¹ ∇L'(φ) ∂θ_0/∂θ at φ, the minimum of L(φ) + λ/2 |φ − θ_0|², with the Hessian written out."""
     strength = 4.0
@@ -218,7 +219,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "lslr" else pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_any_inner_optimizer_steps_from_the_prototypes(name):
     """A learned rate is one for each parameter of the embedding, for all of W, and for all of b."""
     inner_optimizer, update = OPTIMIZERS[name]

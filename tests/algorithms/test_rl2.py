@@ -259,7 +259,9 @@ def to_the_right(transitions):
     return {"right": jnp.sum(transitions.action * transitions.mask)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if i < 2 else pytest.mark.slow) for i, case in enumerate(CASES)]
+)
 def test_an_update_is_the_loop(x64, case):
     """Trials played, advantages over whole trials, loss and gradients: vectorised, and step by step."""
     kwargs, by_hand = CASES[case]
@@ -289,7 +291,9 @@ def test_exploration_rewards_are_seen_and_not_counted(x64):
             assert x[-3] == reward  # observation, action, no action, reward, done, time
 
 
-@pytest.mark.parametrize("name", CORES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("min_gru", "lstm") else []) for name in CORES]
+)
 def test_what_acted_is_replayed_exactly(x64, name):
     """log π of every action, recorded step by step and computed from the whole sequence; the carry, too, is that of
     the whole trial, across its episodes."""
@@ -457,7 +461,7 @@ def trained(family, num_steps, num_tasks=64, **kwargs):
 @pytest.mark.parametrize(
     ("outer", "max_steps", "num_episodes"),
     [
-        (PPO(num_minibatches=2), 1, 4),
+        pytest.param(PPO(num_minibatches=2), 1, 4, marks=pytest.mark.slow),
         pytest.param(PPO(num_minibatches=2), 4, 1, marks=pytest.mark.slow),
         pytest.param(TRPO(max_kl=0.05, num_critic_epochs=4, num_critic_minibatches=2), 1, 4, marks=pytest.mark.slow),
     ],

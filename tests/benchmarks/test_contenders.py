@@ -159,7 +159,10 @@ def test_jaxmeta_itself_may_not_be_wrong():
         throughput.compete("small", SMALL["mlp"], [Contender("jaxmeta", build_wrong)], num_rounds=2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("resnet12", "transformer") else []) for name in FAMILIES],
+)
 def test_every_case_can_be_differentiated(family):
     build, variants = FAMILIES[family]
     case = build(1, variants[0][1])

@@ -20,6 +20,7 @@ def test_e_maml_is_unbiased_for_its_own_objective(name, x64):
     np.testing.assert_allclose(np.tensordot(likelihood, each, 1), exact, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_estimators(tmp_path):
     path = tmp_path / "estimators.json"
     assert main(["estimators", "--quick", "--json", str(path)]) == 0

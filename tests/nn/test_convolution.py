@@ -73,7 +73,12 @@ with_either = pytest.mark.usefixtures("images")
 
 @pytest.mark.parametrize(
     ("images", "case"),
-    [(way, case) for way in WAYS for case in CASES if way != "by XLA" or case[5] == 1],  # it leaves strides to patches
+    [
+        pytest.param(way, case, marks=pytest.mark.slow if i % 3 and way == WAYS[0] else [])
+        for way in WAYS
+        for i, case in enumerate(CASES)
+        if way != "by XLA" or case[5] == 1  # it leaves strides to patches
+    ],
     indirect=["images"],
 )
 def test_conv_equals_lax_conv_to_second_order(images, case):
@@ -211,7 +216,9 @@ def third(convolve):
     return derivatives
 
 
-@pytest.mark.parametrize("num_images", [1, 6, 8])  # fewer than are summed at a time, and more
+@pytest.mark.parametrize(
+    "num_images", [1, pytest.param(6, marks=pytest.mark.slow), 8]
+)  # fewer than are summed at a time, and more
 def test_three_bilinear_maps_to_the_third_derivative(xla, num_images):
     directions = [(normal(i, num_images, 5, 4, 2), normal(i + 3, 3, 2, 2, 3)) for i in range(3)]
     same_as_lax(third, *directions)

@@ -59,7 +59,9 @@ def test_products_equal_einsum_to_the_third_derivative_under_every_transformatio
         assert_close(result, reference, rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "to_inputs" else pytest.mark.slow) for name in PRODUCTS]
+)
 def test_the_derivative_of_what_all_devices_have_is_the_sum_over_devices(name):
     """Of either factor: within `jax.shard_map`, which tracks what varies, as of JAX's own products."""
     product, formula, *shapes = PRODUCTS[name]

@@ -321,6 +321,7 @@ def test_what_the_message_advises_is_taken(make):
     jax.eval_shape(maml(lambda key: make(), mean_squared_error(NETWORK.apply)).init, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_nnx_with_batch_norm_and_dropout_by_the_recipe_of_the_module():
     """Without a key the statistics of the batch, by hand; with one, dropout that differs from key to key."""
     recipe = {"jax": jax, "nnx": nnx, "Network": NNX}

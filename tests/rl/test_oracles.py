@@ -343,7 +343,9 @@ def test_the_bayes_optimal_agent_has_its_returns_in_a_rollout(num_episodes, hori
     )
 
 
-@pytest.mark.parametrize(("num_episodes", "horizon"), [(1, 4), (1, 6), (2, 3), (2, 4)])
+@pytest.mark.parametrize(
+    ("num_episodes", "horizon"), [(1, 4), pytest.param(1, 6, marks=pytest.mark.slow), (2, 3), (2, 4)]
+)
 def test_the_bayes_optimal_walks_against_all_walks(num_episodes, horizon):
     """Every sequence of moves, until the goal is found; from then on straight to it."""
     goals = families.gridworld_goals()

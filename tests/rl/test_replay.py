@@ -32,6 +32,7 @@ def test_buffers_are_lists_of_which_the_oldest_go_and_never_mix():
     assert min(buffers.num_added) > capacity
 
 
+@pytest.mark.slow
 def test_only_what_is_there_is_drawn_and_all_of_it_as_often():
     """What was never written is poison, and so are the other buffers; counts within 4 sigma."""
     poison = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty_buffers(ROW, 3, 10).rows)
