@@ -108,3 +108,8 @@ def test_what_is_told_the_task_sees_it_at_every_step():
 def test_there_are_80_training_tasks_of_the_point_robot():
     with pytest.raises(ValueError, match="num_train_tasks must be at most the 80 that there are, got 81"):
         type(PEARL["pearl-point-robot"].config())(num_outer_steps=1, num_tasks=1, num_train_tasks=81)
+
+
+def test_there_are_21_training_tasks_of_the_gridworld():
+    with pytest.raises(ValueError, match="num_train_tasks must be the 21 that there are, got 20"):
+        type(PEARL["pearl-gridworld"].config())(num_outer_steps=1, num_tasks=1, num_train_tasks=20)

@@ -276,6 +276,56 @@ class Pendulum(Pearl):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CartPole(Pearl):
+    """CartPole whose masses, pole and force differ."""
+
+    has_either_direction: bool = True
+    """Whether the actions of half of the tasks are the other way round; without it one policy balances all."""
+
+    def family(self) -> Family:
+        return families.cartpole(has_either_direction=self.has_either_direction)
+
+    def describe(self, params: PyTree) -> jax.Array:
+        return jnp.stack([params.masscart, 4 * params.masspole, 2 * params.length, params.force_mag / 10])
+
+    def sees_next_observation(self) -> bool:
+        return True
+
+    def fixed_references(self) -> dict[str, MetaLearner]:
+        balanced = reference_learner(oracles.balance_cartpole, self.family().environment)
+        return {**super().fixed_references(), "linear controller": balanced}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gridworld(Pearl):
+    """A grid of 5 by 5 cells, one of which pays."""
+
+    num_train_tasks: int = 21
+    """M, training tasks: each of the 21 that there are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_train_tasks != 21:
+            raise ValueError(f"num_train_tasks must be the 21 that there are, got {self.num_train_tasks}")
+
+    def family(self) -> Family:
+        return families.gridworld()
+
+    def train_tasks(self) -> TaskDistribution:
+        return indexed_tasks(self.family().train.data)
+
+    def describe(self, params: PyTree) -> jax.Array:
+        return jax.nn.one_hot(5 * params.goal[0] + params.goal[1], 25)
+
+    def sees_next_observation(self) -> bool:
+        return True
+
+    def fixed_references(self) -> dict[str, MetaLearner]:
+        optimal = reference_learner(oracles.optimal_gridworld, self.family().environment)
+        return {**super().fixed_references(), "told the goal, optimal": optimal}
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheetahVelocity(Pearl):
     """HalfCheetah, of brax, paid for a velocity it is not shown."""
 
@@ -343,6 +393,41 @@ PEARL: dict[str, Recipe] = {
         "PEARL on a pendulum of unknown gravity",
         _PEARL,
         "no figure in the paper; beside no context and being told",
+        20,
+    ),
+    "pearl-cartpole": Recipe(
+        lambda: CartPole(
+            num_outer_steps=100,
+            num_tasks=5,
+            num_train_tasks=50,
+            learning_rate=1e-3,
+            schedule="cosine",
+            replay=Replay(capacity=4000, num_gradient_steps=200, batch_size=32, num_context=64),
+            kl_weight=0.01,
+        ),
+        "PEARL on CartPole with varied physics, in half of the tasks the other way round: discrete actions",
+        f"{_PEARL}; Christodoulou 2019, https://arxiv.org/abs/1910.07207",
+        "return after context above that without context",
+        20,
+    ),
+    "pearl-gridworld": Recipe(
+        # A cell that pays is met by who tries several: more episodes under the prior, of which the belief has to tell.
+        lambda: Gridworld(
+            num_outer_steps=150,
+            num_tasks=7,
+            learning_rate=3e-3,
+            schedule="cosine",
+            visits=Visits(num_prior_steps=60, num_posterior_steps=30),
+            replay=Replay(capacity=4000, num_gradient_steps=150, batch_size=32, num_context=60),
+            sac=SoftActorCritic(discount=0.9, reward_scale=5.0),
+            meta_test=MetaTest(num_episodes=8),
+            latent_size=16,
+            kl_weight=0.001,
+            hidden=(128, 128),
+        ),
+        "PEARL in a 5×5 grid with a hidden goal: discrete actions",
+        f"{_PEARL}; Christodoulou 2019, https://arxiv.org/abs/1910.07207",
+        "return after context above that without context (told the goal: 11.1)",
         20,
     ),
     "pearl-cheetah-vel": Recipe(

@@ -318,6 +318,18 @@ def test_cartpoles_derived_params_are_those_of_its_masses():
     assert len(np.unique(tasks.force_mag)) == 5
 
 
+def test_half_of_the_carts_may_be_pushed_the_other_way():
+    """By the same action in the same state, and the rest of the physics stays."""
+    tasks, either = (sample(families.cartpole(has_either_direction=does), 200) for does in (False, True))
+    np.testing.assert_array_equal(np.abs(either.force_mag), tasks.force_mag)
+    np.testing.assert_array_equal(either.masscart, tasks.masscart)
+    assert 70 < (either.force_mag < 0).sum() < 130
+    environment = families.cartpole().environment
+    _, state = environment.reset(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], tasks))
+    step = jax.jit(jax.vmap(lambda task: environment.step(jax.random.key(1), state, 1, task)[1].x_dot - state.x_dot))
+    np.testing.assert_array_equal(step(either) < 0, either.force_mag < 0)
+
+
 def test_what_gives_the_goal_away_is_not_seen():
     for name in ("reacher", "four_rooms", "meta_maze"):
         family = getattr(families, name)()

@@ -15,11 +15,16 @@ from jaxmeta.rl.tasks import family, finite_family
 from jaxmeta.types import PyTree
 
 
-def cartpole() -> Family:
+def cartpole(*, has_either_direction: bool = False) -> Family:
     """CartPole with varied physics: masses of the cart and the pole, the pole's length, the force, for 200 steps.
 
     masscart ~ U(0.5, 2) kg, masspole ~ U(0.05, 0.5) kg, length ~ U(0.25, 1) m, which is half of the pole's, and
-    force_mag ~ U(5, 15) N.
+    force_mag ~ U(5, 15) N. All of these one policy balances, whatever they are; not so if the force may have either
+    direction.
+
+    Args:
+      has_either_direction: whether in half of the tasks the two actions are the other way round, force_mag < 0: which
+        half is not seen in an observation, and no policy without memory balances both.
 
     Returns:
       A `Family` whose task is gymnax's `EnvParams`; train and test tasks follow the same distribution.
@@ -33,6 +38,8 @@ def cartpole() -> Family:
     def sample(key: jax.Array) -> PyTree:
         low, high = jnp.array([[0.5, 0.05, 0.25, 5.0], [2.0, 0.5, 1.0, 15.0]])
         cart, pole, length, force = jax.random.uniform(key, (4,), minval=low, maxval=high)
+        if has_either_direction:
+            force *= jax.random.rademacher(jax.random.fold_in(key, 1), (), force.dtype)
         derived = {"total_mass": cart + pole, "polemass_length": pole * length}  # not recomputed by gymnax
         return default.replace(masscart=cart, masspole=pole, length=length, force_mag=force, **derived)
 
