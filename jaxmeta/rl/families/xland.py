@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.checks import check_choice, check_flag, check_integer
-from jaxmeta.rl.env import Discrete, Environment, Family
+from jaxmeta.rl.env import Discrete, Environment, Family, strong
 from jaxmeta.rl.gymnax import in_32_bits
 from jaxmeta.rl.tasks import finite_family
 
@@ -229,13 +229,14 @@ def _environment(size: int, num_rooms: int, view_size: int, horizon: int, basis:
     def reset(key: jax.Array, task: Ruleset):
         ruleset = RuleSet(goal=task.goal, rules=_padded(task.rules), init_tiles=task.objects)
         timestep = env.reset(params.replace(ruleset=ruleset), key)
-        return _seen(timestep, basis), timestep.state.replace(key=(), goal_encoding=(), rule_encoding=())
+        return _seen(timestep, basis), strong(timestep.state.replace(key=(), goal_encoding=(), rule_encoding=()))
 
     def step(key: jax.Array, state: Any, action: jax.Array, task: Ruleset):
         state = state.replace(goal_encoding=task.goal, rule_encoding=_padded(task.rules))
         timestep = env.step(params, TimeStep(state, *[()] * 4), action)
-        state = timestep.state.replace(goal_encoding=(), rule_encoding=())
-        return _seen(timestep, basis), state, timestep.reward, timestep.discount == 0
+        state = strong(timestep.state.replace(goal_encoding=(), rule_encoding=()))
+        reward, terminated = jnp.asarray(timestep.reward, float), jnp.asarray(timestep.discount == 0, bool)
+        return _seen(timestep, basis), state, reward, terminated
 
     return Environment(reset, step, Discrete(NUM_ACTIONS), horizon)
 
