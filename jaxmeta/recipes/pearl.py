@@ -397,7 +397,7 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-cartpole": Recipe(
         lambda: CartPole(
-            num_outer_steps=100,
+            num_outer_steps=50,
             num_tasks=5,
             num_train_tasks=50,
             learning_rate=1e-3,
@@ -408,7 +408,7 @@ PEARL: dict[str, Recipe] = {
         "PEARL on CartPole with varied physics, in half of the tasks the other way round: discrete actions",
         f"{_PEARL}; Christodoulou 2019, https://arxiv.org/abs/1910.07207",
         "return after context above that without context",
-        20,
+        10,
     ),
     "pearl-gridworld": Recipe(
         # A cell that pays is met by who tries several: more episodes under the prior, of which the belief has to tell.
