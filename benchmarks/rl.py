@@ -5,6 +5,9 @@ play, adapt, play, five steps through the inner one; PEARL: play under the prior
 what buffers hold), as many steps played by the same policy without learning, and played at random. What is between them
 is what the network costs, and what learning does. ProMP is also timed with several seeds in one program. The limit is
 the rate of a large matrix product, which takes its turns with the rest.
+
+Cases `xland`, `trpo` and `vpg` are beside others' loops, where these can be run: RL² on XLand-MiniGrid beside its own
+training loop (`--xland-checkout PATH`), and MAML on 2D navigation beside a loop on the host in PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +20,24 @@ import jax
 import jax.numpy as jnp
 
 import jaxmeta
-from benchmarks.shared.flops import count_flops
-from benchmarks.shared.measure import Program, interleave, jax_program, matrix_product, summary
+from benchmarks.shared.contenders import Unavailable
+from benchmarks.shared.measure import interleave, matrix_product, summary
 from benchmarks.shared.options import Options as CommonOptions
 from benchmarks.shared.options import choose
 from benchmarks.shared.pictures import legend_below, panels, words
 from benchmarks.shared.report import Row, print_table, write_report
+from benchmarks.shared.rl_beside import PYTORCH, XLAND, HostCase, XLandCase, build_host, build_xland
+from benchmarks.shared.rl_programs import (
+    ENVIRONMENT,
+    ROLLOUT,
+    SEEDS,
+    TRAINING,
+    Built,
+    built,
+    drawn,
+    of_gradients,
+    of_trials,
+)
 from jaxmeta import nn, rl
 from jaxmeta.rl import families, oracles
 from jaxmeta.types import PyTree
@@ -30,15 +45,16 @@ from jaxmeta.types import PyTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TRAINING, _ROLLOUT, _ENVIRONMENT, _PRODUCT = "training", "rollout", "environment alone", "matrix product"
-_SEEDS, _NUM_SEEDS = "training, 4 seeds together", 4
-CONTENDERS = (_TRAINING, _SEEDS, _ROLLOUT, _ENVIRONMENT)
+_PRODUCT, _NUM_SEEDS = "matrix product", 4
+CONTENDERS = (TRAINING, SEEDS, ROLLOUT, ENVIRONMENT, XLAND, PYTORCH)
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
     num_rounds: int = 7
     """Samples of each contender."""
+    xland_checkout: Path | None = None
+    """A checkout of github.com/dunnolab/xland-minigrid, whose `training/train_meta_task.py` competes in cases xland."""
 
 
 class Case(NamedTuple):
@@ -66,8 +82,14 @@ class BeliefCase(NamedTuple):
     size: int
 
 
-AnyCase: TypeAlias = Case | GradientCase | BeliefCase
-SIZES = {Case: "width of the GRU", GradientCase: "episodes of a step", BeliefCase: "gradient steps of an update"}
+AnyCase: TypeAlias = Case | GradientCase | BeliefCase | XLandCase | HostCase
+SIZES = {
+    Case: "width of the GRU",
+    GradientCase: "episodes of a step",
+    BeliefCase: "gradient steps of an update",
+    XLandCase: "episodes of a trial",
+    HostCase: "episodes of a step",
+}
 
 
 def cases() -> dict[str, AnyCase]:
@@ -89,23 +111,40 @@ def cases() -> dict[str, AnyCase]:
         "tinygradient-n4-e2": GradientCase(small, 4, 2),
         "tinybelief-n2-g2": BeliefCase(families.pendulum, 2, 2),
     }
-    return {**recurrent, **gradient, **belief, **tiny}
+    beside: dict[str, AnyCase] = {
+        **{f"xland-n{n}-e{e}": XLandCase(n, e) for n, e in [(512, 1), (256, 8)]},
+        "trpo-n10-e20": HostCase(10, 20, jaxmeta.TRPO()),
+        "vpg-n10-e20": HostCase(10, 20, jaxmeta.VPG()),
+    }
+    return {**recurrent, **gradient, **belief, **beside, **tiny}
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(
-        options.cases or ("tiny,tinygradient,tinybelief" if options.quick else "bandit,mdp,navigation,pearl"), cases()
+        options.cases
+        or ("tiny,tinygradient,tinybelief" if options.quick else "bandit,mdp,navigation,pearl,xland,trpo,vpg"),
+        cases(),
     )
     rows: list[Row] = []
     for name, case in chosen.items():
-        rows += measure(name, case, 3 if options.quick else options.num_rounds)
+        try:
+            rows += measure(name, case, 3 if options.quick else options.num_rounds, options.xland_checkout)
+        except Unavailable as error:
+            print(f"{name} is left out: {error}")
+            continue
         _print_case([row for row in rows if row["case"] == name])
         write_report(path, "rl", rows, draw)  # after each case: a run that is killed loses nothing
     return rows
 
 
-def measure(name: str, case: AnyCase, num_rounds: int) -> list[Row]:
-    builders: dict[type, Callable] = {Case: build, GradientCase: build_gradient, BeliefCase: build_belief}
+def measure(name: str, case: AnyCase, num_rounds: int, xland_checkout: Path | None = None) -> list[Row]:
+    builders: dict[type, Callable] = {
+        Case: build,
+        GradientCase: build_gradient,
+        BeliefCase: build_belief,
+        XLandCase: partial(build_xland, checkout=xland_checkout),
+        HostCase: build_host,
+    }
     programs, flops, num_steps = builders[type(case)](case)
     product = matrix_product()
     times = {
@@ -118,27 +157,22 @@ def measure(name: str, case: AnyCase, num_rounds: int) -> list[Row]:
         {
             **at,
             "contender": who,
-            "flops": flops[who],
+            "flops": flops.get(who),
             "steps_per_second": num_steps[who] / times[who]["median"],
-            "share_of_rollout": num_steps[who] / num_steps[_ROLLOUT] * times[_ROLLOUT]["median"] / times[who]["median"],
-            "fraction_of_matrix_product_rate": flops[who] / times[who]["median"] / rate,
+            "share_of_rollout": num_steps[who] / num_steps[ROLLOUT] * times[ROLLOUT]["median"] / times[who]["median"],
+            "fraction_of_matrix_product_rate": flops[who] / times[who]["median"] / rate if who in flops else None,
             **times[who],
         }
         for who in programs
     ]
     if isinstance(case, BeliefCase):
-        rows[0]["updates_per_second"] = case.size / times[_TRAINING]["median"]
+        rows[0]["updates_per_second"] = case.size / times[TRAINING]["median"]
     return [*rows, {**at, "contender": _PRODUCT, "flops": product.flops, **times[_PRODUCT]}]
-
-
-Built: TypeAlias = tuple[dict[str, Program], dict[str, int], dict[str, int]]
 
 
 def build(case: Case) -> Built:
     """The programs, their floating-point operations, and the environment's steps in each."""
     family, core = case.family(), nn.gru(case.size)
-    trial = rl.trial(family.environment, num_episodes=case.num_episodes)
-    num_steps = case.num_tasks * trial.num_steps
     learner = jaxmeta.rl2(
         family,
         num_episodes=case.num_episodes,
@@ -146,61 +180,15 @@ def build(case: Case) -> Built:
         critic=nn.gru(case.size // 2),
         outer=jaxmeta.PPO(num_minibatches=4),
     )
-    assert learner.agent is not None
-    agent_of = learner.agent
-    state = learner.init(jax.random.key(0))
-    keys, tasks = _tasks(family, case.num_tasks)
-
-    def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
-        run = lambda key, task: rl.rollout(key, trial, *agent, task)[1]
-        transitions = jax.vmap(run, out_axes=1)(keys, tasks)
-        return transitions.reward, transitions.extras
-
-    at_random = oracles.random_policy(family.environment.action_space)
-    functions = {
-        _TRAINING: (learner.update, (jax.random.key(2), state, tasks)),
-        _ROLLOUT: (
-            lambda state, *args: play(agent_of(state.meta_params), *args),
-            (state, keys, tasks),
-        ),
-        _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
-    }
-    return _built(functions, dict.fromkeys(functions, num_steps))
+    return of_trials(family, learner, case.num_tasks, case.num_episodes)
 
 
 def build_gradient(case: GradientCase) -> Built:
     """The same for ProMP with one inner step, which plays twice: before it and after it."""
     family = case.family()
-    policy, trial = rl.mlp_policy(family), rl.trial(family.environment)
+    policy = rl.mlp_policy(family)
     learner = jaxmeta.promp(policy.init, policy.apply, family.environment, num_episodes=case.size)
-    state = learner.init(jax.random.key(0))
-    keys, tasks = _tasks(family, case.num_tasks)
-    num_steps = 2 * case.num_tasks * case.size * trial.num_steps
-
-    assert learner.agent is not None
-    agent_of = learner.agent
-
-    def play(agent: rl.Agent, keys: jax.Array, tasks: PyTree) -> PyTree:
-        run = lambda key, task: rl.rollout(key, trial, *agent, task)[1]
-        episodes = lambda key, task: jax.vmap(run, (0, None))(jax.random.split(key, 2 * case.size), task)
-        transitions = jax.vmap(episodes)(keys, tasks)
-        return transitions.reward, transitions.extras
-
-    repeated = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * _NUM_SEEDS), tree)
-    at_random = oracles.random_policy(family.environment.action_space)
-    functions = {
-        _TRAINING: (learner.update, (jax.random.key(2), state, tasks)),
-        _SEEDS: (
-            jax.vmap(learner.update),
-            (jax.random.split(jax.random.key(2), _NUM_SEEDS), repeated(state), repeated(tasks)),
-        ),
-        _ROLLOUT: (
-            lambda state, *args: play(agent_of(state.meta_params), *args),
-            (state, keys, tasks),
-        ),
-        _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
-    }
-    return _built(functions, dict.fromkeys(functions, num_steps) | {_SEEDS: _NUM_SEEDS * num_steps})
+    return of_gradients(family, learner, case.num_tasks, case.size, num_seeds=_NUM_SEEDS)
 
 
 def build_belief(case: BeliefCase) -> Built:
@@ -211,7 +199,7 @@ def build_belief(case: BeliefCase) -> Built:
     replay = jaxmeta.Replay(num_gradient_steps=case.size, num_batch_tasks=16, batch_size=32)
     learner = jaxmeta.pearl(family, networks, encoder, num_train_tasks=100, replay=replay)
     state = learner.init(jax.random.key(0))
-    keys, tasks = _tasks(family, case.num_tasks)
+    keys, tasks = drawn(family, case.num_tasks)
     indexed = rl.IndexedTask(jnp.arange(case.num_tasks), tasks, 100)
     trial = rl.trial(family.environment, num_episodes=2)
 
@@ -225,22 +213,11 @@ def build_belief(case: BeliefCase) -> Built:
 
     at_random = oracles.random_policy(family.environment.action_space)
     functions = {
-        _TRAINING: (learner.update, (jax.random.key(2), state, indexed)),
-        _ROLLOUT: (act, (state, keys, tasks)),
-        _ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
+        TRAINING: (learner.update, (jax.random.key(2), state, indexed)),
+        ROLLOUT: (act, (state, keys, tasks)),
+        ENVIRONMENT: (lambda *args: play(at_random, *args), (keys, tasks)),
     }
-    return _built(functions, dict.fromkeys(functions, case.num_tasks * trial.num_steps))
-
-
-def _tasks(family: rl.Family, num_tasks: int) -> tuple[jax.Array, PyTree]:
-    keys = jax.random.split(jax.random.key(1), num_tasks)
-    return keys, jax.vmap(family.train.sample, (0, None))(keys, family.train.data)
-
-
-def _built(functions: dict[str, tuple[Callable, tuple]], num_steps: dict[str, int]) -> Built:
-    programs = {who: jax_program(jax.jit(fn), *args) for who, (fn, args) in functions.items()}
-    flops = {who: count_flops(fn, *args) for who, (fn, args) in functions.items()}
-    return programs, flops, num_steps
+    return built(functions, dict.fromkeys(functions, case.num_tasks * trial.num_steps))
 
 
 def _print_case(rows: Sequence[Row]) -> None:
@@ -252,7 +229,7 @@ def _print_case(rows: Sequence[Row]) -> None:
                 row["contender"],
                 row["steps_per_second"],
                 f"{row['share_of_rollout']:.0%}",
-                f"{row['fraction_of_matrix_product_rate']:.0%}",
+                None if row["flops"] is None else f"{row['fraction_of_matrix_product_rate']:.0%}",
                 *(1e3 * row[key] for key in ("median", "min", "max")),
             ]
             for row in rows
@@ -267,7 +244,9 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     """A row of panels for each family: steps per second against N, and against the GRU's width or the episodes."""
     timed = [row for row in rows if "steps_per_second" in row]
     names = list(dict.fromkeys(row["case"].split("-")[0] for row in timed))
-    figure, axes = panels(len(names), 2, f"RL² (bandit, mdp), ProMP (navigation) and PEARL, float32, on {device}")
+    figure, axes = panels(
+        len(names), 2, f"RL² (bandit, mdp, xland), ProMP (navigation), PEARL, MAML (trpo, vpg), float32, on {device}"
+    )
     for panels_of_name, name in zip(axes, names, strict=True):
         of_name = [row for row in timed if row["case"].startswith(f"{name}-")]
         sweeps = {"num_tasks": ("size", "tasks"), "size": ("num_tasks", of_name[0]["swept"])}

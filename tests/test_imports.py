@@ -87,10 +87,11 @@ def test_no_import_is_part_of_a_cycle():
 
 
 OTHERS = ("gymnax", "gymnasium", "jumanji", "navix", "craftax")
+IN_FAMILIES = {"brax": "jaxmeta.rl.families.brax", "xminigrid": "jaxmeta.rl.families.xland"}
 
 
 @pytest.mark.parametrize(
-    ("package", "user"), [*((name, f"jaxmeta.rl.{name}") for name in OTHERS), ("brax", "jaxmeta.rl.families.brax")]
+    ("package", "user"), [*((name, f"jaxmeta.rl.{name}") for name in OTHERS), *IN_FAMILIES.items()]
 )
 def test_environments_of_others_are_imported_in_one_place(package, user):
     users = {name for name, path in MODULES.items() for other in imports_of(path) if other.split(".")[0] == package}
@@ -112,7 +113,7 @@ def run_python(code):
 def test_importing_jaxmeta_imports_nothing_heavy_and_computes_nothing(module):
     after = "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized(), *sys.modules)"
     initialized, *loaded = run_python(f"import sys, {module}; {after}").split()
-    heavy = {*OTHERS, "brax", "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
+    heavy = {*OTHERS, *IN_FAMILIES, "matplotlib", "orbax", "torch", "pandas", "scipy.stats", "equinox", "tyro"}
     assert not heavy & set(loaded)
     assert initialized == "False"
 

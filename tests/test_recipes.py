@@ -303,7 +303,7 @@ def test_the_options_of_rl2_train(options, tmp_path, monkeypatch, schedule_ends_
 @pytest.mark.parametrize(
     "options",
     [
-        *({"core": core} for core in ("lstm", "min_gru", "causal_transformer")),
+        *({"core": core} for core in ("lstm", "min_gru", "causal_transformer", "feed_forward")),
         {"num_layer_units": 4, "final_entropy_weight": 0.0},
         {"outer": "trpo"},
     ],

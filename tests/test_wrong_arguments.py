@@ -279,6 +279,7 @@ OF_ARRAYS = {  # what they are given is computed with, or drawn; and what takes 
     *(f"rl.objectives.{name}" for name in ("reinforce", "importance_weighted", "lvc", "dice")),
     *("rl.replay.add_rows", "rl.replay.sample_rows"),
     *(f"rl.families.{name}" for name in ("ant_goal", "cheetah_direction", "cheetah_velocity")),  # of the extra brax
+    "rl.families.xland",  # of the extra xland; its wrong arguments are in tests/rl/test_xland.py
     *(f"rl.oracles.{name}" for name in ("balance_cartpole", "gridworld_belief", "optimal_bandit", "optimal_gridworld")),
     *("keep_compiled", "rl.oracles.optimal_navigation", "rl.oracles.optimal_t_maze", "rl.oracles.swing_up_pendulum"),
     *(f"tasks.load_{name}" for name in ("cifar100", "glyphs", "omniglot")),

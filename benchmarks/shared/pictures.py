@@ -38,6 +38,8 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "training, 4 seeds together": Style("#56b4e9", "P", "--"),
     "rollout": Style("#d55e00", "s", "-."),
     "environment alone": Style("#999999", "<", ":"),
+    "XLand-MiniGrid's own loop": Style("#e69f00", "D"),
+    "PyTorch, step by step": Style("#7b3294", "X"),
     # precisions
     "float32": Style("#000000", "p"),
     "bfloat16 parameters": Style("#8c510a", "^"),

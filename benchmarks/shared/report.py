@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 _LIBRARIES = (
     *("jaxmeta", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("torch", "parallel-metalearn", "higher", "torchopt", "learn2learn"),
+    *("torch", "parallel-metalearn", "higher", "torchopt", "learn2learn", "xminigrid", "distrax"),
 )
 
 

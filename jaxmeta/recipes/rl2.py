@@ -29,8 +29,8 @@ class RL2(Trials, OnPolicy):
 
     label = "RL²"
 
-    core: Literal["gru", "lstm", "min_gru", "causal_transformer"] = "gru"
-    """The recurrent network, of the actor and of the critic."""
+    core: Literal["gru", "lstm", "min_gru", "causal_transformer", "feed_forward"] = "gru"
+    """The recurrent network, of the actor and of the critic; "feed_forward" has no memory."""
     num_units: int = 64
     """The actor's width."""
     num_critic_units: int = 32
@@ -69,7 +69,8 @@ class RL2(Trials, OnPolicy):
             num_steps = 2 * self.num_episodes * self.family().environment.max_steps
             core = nn.causal_transformer(num_steps, num_units=num_units)
         else:
-            core = {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru}[self.core](num_units)
+            cores = {"gru": nn.gru, "lstm": nn.lstm, "min_gru": nn.min_gru, "feed_forward": nn.feed_forward}
+            core = cores[self.core](num_units)
         return nn.with_layers(core, self.num_layer_units) if self.num_layer_units else core
 
     def actor(self) -> nn.Recurrent:

@@ -4,6 +4,9 @@ import itertools
 import json
 import sys
 
+import flax.linen
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +24,7 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.shared import report
+from benchmarks.shared import report, xland
 from benchmarks.shared.options import UnknownCase, choose
 from benchmarks.shared.pictures import style
 from benchmarks.shared.report import write_report
@@ -312,6 +315,24 @@ def test_cases_are_chosen_by_name_family_or_star():
     assert list(choose("*-k5,mlp", table)) == ["conv4-t8-k5", "mlp-t8-k1"]
     with pytest.raises(UnknownCase, match="did you mean mlp-t8-k1"):
         choose("conv4,mlp-t8-k2", table)
+
+
+@pytest.mark.slow  # flax compiles each layer
+def test_the_encoder_beside_xlands_loop_is_embeddings_and_three_convolutions():
+    """In fewer operations: against flax's convolutions of the embeddings, as theirs are."""
+    core, view_size = xland.conv_gru(5, 3), 5
+    params = core.init(jax.random.key(0), 2 * view_size**2 + 13)
+    keys = jax.random.split(jax.random.key(1), 3)
+    tile, color = (jax.random.randint(key, (2, 5, 5), 0, n) for key, n in zip(keys[:2], (13, 12), strict=True))
+    others = jax.random.normal(keys[2], (2, 13))  # the way it faces, its action, and three numbers
+    x = jnp.concatenate([tile.reshape(2, -1), color.reshape(2, -1), others], axis=1)
+    seen = jnp.concatenate([params["tile"][tile], params["color"][color]], axis=-1)
+    for of in params["convolutions"]:
+        convolution = flax.linen.Conv(of["bias"].size, (2, 2), padding="VALID")
+        seen = flax.linen.relu(convolution.apply({"params": of}, seen))
+    expected = [seen.reshape(2, -1), others[:, :4] @ params["facing"], others[:, 4:10] @ params["action"]]
+    expected = [*expected, others[:, 10:]]
+    np.testing.assert_allclose(xland.encoded(params, x, 5), np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,18 +14,19 @@ from jaxmeta.rl import families
 
 NAMES = [name for name in families.__all__ if name[0].islower() and name != "gridworld_goals"]
 BRAX = {"ant_goal", "cheetah_direction", "cheetah_velocity"}
-BRAX_MARKS = (pytest.mark.slow, pytest.mark.filterwarnings("ignore"))  # its own packages warn of each other
+EXTRA = dict.fromkeys(BRAX, "brax") | {"xland": "xminigrid"}  # and the package it is of
+EXTRA_MARKS = (pytest.mark.slow, pytest.mark.filterwarnings("ignore"))  # their own packages warn of each other
 WRAPPED = {"cartpole", "pendulum", "reacher", "meta_maze", "four_rooms"}
 PINS = {"reacher": "goal_xy", "meta_maze": "goal", "four_rooms": "goal"}
-MARKS = dict.fromkeys(BRAX, BRAX_MARKS) | {"key_to_door": pytest.mark.slow}  # the T-maze is of its kind
+MARKS = dict.fromkeys(EXTRA, EXTRA_MARKS) | {"key_to_door": pytest.mark.slow}  # the T-maze is of its kind
 over_families = pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in NAMES])
 
 
 @functools.cache
 def family_of(name):
     """With a short horizon: episodes end by time within a few steps."""
-    if name in BRAX:
-        pytest.importorskip("brax", reason="needs the extra brax")
+    if name in EXTRA:
+        pytest.importorskip(EXTRA[name], reason=f"needs the package {EXTRA[name]}")
     family = getattr(families, name)()
     return family._replace(environment=family.environment._replace(max_steps=3))
 
@@ -171,7 +172,7 @@ def test_test_tasks_are_drawn_like_training_tasks(name):
     assert types(train) == types(test)
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - WRAPPED - BRAX))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - WRAPPED - set(EXTRA)))
 def test_keys_are_consumed_once(name):
     family = family_of(name)
     trial, policy = rl.trial(family.environment), random_policy(family.environment.action_space)

@@ -9,6 +9,7 @@
 | `navigation.py` | `navigation` of MAML, `point_robot` of PEARL, `corners`                  | no           |
 | `wrapped.py`    | `cartpole`, `pendulum`, `reacher`, `meta_maze`, `four_rooms`             | yes          |
 | `brax.py`       | `cheetah_velocity`, `cheetah_direction`, `ant_goal`                      | no, but brax |
+| `xland.py`      | `xland`: rulesets of XLand-MiniGrid                                      | no, but xminigrid |
 """
 
 from jaxmeta.rl.families.bandits import Bandit, bernoulli_bandit, gaussian_bandit
@@ -18,6 +19,7 @@ from jaxmeta.rl.families.krazy_world import KrazyWorld, krazy_world
 from jaxmeta.rl.families.memory import KeyAndDoor, TMaze, key_to_door, t_maze
 from jaxmeta.rl.families.navigation import Goal, corners, navigation, point_robot
 from jaxmeta.rl.families.wrapped import cartpole, four_rooms, meta_maze, pendulum, reacher
+from jaxmeta.rl.families.xland import Ruleset, xland
 
 __all__ = [
     "Bandit",
@@ -25,6 +27,7 @@ __all__ = [
     "Goal",
     "KeyAndDoor",
     "KrazyWorld",
+    "Ruleset",
     "TMaze",
     "TabularMDP",
     "Velocity",
@@ -47,4 +50,5 @@ __all__ = [
     "reacher",
     "t_maze",
     "tabular_mdp",
+    "xland",
 ]
