@@ -50,7 +50,7 @@ class Unavailable(Exception):
 
 
 def _jit(function: Callable, dtype: DTypeLike, **options: Any) -> Any:
-    """`jax.jit`. What only shows that jaxmeta's meta-gradient is right is compiled quickly: a ResNet-12's step in float64
+    """`jax.jit`. What only shows that jaxmeta's meta-gradient is right is compiled quickly: a ResNet-12's, in float64,
     takes a CPU minutes to optimise. Plain JAX's would then take hours: its convolutions in float64 are plain loops."""
     is_check = dtype == np.float64 and jax.default_backend() == "cpu"
     return jax.jit(function, compiler_options=_QUICK_TO_COMPILE if is_check else None, **options)
