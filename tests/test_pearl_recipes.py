@@ -105,11 +105,7 @@ def test_what_is_told_the_task_sees_it_at_every_step():
     np.testing.assert_allclose(reward, -np.hypot(0.9, 1.0), rtol=1e-6)
 
 
-def test_there_are_80_training_tasks_of_the_point_robot():
-    with pytest.raises(ValueError, match="num_train_tasks must be at most the 80 that there are, got 81"):
-        type(PEARL["pearl-point-robot"].config())(num_outer_steps=1, num_tasks=1, num_train_tasks=81)
-
-
-def test_there_are_21_training_tasks_of_the_gridworld():
-    with pytest.raises(ValueError, match="num_train_tasks must be the 21 that there are, got 20"):
-        type(PEARL["pearl-gridworld"].config())(num_outer_steps=1, num_tasks=1, num_train_tasks=20)
+@pytest.mark.parametrize(("name", "most"), [("pearl-point-robot", 80), ("pearl-gridworld", 21)])
+def test_training_tasks_are_at_most_those_that_there_are(name, most):
+    with pytest.raises(ValueError, match=f"num_train_tasks must be at most the {most} that there are, got {most + 1}"):
+        replace(PEARL[name].config(), num_train_tasks=most + 1)

@@ -196,6 +196,12 @@ class Pearl(MetaRL):
         return plotting.lines(curves, "transitions of a task", "distance and deviation of the belief", title)
 
 
+def check_at_most(name: str, number: int, most: int) -> None:
+    """So many of the tasks of a finite family."""
+    if number > most:
+        raise ValueError(f"{name} must be at most the {most} that there are, got {number}")
+
+
 def told(environment: Environment, describe: Callable[[PyTree], jax.Array]) -> Environment:
     """The same, with the task beside what is observed.
 
@@ -246,8 +252,7 @@ class PointRobot(Navigation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_train_tasks > 80:
-            raise ValueError(f"num_train_tasks must be at most the 80 that there are, got {self.num_train_tasks}")
+        check_at_most("num_train_tasks", self.num_train_tasks, 80)
 
     def family(self) -> Family:
         return families.point_robot()
@@ -301,18 +306,17 @@ class Gridworld(Pearl):
     """A grid of 5 by 5 cells, one of which pays."""
 
     num_train_tasks: int = 21
-    """M, training tasks: each of the 21 that there are."""
+    """M, training tasks: the first of the 21 that there are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_train_tasks != 21:
-            raise ValueError(f"num_train_tasks must be the 21 that there are, got {self.num_train_tasks}")
+        check_at_most("num_train_tasks", self.num_train_tasks, 21)
 
     def family(self) -> Family:
         return families.gridworld()
 
     def train_tasks(self) -> TaskDistribution:
-        return indexed_tasks(self.family().train.data)
+        return indexed_tasks(jax.tree.map(lambda leaf: leaf[: self.num_train_tasks], self.family().train.data))
 
     def describe(self, params: PyTree) -> jax.Array:
         return jax.nn.one_hot(5 * params.goal[0] + params.goal[1], 25)
