@@ -274,6 +274,14 @@ _conv = _primitive("conv", _of_images, _conv_shape, _plain_conv, True)
 _to_images = _primitive("conv_to_images", _xla_to_images, _to_images_shape, _plain_to_images, True)
 _to_kernel = _primitive("conv_to_kernel", _xla_to_kernel, _to_kernel_shape, _plain_to_kernel, False)
 
+_PRODUCTS = {_conv, _to_images, _to_kernel, lax.dot_general_p, lax.conv_general_dilated_p}
+
+
+def is_product(primitive: Primitive, *_: object, **__: object) -> bool:
+    """A policy of `jax.checkpoint`: what takes arithmetic is kept, and what is between is computed anew."""
+    return primitive in _PRODUCTS
+
+
 # the derivative in each argument, of a cotangent: all others are of these
 ad.defbilinear(
     _conv,

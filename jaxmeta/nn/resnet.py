@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.checks import check_integer
+from jaxmeta.checks import check_flag, check_integer
+from jaxmeta.nn.convolution import is_product
 from jaxmeta.nn.layers import max_pool
 from jaxmeta.nn.networks import as_images
 from jaxmeta.nn.norms import ConvBatchNorm
@@ -31,6 +32,8 @@ class ResNet12(nn.Module):
     Attributes:
       num_classes: logits for each image, at least 1.
       widths: channels of each block's output; a block for each.
+      recomputes: whether a derivative computes anew what is between the convolutions, norms and activations, and keeps
+        none of it; the numbers are the same.
 
     >>> network = ResNet12(num_classes=5)
     >>> images = jnp.zeros((2, 84, 84, 3), jnp.uint8)
@@ -43,11 +46,13 @@ class ResNet12(nn.Module):
 
     num_classes: int
     widths: Sequence[int] = (64, 160, 320, 640)
+    recomputes: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, weight: jax.Array | None = None) -> jax.Array:
         """[B, H, W] or [B, H, W, C], and the weights [B] or None -> [B, num_classes]."""
         check_integer("num_classes", self.num_classes, 1)
+        check_flag("recomputes", self.recomputes)
         if not isinstance(self.widths, Sequence) or isinstance(self.widths, str | bytes) or not self.widths:
             raise ValueError(f"widths must be a sequence of widths, such as (64, 160, 320, 640), got {self.widths!r}")
         for i, width in enumerate(self.widths):
@@ -55,8 +60,9 @@ class ResNet12(nn.Module):
         x = as_images(x)
         if min(x.shape[1:3]) < 2 ** len(self.widths):
             raise ValueError(f"x must be images of at least {2 ** len(self.widths)} pixels a side, got shape {x.shape}")
+        block = nn.remat(_Block, policy=is_product) if self.recomputes else _Block
         for i, width in enumerate(self.widths):
-            x = _Block(width, name=f"block{i}")(x, weight)
+            x = block(width, name=f"block{i}")(x, weight)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.glorot_uniform(), name="head")(x)
 

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from reference import assert_close
 
+import jaxmeta
+from jaxmeta import nn
 from jaxmeta.nn.resnet import ResNet12
 
 SMALL = ResNet12(num_classes=3, widths=(4, 5, 3))
@@ -52,7 +55,38 @@ def test_outputs_and_gradients_equal_the_plain_composition_with_parameters_that_
         return jax.jit(jax.vmap(jax.value_and_grad(scalar, has_aux=True)))
 
     params = random_params(SMALL, x, num_tasks=2)
-    assert_close(value_and_grad(SMALL.apply)(params), value_and_grad(reference_resnet12)(params), rtol=1e-10)
+    expected = value_and_grad(reference_resnet12)(params)
+    for network in (SMALL, SMALL.clone(recomputes=True)):
+        assert_close(value_and_grad(network.apply)(params), expected, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_what_recomputes_has_the_same_meta_gradient():
+    images = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 2), float)
+    tasks = jaxmeta.Task(*[(images + part, jnp.tile(jnp.arange(3), (2, 1))) for part in range(2)])
+
+    def meta_gradient(network):
+        init = lambda key: jax.tree.map(lambda leaf: leaf[0], random_params(network, images[0]))
+        learner = jaxmeta.maml(init, nn.cross_entropy(network.apply), optimizer=optax.sgd(1.0))
+        state = learner.init(jax.random.key(1))
+        after = jax.jit(learner.update)(jax.random.key(2), state, tasks)[0]
+        return jax.tree.map(jnp.subtract, state.meta_params.params, after.meta_params.params)
+
+    network = ResNet12(num_classes=3, widths=(2,))
+    assert_close(meta_gradient(network.clone(recomputes=True)), meta_gradient(network), rtol=1e-10)
+
+
+def test_what_recomputes_has_as_many_products_and_more_norms():
+    x = jnp.zeros((2, 4, 4, 2))
+
+    def count(network):
+        params = jax.eval_shape(network.init, jax.random.key(0), x)
+        jaxpr = str(jax.make_jaxpr(jax.grad(lambda params: jnp.sum(network.apply(params, x))))(params))
+        return jaxpr.count("dot_general["), jaxpr.count("rsqrt")
+
+    network = ResNet12(num_classes=3, widths=(2,))
+    (products, norms), (products_again, norms_again) = count(network), count(network.clone(recomputes=True))
+    assert products_again == products and norms_again == 2 * norms
 
 
 def test_the_default_has_the_published_widths_and_size():
