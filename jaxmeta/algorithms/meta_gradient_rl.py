@@ -152,14 +152,7 @@ def meta_gradient_rl(
         optimizer=optax.adam(1e-2) if optimizer is None else optimizer,
         microbatch=microbatch,
     )
-    return problem._replace(
-        init=partial(_init, parts, problem),
-        update=partial(_update, parts, problem),
-        adapt=lambda key, meta_params, task: _trained(parts, key, meta_params, task)[0],
-        evaluate=lambda key, meta_params, task: {"return": _trained(parts, key, meta_params, task)[1]},
-        agent=partial(_agent, parts),
-        check=partial(_check, parts, problem),
-    )
+    return _of_agents(parts, problem)
 
 
 _ADAM = adapt.from_optax(optax.adam(1e-3, eps_root=1e-8))
@@ -195,6 +188,18 @@ def _outer_loss_fn(
     if target_optimizer is not None or matching != "parameters":
         raise ValueError("num_target_steps must be at least 1 where target_optimizer or matching is given, got 0")
     return losses.outer_loss_fn
+
+
+def _of_agents(parts: _Parts, problem: MetaLearner) -> MetaLearner:
+    """`problem`, whose agents see by the moments, and which trains new ones at test."""
+    return problem._replace(
+        init=partial(_init, parts, problem),
+        update=partial(_update, parts, problem),
+        adapt=lambda key, meta_params, task: _trained(parts, key, meta_params, task)[0],
+        evaluate=lambda key, meta_params, task: {"return": _trained(parts, key, meta_params, task)[1]},
+        agent=partial(_agent, parts),
+        check=partial(_check, parts, problem),
+    )
 
 
 def _init(parts: _Parts, problem: MetaLearner, key: jax.Array) -> MetaState:

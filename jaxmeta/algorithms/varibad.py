@@ -255,19 +255,12 @@ def varibad(
     _check(family, decoder, elbo, advantages, outer, max_grad_norm, action_mask, metrics_fn)
     num_eval_episodes = num_episodes if num_eval_episodes is None else num_eval_episodes
     check_trials(num_episodes, num_eval_episodes, 0)
-    optimizer = chosen_optimizer(optimizer, optax.adam(1e-3))
+    optimizer, normalization = chosen_optimizer(optimizer, optax.adam(1e-3)), chosen_normalization(normalization)
     model_optimizer = chosen_optimizer(model_optimizer, optax.adam(1e-3), name="model_optimizer")
     environment = family.environment
-    train_trial = trial(environment, num_episodes=num_episodes)
-    eval_trial = trial(environment, num_episodes=num_eval_episodes)
-    encoder = gru(64) if encoder is None else encoder
-    actor = feed_forward(64) if actor is None else actor
-    critic = actor if critic is None else critic
-    check_core("encoder", encoder, max(train_trial.num_steps, eval_trial.num_steps))
-    check_cores(actor, critic, truncation, train_trial, eval_trial)
+    train_trial, eval_trial = (trial(environment, num_episodes=n) for n in (num_episodes, num_eval_episodes))
+    encoder, actor, critic = _chosen_cores(encoder, actor, critic, truncation, train_trial, eval_trial)
     _check_num_steps(elbo, train_trial.num_steps)
-
-    normalization = chosen_normalization(normalization)
     of_belief = recurrent_belief(encoder, decoder.latent_size, truncation=truncation)
     of_policy = policy_network(environment.action_space, actor, None, action_mask)
     see = lambda moments, inputs: train_trial.encode(look(normalization, moments, inputs))
@@ -296,9 +289,25 @@ def varibad(
         normalization,
         metrics_fn,
     )
-    init, update = partial(_init, parts), partial(_update, parts)
     at_test = partial(_adapt, parts), partial(_evaluate, parts), partial(_agent, parts)
-    return MetaLearner(init, update, *at_test, unit="episode")
+    return MetaLearner(partial(_init, parts), partial(_update, parts), *at_test, unit="episode")
+
+
+def _chosen_cores(
+    encoder: Recurrent | None,
+    actor: Recurrent | None,
+    critic: Recurrent | None,
+    truncation: int | None,
+    train_trial: Trial,
+    eval_trial: Trial,
+) -> tuple[Recurrent, Recurrent, Recurrent]:
+    """Those that are given or their defaults, which fit the trials."""
+    encoder = gru(64) if encoder is None else encoder
+    actor = feed_forward(64) if actor is None else actor
+    critic = actor if critic is None else critic
+    check_core("encoder", encoder, max(train_trial.num_steps, eval_trial.num_steps))
+    check_cores(actor, critic, truncation, train_trial, eval_trial)
+    return encoder, actor, critic
 
 
 def _init(parts: Parts, key: jax.Array) -> MetaState:
