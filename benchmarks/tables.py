@@ -65,6 +65,7 @@ SHOWN = {
     "rl2-mdp": Shown({"total": (), "return": (0, 9)}, unit="episode"),
     "rl2-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "rl2-navigation": Shown({"return": (0, 1)}, unit="episode"),
+    "rl2-navigation-scaled": Shown({"return": (0, 1)}, unit="episode", options="--scale 1000 --normalize"),
     "rl2-maze": Shown({"return": ()}),
     "varibad-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "varibad-navigation": Shown({"return": (0, 1)}, unit="episode"),
@@ -189,7 +190,7 @@ def recipe(name: str) -> str:
     """A table of one result: what, to reach, measured, time, command."""
     result = result_of(name)
     (what, to_reach), again = row_of(result["recipe"]), command(name)
-    device = re.sub(r"^cpu \((.*) cores\)$", r"\1 CPU cores", result["device"]).removeprefix("1 x ")
+    device = re.sub(r"^cpu \((.*) (cores?)\)$", r"\1 CPU \2", result["device"]).removeprefix("1 x ")
     figure = f"{measured(name)} (means of {result['num_tasks']:,} test tasks, 95% interval, seed {result['seed']})"
     lines = {
         "what": what,

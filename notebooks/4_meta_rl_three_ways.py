@@ -3,7 +3,9 @@
 #
 # One family of tasks, three meta-learners, and three answers to the question what adaptation is: a gradient step
 # (MAML), a hidden state (RL²), a belief about the task (PEARL). You train all three on the CPU, compare them on the same
-# test tasks, then write an environment of your own, and see an agent move in it. It takes about a minute and a half.
+# test tasks, then write an environment of your own, and see an agent move in it. What comes after that can be read in any
+# order: numbers of any scale, discrete actions and masks, environments of gymnasium and of other libraries. It takes
+# two to three minutes.
 
 # %%
 # Installs what is missing, as in Colab: jaxmeta from the checkout this notebook lies in, or from the package index.
@@ -414,3 +416,201 @@ with tempfile.TemporaryDirectory() as folder:
     num_bytes = path.stat().st_size
     print(f"{num_bytes / 1000:.0f} kB, {len(moving.frames)} frames")
 assert num_bytes < 300_000 and len(moving.frames) >= 30
+
+# %% [markdown]
+# ## In other units
+#
+# Suppose the boat reported millimetres, from a mark on the bank 5 m away, and were paid by the millimetre too. Nothing of
+# the problem has changed, but a network of the usual rates learns little from numbers in the thousands. With
+# `normalization=rl.running_moments(family)` a learner sees observations by their running mean and deviation, and rewards
+# by a running scale; both are measured while it trains, and fixed at test.
+
+
+# %%
+def seen(position):
+    return 1000 * (position + 5)
+
+
+def reset_in_mm(key, current):
+    observation, position = reset(key, current)
+    return seen(observation), position
+
+
+def step_in_mm(key, position, action, current):
+    observation, position, reward, terminated = step(key, position, action, current)
+    return seen(observation), position, 1000 * reward, terminated
+
+
+river_in_mm = rl.family(rl.Environment(reset_in_mm, step_in_mm, thrust, max_steps=30), sample_current)
+in_mm = {}
+for name, normalization in {"as they are": None, "normalised": rl.running_moments(river_in_mm)}.items():
+    learner = jaxmeta.rl2(
+        river_in_mm,
+        actor=jaxmeta.nn.gru(32),
+        advantages=jaxmeta.Advantages(discount=0.9, gae_lambda=0.9),
+        outer=jaxmeta.PPO(num_epochs=4, num_minibatches=4),
+        optimizer=optax.adam(3e-3),
+        normalization=normalization,
+    )
+    state, history = jaxmeta.fit(
+        jax.random.key(0), learner, river_in_mm.train, num_outer_steps=40, num_tasks=128, progress=False
+    )
+    in_mm[f"millimetres, {name}"] = np.asarray(history["return"]) / 1000
+
+in_mm["metres"] = np.asarray(boat_history["return"])[:40]
+jaxmeta.plotting.lines(in_mm, "outer step", "return, metres", "RL² on the river", highlight="millimetres, normalised")
+
+# %%
+last = {name: returns[-10:].mean() for name, returns in in_mm.items()}
+for name, value in last.items():
+    print(f"{name:>24}: return {value:6.1f} m")
+assert last["millimetres, normalised"] > last["metres"] - 2
+assert last["millimetres, as they are"] < last["metres"] - 10
+
+# %% [markdown]
+# What was measured lies beside the parameters, in `state.meta_params.constants`, and is saved with them: of how many
+# steps, where the boat was in the mean, in millimetres, and how far from there.
+
+# %%
+moments = state.meta_params.constants.observation
+print(f"{moments.num_steps:,.0f} steps, mean", moments.mean.round(), "deviation", jnp.sqrt(moments.variance).round())
+
+# %% [markdown]
+# ## Discrete actions, and actions that are not there
+#
+# PEARL and SAC act on discrete actions as well: `mlp_actor_critic` of such a family has a value for each, and what they
+# learn from are sums over all actions in the place of samples (Christodoulou, 2019, https://arxiv.org/abs/1910.07207).
+#
+# A corridor has seven cells, and one of its ends pays 1 for each step there: which one is the task. An episode starts in
+# the middle and has 8 steps. From the last cell there is no step outward: `action_mask` is a function of what is
+# observed that says so, and no learner that is given it takes such a step.
+
+# %%
+NUM_CELLS = 7  # each seen as one-hot
+
+
+def reset_corridor(key, end):
+    return jax.nn.one_hot(3, NUM_CELLS), jnp.int32(3)
+
+
+def step_corridor(key, cell, action, end):
+    cell = cell + action - 1  # 0: to the left, 1: stay, 2: to the right
+    return jax.nn.one_hot(cell, NUM_CELLS), cell, jnp.where(cell == end, 1.0, -0.1), jnp.bool_(False)
+
+
+def inside(observation):
+    cell = jnp.argmax(observation)
+    return jnp.array([cell > 0, True, cell < NUM_CELLS - 1])
+
+
+ends = jnp.array([0, NUM_CELLS - 1])
+corridor = rl.Environment(reset_corridor, step_corridor, rl.Discrete(3), max_steps=8)
+corridors = rl.finite_family(corridor, train=ends, test=ends)
+walker = jaxmeta.pearl(
+    corridors,
+    jaxmeta.mlp_actor_critic(corridors, latent_size=2, hidden=(32, 32)),
+    jaxmeta.mlp_encoder(corridors, latent_size=2, hidden=(32, 32)),
+    num_train_tasks=2,
+    kl_weight=0.01,
+    replay=jaxmeta.Replay(capacity=500, num_gradient_steps=50, batch_size=32, num_context=16),
+    sac=jaxmeta.SoftActorCritic(discount=0.9, temperature=0.1, target_rate=0.05),
+    meta_test=jaxmeta.MetaTest(num_episodes=2),
+    optimizer=optax.adam(3e-3),
+    action_mask=inside,
+)
+walker_state, _ = jaxmeta.fit(
+    jax.random.key(0), walker, rl.indexed_tasks(ends), num_outer_steps=40, num_tasks=2, progress=False
+)
+with_repeats = corridors.test._replace(at=None, size=None)  # more test tasks than there are ends
+found = jaxmeta.evaluate(jax.random.key(1), walker, with_repeats, walker_state.meta_params, num_tasks=200)
+found
+
+# %% [markdown]
+# Who knows the end is there after three steps, and gets 5.8. Without context it walks to one of both ends, and is wrong
+# half of the time; where it was paid, or was not, tells which it is.
+
+# %%
+before, _, after = found.metrics["return"]["mean"]
+print(f"return {before:.1f} under the prior, {after:.1f} after two episodes, at best 5.8")
+assert after > before + 2
+
+
+def play_corridor(agent, key, end):
+    return rl.rollout(key, rl.trial(corridor), *agent, end, keep_states=True)[1]
+
+
+adapted = walker.adapt(jax.random.key(3), walker_state.meta_params, ends[1])
+played = play_corridor(walker.agent(walker_state.meta_params, adapted), jax.random.key(4), ends[1])
+print("after adaptation, cells:", *played.state, " actions:", *played.action)
+
+untrained = walker.agent(walker.init(jax.random.key(5)).meta_params)  # a mask is no matter of what was learned
+played = jax.vmap(play_corridor, (None, 0, None))(untrained, jax.random.split(jax.random.key(6), 500), ends[0])
+outward = np.isin(played.state + played.action - 1, (-1, NUM_CELLS)).sum()
+print(f"steps outward: {outward} of {played.action.size}, untrained")
+assert outward == 0
+
+# %% [markdown]
+# ## Environments of gymnasium
+#
+# What is not written in JAX runs on the host, one step after the other, in Python: some hundred times slower, and right
+# all the same, under `vmap`, `jit` and in every learner. You give the name, or a function that makes an environment, and
+# a function that sets a task. Here the force on CartPole's cart acts in the direction of the action in half of the tasks,
+# and against it in the others.
+
+
+# %%
+def set_physics(env, task):
+    env.unwrapped.force_mag = float(task)
+
+
+cartpole = rl.from_gymnasium("CartPole-v1", set_physics, max_steps=50)
+cartpoles = rl.family(cartpole, lambda key: jax.random.choice(key, jnp.array([-10.0, 10.0])))
+balancer = jaxmeta.rl2(
+    cartpoles,
+    actor=jaxmeta.nn.gru(32),
+    outer=jaxmeta.PPO(num_epochs=4, num_minibatches=4),
+    optimizer=optax.adam(5e-3),
+)
+_, history = jaxmeta.fit(jax.random.key(0), balancer, cartpoles.train, num_outer_steps=30, num_tasks=32, progress=False)
+first, last = np.mean(history["return"][:3]), np.mean(history["return"][-3:])
+print(f"it balances for {first:.0f} of 50 steps at first, for {last:.0f} in the end")
+assert last > first + 10
+
+# %% [markdown]
+# ## Environments of Jumanji, Navix, Craftax and XLand-MiniGrid
+#
+# They are written in JAX, and each is installed by an extra of its own, as in `pip install 'jaxmeta[jumanji]'`. Those that
+# are here are played below, by a random agent. In the first three a task is a *level*, one world as their `reset` draws it; in XLand-MiniGrid it is a
+# ruleset, made here: which object pays, and which become others.
+
+
+# %%
+def craftax_worlds():
+    from craftax.craftax_env import make_craftax_env_from_name
+
+    params = make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=False).default_params
+    return rl.family(rl.from_craftax("Craftax-Classic-Symbolic-v1", max_steps=100), lambda key: params)
+
+
+makers = {  # by the package, and the extra that installs it
+    ("jumanji", "jumanji"): lambda: rl.family(rl.from_jumanji("Maze-v0", max_steps=50), lambda key: ()),
+    ("navix", "navix"): lambda: rl.family(rl.from_navix("Navix-Empty-5x5-v0"), lambda key: ()),
+    ("craftax", "craftax"): craftax_worlds,
+    ("xminigrid", "xland"): lambda: rl.families.xland(num_objects=3, num_rules=1),
+}
+for (package, extra), make in makers.items():
+    if importlib.util.find_spec(package) is None:
+        print(f"{package:>10}: not here, it comes with the extra jaxmeta[{extra}]")
+        continue
+    family = make()
+    agent = rl.oracles.random_policy(family.environment.action_space)
+    reference = rl.reference_learner(agent, family.environment, num_episodes=4)
+    meta_params = reference.init(jax.random.key(0)).meta_params
+    report = jaxmeta.evaluate(jax.random.key(1), reference, family.test, meta_params, num_tasks=50)
+    task = family.train.sample(jax.random.key(2), family.train.data)
+    mean, ci95 = (report.metrics["return"][name][0] for name in ("mean", "ci95"))
+    print(f"{package:>10}: a {type(task).__name__}; a random agent's return is {mean:.2f} ± {ci95:.2f}")
+
+# %% [markdown]
+# From there on they are families like any other. What a learner of them takes besides, such as the `action_mask` that
+# Jumanji observes, stands on the page *How do I use an environment of my own?*
