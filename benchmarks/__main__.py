@@ -11,6 +11,7 @@ BENCHMARKS = (
     "throughput",
     "memory",
     "longest_loop",
+    "recomputing",
     "gradient_error",
     "compile_time",
     "first_step",

@@ -230,6 +230,14 @@ def test_longer_loops_take_more_and_segments_less():
 
 
 @pytest.mark.slow
+def test_recomputing_compiles_two_programs_for_each_number_of_devices(tmp_path):
+    """Of one device, as there is here; what recomputes is another program, and holds something else."""
+    kept, recomputed = quick(tmp_path, "recomputing")
+    assert (kept["recomputes"], recomputed["recomputes"], kept["num_devices"]) == (False, True, 1)
+    assert 0 < kept["temporary_bytes"] != recomputed["temporary_bytes"] > 0
+
+
+@pytest.mark.slow
 def test_gradient_error(tmp_path):
     rows = quick(tmp_path, "gradient_error")
     error = {row["method"]: row["relative_error"]["median"] for row in rows}
