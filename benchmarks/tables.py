@@ -62,6 +62,7 @@ SHOWN = {
     "maml-gridworld": Shown({"reached": (0, 1, 3)}),
     "maml-cartpole": Shown({"return": (0, 1)}),
     "rl2-bandit": Shown({"return": ()}),
+    "rl2-bandit-50x10": Shown({"return": ()}, options="--num-arms 50"),
     "rl2-mdp": Shown({"total": (), "return": (0, 9)}, unit="episode"),
     "rl2-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "rl2-navigation": Shown({"return": (0, 1)}, unit="episode"),

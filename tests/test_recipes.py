@@ -28,10 +28,10 @@ from jaxmeta.recipes.maml_rl import MAML_RL, SCRATCH
 from jaxmeta.recipes.meta_gradient_rl import META_GRADIENT_RL
 from jaxmeta.recipes.pearl import PEARL
 from jaxmeta.recipes.rl import OnPolicy
-from jaxmeta.recipes.rl2 import RL2_RECIPES
+from jaxmeta.recipes.rl2 import RL2_RECIPES, BanditRL2
 from jaxmeta.recipes.streams import STREAMS
 from jaxmeta.recipes.varibad import VARIBAD
-from jaxmeta.rl.on_policy import PPO, TRPO
+from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
 from jaxmeta.tasks import few_shot, polynomial_optimum
 
 CLOSED_FORM = ["protonet-omniglot", "ridge-omniglot", "protonet-glyphs"]
@@ -64,7 +64,7 @@ SMALL_RL2 = (
     "4",
 )
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu"
-BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714}
+BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714, 50: 6.714}  # no more than 10 arms are pulled in 10 pulls
 
 
 def result(name, directory, *arguments):
@@ -335,7 +335,7 @@ def test_layers_around_the_network_and_where_the_entropys_weight_ends():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_arms", "figure"), [(5, 6.55), (2, 5.97), (10, 6.55)])
+@pytest.mark.parametrize(("num_arms", "figure"), [(5, 6.55), (2, 5.97), (10, 6.55), (50, 6.6)])
 def test_rl2_comes_close_to_the_best_possible(num_arms, figure, tmp_path):
     """On the same 1,000 tasks the Bayes-optimal policy has what it has; their own luck is not the learner's."""
     found = result("rl2-bandit", tmp_path / "run", "--num-arms", str(num_arms))
@@ -411,6 +411,11 @@ def test_omniglot_protocol_follows_the_device(monkeypatch):
 def test_settings_that_follow_others_are_the_recipes_own_at_its_defaults(name):
     config = RECIPES[name].config()
     assert RECIPES[name].settings_for(config) == config
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "num_ways" in RECIPES[name].by])
+def test_ways_and_shots_leave_what_a_recipe_is_of(name):
+    config = RECIPES[name].config()
     large = RECIPES[name].settings_for(replace(config, num_ways=20, num_shots=5))
     assert (large.num_ways, large.num_shots, type(large)) == (20, 5, type(config))
     assert large.inner_optimizer == config.inner_optimizer and large.meta_gradient == config.meta_gradient
@@ -445,15 +450,15 @@ def test_on_an_accelerator_omniglots_settings_are_the_papers(
 
 @pytest.fixture
 def said(tmp_path, monkeypatch, capsys):
-    """What `jaxmeta train maml-omniglot --out run` prints before it trains, its configuration, and its status."""
+    """What `jaxmeta train NAME --out run` prints before it trains, its configuration, and its status."""
     tasks = jaxmeta.tasks.linear()
     build = lambda config: SimpleNamespace(protocol=config.protocol(), train_tasks=tasks)  # without the images
     monkeypatch.setattr("jaxmeta.recipes.images.GradientOmniglot.build", build)
     monkeypatch.setattr(runs, "_train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     directory = tmp_path / "run"
 
-    def train(*arguments):
-        status = main(["train", "maml-omniglot", "--out", str(directory), *arguments])
+    def train(*arguments, name="maml-omniglot"):
+        status = main(["train", name, "--out", str(directory), *arguments])
         printed = capsys.readouterr()
         return printed.out + printed.err, run_directory.read_config(directory)[2], status
 
@@ -495,6 +500,32 @@ def test_what_is_given_is_taken_whatever_follows_from_the_ways(said):
     ):
         assert differs in printed
     assert ", seed 3," in printed
+
+
+def test_fifty_arms_take_their_settings_and_print_them(said):
+    few, many = RECIPES["rl2-bandit"].config(), RECIPES["rl2-bandit"].config(num_arms=50)
+    printed, config, _ = said("--num-arms", "50", name="rl2-bandit")
+    assert config == many
+    for settings in ("bandits of 50 arms", "1,200 outer steps", "between layers of 64", "λ 0.3"):
+        assert settings in printed and settings not in few.protocol()
+    assert "not as the recipe: num_arms 50 (the recipe has 5)\n" in printed and "to reach" not in printed
+
+
+def test_what_is_given_is_taken_whatever_follows_from_the_arms(said):
+    printed, config, _ = said("--num-arms", "50", "--advantages.gae-lambda", "0.95", name="rl2-bandit")
+    assert config == replace(RECIPES["rl2-bandit"].config(num_arms=50), advantages=Advantages(gae_lambda=0.95))
+    assert "gae_lambda 0.95 (the recipe has 0.3)" in printed
+
+
+BANDITS = [folder.name for folder in sorted(RESULTS.glob("rl2-bandit*"))]
+
+
+@pytest.mark.parametrize("folder", BANDITS)
+def test_bandits_of_each_size_have_the_settings_of_the_committed_results(folder):
+    content = json.loads((RESULTS / folder / "config.json").read_text())
+    assert (content.pop("recipe"), content.pop("seed")) == ("rl2-bandit", 0)
+    config = from_dict(BanditRL2, content)
+    assert RECIPES["rl2-bandit"].config(num_arms=config.num_arms, num_pulls=config.num_pulls) == config
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Recipes of RL²: a recurrent policy that learns within a trial, beside the best that can be done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -240,7 +240,35 @@ class MazeRL2(RL2):
 
 _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
-_bandit = BanditRL2(num_outer_steps=800, num_tasks=1024, ppo=PPO(num_epochs=2, num_minibatches=8), learning_rate=3e-3)
+
+def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
+    """Few arms in few pulls have one protocol, many arms another; `train` prints which.
+
+    A policy that plays at random repeats an arm that has just paid once in `num_arms` pulls, and has to learn to do so
+    of each arm apart. Where that is rare, all that is paid in the rest of the trial is noise that hides it: with many
+    arms an action is judged by what it pays at once and by the critic (λ = .3 as in the paper, of a critic as wide as
+    the actor), and a layer sees the last pull and what it paid.
+    """
+    few = BanditRL2(
+        num_arms=num_arms,
+        num_pulls=num_pulls,
+        num_outer_steps=800,
+        num_tasks=1024,
+        ppo=PPO(num_epochs=2, num_minibatches=8),
+        learning_rate=3e-3,
+    )
+    if num_arms <= 10:
+        return few
+    return replace(
+        few,
+        num_outer_steps=1200,
+        num_critic_units=64,
+        num_layer_units=64,
+        advantages=Advantages(gae_lambda=0.3),
+        final_entropy_weight=0.0,
+    )
+
+
 _gridworld = GridworldRL2(
     num_outer_steps=600,
     num_tasks=256,
@@ -261,11 +289,12 @@ _mdp = MDPRL2(
 
 RL2_RECIPES: dict[str, Recipe] = {
     "rl2-bandit": Recipe(
-        lambda: _bandit,
+        _bandit,
         "RL² on Bernoulli bandits",
         _RL2,
         "return 6.55 of 5 arms, 10 pulls (best possible 6.66)",
         2,
+        ("num_arms", "num_pulls"),
     ),
     "rl2-mdp": Recipe(
         lambda: _mdp,
