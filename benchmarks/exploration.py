@@ -65,7 +65,7 @@ class Problem(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """An inner loss by its terms `(log_prob, episodes)`, whether E-MAML's term is added, and the learner's surrogate."""
+    """An inner loss by its terms `(log_prob, episodes)`, whether the term is added, and the learner's surrogate."""
 
     terms: Callable[[jax.Array, Episodes], jax.Array]
     credit: bool
