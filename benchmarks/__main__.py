@@ -16,6 +16,7 @@ BENCHMARKS = (
     "compile_time",
     "first_step",
     "estimators",
+    "exploration",
     "bilevel",
     "rl",
     "rl2_table",

@@ -131,7 +131,8 @@ def test_what_a_page_names_and_is_not_there_ends_the_build(shown, marker):
 def test_the_readme_and_the_site_say_the_same():
     readme = (ROOT / "README.md").read_text()
     assert tables.readme(readme, RECIPES) == readme, "python -m benchmarks.tables writes the README's tables anew"
-    assert all(tables.row_of(name) == (recipe.description, recipe.figure) for name, recipe in RECIPES.items())
+    measured = {name: recipe for name, recipe in RECIPES.items() if (tables.folder_of(name) / "result.json").is_file()}
+    assert all(tables.row_of(name) == (recipe.description, recipe.figure) for name, recipe in measured.items())
     assert {name for name, shown in tables.SHOWN.items() if not shown.options} == set(RECIPES)
 
 

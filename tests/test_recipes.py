@@ -209,7 +209,8 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
     assert np.all(np.isfinite(found["metrics"]["return"]["mean"]))
     told = {"told the task"} if config.oracle() else set()
     scratch = {f"from scratch, rate x{scale}" for scale in SCRATCH[1:]}
-    assert set(found["references"]) == {"random"} | scratch | told
+    without = {"without the term"} if config.surrogate.exploration_weight else set()
+    assert set(found["references"]) == {"random"} | scratch | told | without
     best = found["references"].get("told the task", {"return": {"mean": [np.inf]}})["return"]["mean"][0]
     assert best > found["references"]["random"]["return"]["mean"][0]
     assert (tmp_path / name / "adaptation_curve.png").exists()
@@ -596,3 +597,19 @@ def test_meta_trained_policies_are_ahead_of_training_from_scratch(name, seed, tm
         rates = SCRATCH[:1] if name == "maml-bandit" else SCRATCH
         scratch = [found["references"][f"from scratch, rate x{scale}"]["ahead"] for scale in rates]
         assert all(ahead["mean"] > ahead["ci95"] for ahead in scratch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_e_maml_is_ahead_of_the_same_without_its_term_and_of_training_from_scratch(seed, tmp_path):
+    """What it reaches from samples is what the sum over all batches of pulls says (benchmarks/exploration.py)."""
+    found = result("e-maml-bandit", tmp_path / "run", "--seed", str(seed))
+    rows = json.loads((RESULTS / "exploration.json").read_text())["rows"]
+    exact = {row["estimator"]: row["return"][-1] for row in rows if row["case"] == "pulls-4"}
+    after = {name: reference["return"] for name, reference in found["references"].items()}
+    after |= {"E-MAML": found["metrics"]["return"], "log π · G": after["without the term"]}
+    for name in exact.keys() & after.keys():
+        assert abs(after[name]["mean"][1] - exact[name]) < 0.03, name
+    for name in ("without the term", *(f"from scratch, rate x{scale}" for scale in SCRATCH)):
+        ahead = found["references"][name]["ahead"]
+        assert ahead["mean"] > ahead["ci95"]

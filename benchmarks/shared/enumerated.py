@@ -10,6 +10,7 @@ where g(θ, τ) = Σ_t G_t ∇ log π_θ(a_t | s_t) with the reward to go G_t.
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -94,6 +95,31 @@ def sampled_adapted_return(params: jax.Array, episodes: Episodes, rate: float, n
         return sampled_adapted_return(params + rate * gradient, episodes, rate, num_steps - 1)
 
     return probability(params, episodes) @ jax.vmap(after)(jax.jacobian(score_return)(params))
+
+
+class Batches(NamedTuple):
+    """All batches of E episodes: counts `[B, M]`, how often each of the M episodes is in it, and in how many orders."""
+
+    counts: jax.Array
+    orders: jax.Array
+
+
+def all_batches(num_outcomes: int, num_episodes: int) -> Batches:
+    """Every multiset of `num_episodes` out of `num_outcomes` episodes.
+
+    >>> batches = all_batches(4, 3)
+    >>> batches.counts.shape, float(batches.orders.sum())  # 4³
+    ((20, 4), 64.0)
+    """
+    drawn = list(itertools.combinations_with_replacement(range(num_outcomes), num_episodes))
+    counts = np.array([np.bincount(batch, minlength=num_outcomes) for batch in drawn])
+    orders = [math.factorial(num_episodes) / math.prod(map(math.factorial, row)) for row in counts.tolist()]
+    return Batches(jnp.asarray(counts), jnp.asarray(orders))
+
+
+def likelihood(params: jax.Array, episodes: Episodes, batches: Batches) -> jax.Array:
+    """Of each batch, `[B]`."""
+    return batches.orders * jnp.prod(probability(params, episodes) ** batches.counts, axis=1)
 
 
 def values(params: np.ndarray, mdp: MDP = TOY, horizon: int = HORIZON) -> np.ndarray:

@@ -14,8 +14,9 @@ from jaxmeta.algorithms import Surrogate, maml_rl
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference, paths_of
 from jaxmeta.recipes.rl import OnPolicy, Oracle, played, references_of, sampled
-from jaxmeta.rl import Family, Transition, families, mlp_policy, oracles, reference_learner
+from jaxmeta.rl import Family, Transition, families, family, mlp_policy, oracles, reference_learner
 from jaxmeta.rl.on_policy import PPO, Advantages
+from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree
 from jaxmeta.words import counted
 
@@ -33,6 +34,8 @@ class GradientRL(OnPolicy):
     """E, episodes of a task that each inner step, and the outer one, learns from."""
     surrogate: Surrogate = Surrogate()
     """What the episodes before adaptation are to the outer loss."""
+    baseline: Literal["linear", "none"] = "linear"
+    """What actions are judged against: a linear fit to the returns of each task and step, or nothing."""
     ppo: PPO = PPO(num_epochs=5, clip=0.3)
     """Of outer "ppo", which runs the inner loop again in each step."""
     inner_optimizer: Literal["sgd", "meta_sgd", "sgd_on_head"] = "sgd"
@@ -79,6 +82,7 @@ class GradientRL(OnPolicy):
             num_eval_steps=self.num_eval_steps if num_eval_steps is None else num_eval_steps,
             num_episodes=self.num_episodes,
             advantages=self.advantages,
+            baseline=self.baseline,
             surrogate=self.surrogate,
             outer=self.policy_step(),
             optimizer=None if self.outer == "trpo" else self.outer_optimizer(),
@@ -241,20 +245,55 @@ class CartPole(GradientRL):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KrazyWorld(GradientRL):
-    """Grids of tiles whose colours and controls mean something else in each task."""
+class HiddenArm(GradientRL):
+    """One pull an episode: a sure arm pays the same in all tasks; of the others one pays 1, in each task another.
 
-    size: int = 10
-    """Cells in a row."""
+    Who pulls the sure arm is paid at once and learns nothing. Who pulls the others finds the one that pays, which is
+    worth it only for what comes after adaptation.
+    """
+
+    num_hidden: int = 3
+    """Arms of which one pays 1, and the others nothing."""
+    sure: float = 0.5
+    """What the sure arm pays."""
+    num_reference_steps: int | None = None
+    """Outer steps of the same without credit for exploration; as many as its own if None, and not at all if 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("num_hidden", self.num_hidden, minimum=1)
+        if self.num_reference_steps is not None:
+            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
 
     def family(self) -> Family:
-        return families.krazy_world(size=self.size)
+        bandit = families.gaussian_bandit(num_arms=self.num_hidden + 1, num_pulls=1, noise=0.0)
+
+        def sample_params(key: jax.Array) -> families.Bandit:
+            hidden = jax.random.permutation(key, jnp.eye(self.num_hidden)[0])
+            return families.Bandit(jnp.append(hidden, self.sure))
+
+        return family(bandit.environment, sample_params)
 
     def protocol(self) -> str:
-        return f"{self.size} by {self.size} tiles; {super().protocol()}"
+        return (
+            f"a sure arm that pays {self.sure:g}, and {counted(self.num_hidden, 'other')} of which one pays 1; "
+            f"{super().protocol()}"
+        )
+
+    def oracle(self) -> Oracle:
+        return oracles.optimal_bandit
 
     def metrics(self, transitions: Transition) -> Metrics:
-        return {"reached": _reached(transitions)}
+        return {"explored": jnp.mean((transitions.action < self.num_hidden).astype(float))}
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        found, num_steps = super().references(key), self.num_reference_steps
+        if num_steps != 0:
+            learner = replace(self, surrogate=replace(self.surrogate, exploration_weight=0.0)).learner()
+            tasks, num_steps = self.train_tasks(), num_steps or self.num_outer_steps
+            state, _ = fit(key, learner, tasks, num_outer_steps=num_steps, num_tasks=self.num_tasks)
+            found["without the term"] = Reference(learner, state.meta_params)
+        return found
 
 
 def _reached(transitions: Transition) -> jax.Array:
@@ -268,7 +307,6 @@ _E_MAML = "Stadie et al. 2018, https://arxiv.org/abs/1803.01118"
 
 _navigation = Navigation(num_outer_steps=100, num_tasks=20, outer="trpo", rate_decay=0.5, init_std=0.5)
 _promp: dict[str, Any] = {"outer": "ppo", "surrogate": Surrogate(inner_kl_weight=5e-4), "num_tasks": 40}
-_e_maml = Surrogate(estimator="biased", exploration_weight=1.0)
 # DiCE inside: with LVC one seed in two stops looking into two of the corners, for what it does not keep of the Hessian
 # is what exploration is worth.
 _corners = Corners(
@@ -280,6 +318,21 @@ _corners = Corners(
     init_std=2.0,
     min_std=2.0,
     hidden=(32, 32),
+)
+# Deterministic and without a baseline, so that all of it can be enumerated: benchmarks/exploration.py.
+_hidden_arm = HiddenArm(
+    num_outer_steps=300,
+    num_tasks=40,
+    learning_rate=0.03,
+    num_episodes=4,
+    outer="vpg",
+    baseline="none",
+    advantages=Advantages(normalize=False),
+    surrogate=Surrogate(estimator="biased", exploration_weight=1.0),
+    inner_learning_rate=10.0,
+    num_eval_steps=1,
+    num_eval_tasks=5000,
+    hidden=(),
 )
 _bandit = Bandit(
     num_outer_steps=300,
@@ -315,19 +368,12 @@ MAML_RL: dict[str, Recipe] = {
         "own corner reached by 80% of episodes after adaptation",
         5,
     ),
-    "e-maml-corners": Recipe(
-        lambda: replace(_corners, surrogate=_e_maml),
-        "E-MAML on four corners",
+    "e-maml-bandit": Recipe(
+        lambda: _hidden_arm,
+        "E-MAML where exploring has to be paid for: a sure arm, and three of which one pays more",
         _E_MAML,
-        "curves only in the paper; beside promp-corners",
-        5,
-    ),
-    "e-maml-krazyworld": Recipe(
-        lambda: KrazyWorld(num_outer_steps=100, num_tasks=20, learning_rate=1e-3, surrogate=_e_maml),
-        "E-MAML on Krazy World",
-        _E_MAML,
-        "curves only in the paper",
-        10,
+        "after one step above the same without its term, and above training from scratch, by more than the interval",
+        1,
     ),
     "maml-bandit": Recipe(
         lambda: _bandit,

@@ -242,7 +242,7 @@ _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
 
 def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
-    """Few arms in few pulls have one protocol, many arms another; `train` prints which.
+    """Few arms have one protocol, many another; `train` prints which.
 
     A policy that plays at random repeats an arm that has just paid once in `num_arms` pulls, and has to learn to do so
     of each arm apart. Where that is rare, all that is paid in the rest of the trial is noise that hides it: with many
