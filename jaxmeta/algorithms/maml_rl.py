@@ -485,26 +485,27 @@ def trust_functions(parts: Parts, before: Episodes, judged: Judged) -> dict[str,
     """What `rl.trust_region` asks for: the outer loss, and the adapted policies, which are to stay close to those that
     acted; through the inner loop."""
 
-    def loss_fn(meta_params: MetaParams) -> jax.Array:
-        def of_task(meta_params: MetaParams, per_task: tuple[Episodes, Judged]) -> jax.Array:
-            before, judged = per_task
-            return outer_loss(parts, adapt_again(parts, meta_params, before, judged)[0], judged)[0]
+    def of_task(meta_params: MetaParams, per_task: tuple[Episodes, Judged]) -> tuple[jax.Array, Any]:
+        before, judged = per_task
+        adapted, _ = adapt_again(parts, meta_params, before, judged)
+        distributions, _ = parts.actor.on(adapted.params, judged.after.transitions.inputs.observation)
+        return outer_loss(parts, adapted, judged)[0], distributions
 
-        return jnp.mean(shared_out(jax.vmap(of_task, (None, 0)))(meta_params, (before, judged)))
+    def of_each(meta_params: MetaParams, per_task: tuple[Episodes, Judged]) -> tuple[jax.Array, Any]:
+        """Each task has parameters of its own, whose gradients are as many products, which a CPU's cores share."""
+        num_tasks = len(per_task[1].credit)
+        own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_tasks, *jnp.shape(leaf))), meta_params)
+        return jax.vmap(of_task)(own, per_task)
 
-    def outputs_fn(meta_params: MetaParams) -> PyTree:
-        def of_task(meta_params: MetaParams, per_task: tuple[Episodes, Judged]) -> Any:
-            before, judged = per_task
-            adapted, _ = adapt_again(parts, meta_params, before, judged)
-            return parts.actor.on(adapted.params, judged.after.transitions.inputs.observation)[0]
-
-        return shared_out(jax.vmap(of_task, (None, 0)))(meta_params, (before, judged))
+    def loss_fn(meta_params: MetaParams) -> tuple[jax.Array, Any]:
+        losses, distributions = shared_out(of_each)(meta_params, (before, judged))
+        return jnp.mean(losses), distributions
 
     def kl_fn(old: Any, new: Any) -> jax.Array:
         of_task = lambda old, new, mask: masked_mean(kl_between(old, new), mask)
         return jnp.mean(jax.vmap(of_task)(old, new, judged.after.transitions.mask))
 
-    return {"loss_fn": loss_fn, "outputs_fn": outputs_fn, "kl_fn": kl_fn}
+    return {"loss_fn": loss_fn, "kl_fn": kl_fn}
 
 
 # The rest of a learner.

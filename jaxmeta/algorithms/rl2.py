@@ -386,6 +386,7 @@ def learn_by_trust_region(
     critic, of_critic, fitted = fit_critic(parts, key, params["critic"], state.opt_state["critic"], experience)
 
     of_steps = lambda params, batch: policy_loss(parts.actor, params, batch, outer, entropy_weight)
+    outputs_of = shared_out(parts.actor.apply, axis=1)
     actor, of_actor, climbed = descend(
         key,
         trust_region(outer),
@@ -396,8 +397,7 @@ def learn_by_trust_region(
         axis=1,
         num_epochs=1,
         num_minibatches=1,
-        loss_fn=lambda params: mean_over_steps(of_steps, params, experience)[0],
-        outputs_fn=lambda params: shared_out(parts.actor.apply, axis=1)(params, experience.x),
+        loss_fn=lambda params: (mean_over_steps(of_steps, params, experience)[0], outputs_of(params, experience.x)),
         kl_fn=lambda old, new: masked_mean(old.kl(new), experience.mask),
     )
     of_step = of_update(climbed)

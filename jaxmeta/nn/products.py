@@ -11,6 +11,8 @@ so at a third of the speed: for pairs of 128 keys and 128 queries, D = 16, 22 in
 Small products over the first axis of both, such as the gradient of the weights from the rows of a few examples, take it
 a third of the time if the first factor is transposed beforehand: of 25 tasks, 10 rows and 40 by 40 weights, 17 us in
 place of 47. Of wide layers they do not, nor where a factor is a vector.
+With hundreds of rows and few outputs, as of a policy's last layer, such a gradient takes a tenth of the time with the
+outputs as the first factor: of 20,000 rows, 64 inputs and 2 outputs, 0.2 ms in place of 1.7.
 """
 
 from typing import Any
@@ -22,6 +24,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 _VECTOR, _WIDE = 8, 128  # of the numbers that a factor lends a product: fewer are a vector, more are a wide layer
+_FEW = 16  # outputs of a layer that go first
 
 
 def outputs(weights: jax.Array, inputs: jax.Array) -> jax.Array:
@@ -90,9 +93,11 @@ def _product(name: str, x_axis: int, y_axis: int) -> Primitive:
             raise ValueError(f"{name} must be given arrays that fit, got {x.str_short()} and {y.str_short()}")
         return x.update(shape=(*x.shape[:-2], x.shape[-3 - x_axis], y.shape[-3 - y_axis]))
 
-    def transposed_first(x: jax.Array, y: jax.Array) -> jax.Array:
+    def transposed(x: jax.Array, y: jax.Array) -> jax.Array:
         """The same, where XLA's CPU backend is slow for want of a transposition, which the barrier keeps apart."""
         rows, columns = x.shape[-1], y.shape[-1]
+        if 1 < columns <= _FEW < rows and x.shape[-2] > _WIDE:
+            return jnp.swapaxes(lax.optimization_barrier(product(y, x)), -1, -2)
         if min(rows, columns) < _VECTOR or max(rows, columns, x.shape[-2]) > _WIDE:
             return product(x, y)
         along = tuple(range(x.ndim - 2))
@@ -113,7 +118,7 @@ def _product(name: str, x_axis: int, y_axis: int) -> Primitive:
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(product, multiple_results=False))
     if x_axis == y_axis == -2:
-        on_cpu = mlir.lower_fun(transposed_first, multiple_results=False)
+        on_cpu = mlir.lower_fun(transposed, multiple_results=False)
         mlir.register_lowering(primitive, on_cpu, platform="cpu")
     batching.primitive_batchers[primitive] = batched
     return primitive

@@ -80,12 +80,11 @@ class TrustRegion:
 def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransformationExtraArgs:
     """Steps of at most `max_kl` in the policy: conjugate gradients, then a line search by what the step really does.
 
-    `update(grads, state, params, loss_fn=..., outputs_fn=..., kl_fn=...)` takes the gradient of `loss_fn` at `params`
-    and three functions:
+    `update(grads, state, params, loss_fn=..., kl_fn=...)` takes the gradient of the loss at `params` and two functions:
 
-    - loss_fn, (params) -> scalar, the surrogate loss, of fixed data;
-    - outputs_fn, (params) -> the distributions that are to stay close, any pytree of real arrays, such as a
-      `Categorical`; in meta-learning after the inner loop, which the search so does again;
+    - loss_fn, (params) -> (loss, outputs): the surrogate loss, a scalar, of fixed data; and the distributions that are
+      to stay close, any pytree of real arrays, such as a `Categorical`. In meta-learning both are after the inner loop,
+      which the search so does again, once for both;
     - kl_fn, (old outputs, outputs) -> scalar, mean KL(old ‖ new) in nats.
 
     The first of `num_backtracks` lengths whose loss is smaller and whose KL is within the bound is taken; if there is
@@ -102,10 +101,10 @@ def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransfor
 
     >>> from jaxmeta.rl.distributions import Categorical
     >>> optimizer, params = trust_region(TrustRegion(max_kl=0.01)), jnp.zeros(2)
-    >>> loss_fn = lambda params: -jax.nn.softmax(params)[1]  # the second action pays 1
-    >>> updates, state = optimizer.update(
-    ...     jax.grad(loss_fn)(params), optimizer.init(params), params,
-    ...     loss_fn=loss_fn, outputs_fn=Categorical, kl_fn=lambda old, new: old.kl(new))
+    >>> loss_fn = lambda params: (-jax.nn.softmax(params)[1], Categorical(params))  # the second action pays 1
+    >>> grads, _ = jax.grad(loss_fn, has_aux=True)(params)
+    >>> kl_fn = lambda old, new: old.kl(new)
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params, loss_fn=loss_fn, kl_fn=kl_fn)
     >>> bool(updates[1] > 0), bool(0.005 < state.kl <= 0.01), state.num_backtracks.item()
     (True, True, 0)
     """
@@ -120,23 +119,25 @@ def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransfor
         state: TrustRegionState,
         params: Params | None = None,
         *,
-        loss_fn: Callable[[Params], jax.Array] | None = None,
-        outputs_fn: Callable[[Params], PyTree] | None = None,
+        loss_fn: Callable[[Params], tuple[jax.Array, PyTree]] | None = None,
         kl_fn: Callable[[PyTree, PyTree], jax.Array] | None = None,
         **_: Any,
     ) -> tuple[Params, TrustRegionState]:
         if params is None:
             raise ValueError("params must be given, the parameters to step from: update(grads, state, params, ...)")
-        loss_fn = check_callable("loss_fn", loss_fn, "(params) -> surrogate loss, given to update")
-        outputs_fn = check_callable("outputs_fn", outputs_fn, "(params) -> distributions, given to update")
+        loss_fn = check_callable("loss_fn", loss_fn, "(params) -> (surrogate loss, distributions), given to update")
         kl_fn = check_callable("kl_fn", kl_fn, "(old outputs, outputs) -> mean KL, given to update")
 
-        outputs, fisher = fisher_product(outputs_fn, kl_fn, params, options.damping)
-        direction = natural_direction(fisher, grads, options.num_cg_steps)
-        length = step_length(fisher, direction, options.max_kl)
+        (old_loss, old), fisher = fisher_product(loss_fn, kl_fn, params, options.damping)
+        direction, curvature = natural_direction(fisher, grads, options.num_cg_steps)
+        length = step_length(curvature, options.max_kl)
         full_step = jax.tree.map(lambda d, p: (-length * d).astype(p.dtype), direction, params)
-        divergence = lambda params: kl_fn(outputs, outputs_fn(params))
-        search = line_search(loss_fn, divergence, params, full_step, length > 0, options)
+
+        def judge(params: Params) -> tuple[jax.Array, jax.Array]:
+            loss, outputs = loss_fn(params)
+            return old_loss - loss, kl_fn(old, outputs)
+
+        search = line_search(judge, params, full_step, length > 0, options)
 
         of_taken = lambda x, like: jnp.where(search.is_good, x, 0).astype(like.dtype)
         updates = jax.tree.map(lambda s, p: of_taken(search.scale * s, p), full_step, params)
@@ -146,24 +147,47 @@ def trust_region(options: TrustRegion = TrustRegion()) -> optax.GradientTransfor
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def natural_direction(product: Callable[[Params], Params], grads: Params, num_cg_steps: int) -> Params:
-    """s with F s = ∇L, by `num_cg_steps` conjugate gradient steps; product is v ↦ F v.
+def natural_direction(
+    product: Callable[[Params], Params], grads: Params, num_cg_steps: int
+) -> tuple[Params, jax.Array]:
+    """s with F s = ∇L, by `num_cg_steps` conjugate gradient steps, and sᵀ F s; product is v ↦ F v.
 
-    >>> natural_direction(lambda v: jnp.array([1.0, 4.0]) * v, jnp.array([1.0, 2.0]), 2).round(3).tolist()
-    [1.0, 0.5]
+    Each step is one product and there are no others: the search begins at 0, and F s is ∇L less what is left over.
+
+    Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems" (1952),
+    https://doi.org/10.6028/jres.049.044
+
+    >>> direction, curvature = natural_direction(lambda v: jnp.array([1.0, 4.0]) * v, jnp.array([1.0, 2.0]), 2)
+    >>> direction.round(3).tolist(), curvature.round(3).item()
+    ([1.0, 0.5], 2.0)
     """
-    precision = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps
-    wide = jax.tree.map(lambda g: jnp.asarray(g, float), grads)  # jax's solver mixes in the default precision
-    return jax.scipy.sparse.linalg.cg(product, wide, maxiter=num_cg_steps, tol=precision)[0]
+    wide = jax.tree.map(lambda g: jnp.asarray(g, float), grads)  # sums of squares in the default precision
+    square = lambda v: optax.tree.vdot(v, v)
+    least = jnp.finfo(jnp.result_type(*jax.tree.leaves(grads))).eps ** 2 * square(wide)
+
+    def go_on(loop: tuple) -> jax.Array:
+        number, _, left, _ = loop
+        return (number < num_cg_steps) & (square(left) > least)
+
+    def step(loop: tuple) -> tuple:
+        number, solution, left, along = loop
+        image, before = product(along), square(left)
+        length = before / optax.tree.vdot(along, image)
+        solution = optax.tree.add_scale(solution, length, along)
+        left = optax.tree.add_scale(left, -length, image)
+        return number + 1, solution, left, optax.tree.add_scale(left, square(left) / before, along)
+
+    start = (0, optax.tree.zeros_like(wide), wide, wide)
+    _, direction, left, _ = jax.lax.while_loop(go_on, step, start)
+    return direction, optax.tree.vdot(direction, optax.tree.sub(wide, left))
 
 
-def step_length(product: Callable[[Params], Params], direction: Params, max_kl: float | jax.Array) -> jax.Array:
+def step_length(curvature: jax.Array, max_kl: float | jax.Array) -> jax.Array:
     """√(2δ / sᵀFs), at which the quadratic model of the divergence is δ; 0 where it has no such length.
 
-    >>> step_length(lambda v: 2 * v, jnp.array([2.0, 0.0]), 1.0).item()
+    >>> step_length(jnp.array(8.0), 1.0).item()
     0.5
     """
-    curvature = optax.tree.vdot(direction, product(direction))
     return jnp.where(curvature > 0, jnp.sqrt(2 * max_kl / jnp.where(curvature > 0, curvature, 1)), 0)
 
 
@@ -179,8 +203,7 @@ class Search(NamedTuple):
 
 
 def line_search(
-    loss_fn: Callable[[Params], jax.Array],
-    divergence_fn: Callable[[Params], jax.Array],
+    judge: Callable[[Params], tuple[jax.Array, jax.Array]],
     params: Params,
     full_step: Params,
     has_length: jax.Array,
@@ -188,58 +211,58 @@ def line_search(
 ) -> Search:
     """The first length at which the loss improves and the divergence keeps its bound, from the whole step down.
 
-    >>> loss_fn, half_square = lambda x: -x, lambda x: x**2 / 2
-    >>> options = TrustRegion(max_kl=0.5, backtrack=0.5)
-    >>> search = line_search(loss_fn, half_square, jnp.array(0.0), jnp.array(2.0), jnp.bool_(True), options)
+    `judge(params)` is what the loss falls by, and the divergence.
+
+    >>> judge, options = lambda x: (x, x**2 / 2), TrustRegion(max_kl=0.5, backtrack=0.5)
+    >>> search = line_search(judge, jnp.array(0.0), jnp.array(2.0), jnp.bool_(True), options)
     >>> search.scale.item(), search.improvement.item(), search.num_bad.item()
     (0.5, 1.0, 1)
     """
-    old_loss = jnp.asarray(loss_fn(params))
 
     def attempt(search: Search) -> Search:
-        new_params = optax.apply_updates(params, optax.tree.scale(search.scale, full_step))
-        improvement, kl = old_loss - loss_fn(new_params), divergence_fn(new_params)
+        improvement, kl = judge(optax.apply_updates(params, optax.tree.scale(search.scale, full_step)))
         is_good = jnp.isfinite(improvement) & (improvement > 0) & (kl <= options.max_kl)
         scale = jnp.where(is_good, search.scale, search.scale * options.backtrack)
         return Search(search.num_bad + ~is_good, scale, improvement, kl.astype(improvement.dtype), is_good)
 
     go_on = lambda search: ~search.is_good & (search.num_bad < options.num_backtracks) & has_length
-    zero, one = jnp.zeros_like(old_loss), jnp.ones(())
+    zero, one = jnp.zeros_like(jax.eval_shape(judge, params)[0]), jnp.ones(())
     return jax.lax.while_loop(go_on, attempt, Search(jnp.int32(0), one, zero, zero, jnp.bool_(False)))
 
 
 def fisher_product(
-    outputs_fn: Callable[[Params], PyTree],
+    loss_fn: Callable[[Params], tuple[jax.Array, PyTree]],
     kl_fn: Callable[[PyTree, PyTree], jax.Array],
     params: Params,
     damping: float = 0.0,
-) -> tuple[PyTree, Callable[[Params], Params]]:
-    """The outputs at `params`, and v ↦ Jᵀ M J v + damping · v, with the Hessian of the mean KL at `params`.
+) -> tuple[tuple[jax.Array, PyTree], Callable[[Params], Params]]:
+    """(loss, outputs) at `params`, and v ↦ Jᵀ M J v + damping · v, with the Hessian of the mean KL at `params`.
 
     J is linearised once, and its products with vectors are of first order, forward and back.
 
     Args:
-      outputs_fn: (params) -> outputs, as for `trust_region`.
+      loss_fn: (params) -> (loss, outputs), as for `trust_region`; J is that of the outputs.
       kl_fn: (old outputs, outputs) -> scalar, mean KL(old ‖ new), likewise.
       params: where to linearise.
       damping: added as `damping` · I.
 
     >>> from jaxmeta.rl.distributions import Categorical
-    >>> _, product = fisher_product(Categorical, lambda old, new: old.kl(new), jnp.zeros(2))
+    >>> loss_fn = lambda params: (-params[0], Categorical(params))
+    >>> _, product = fisher_product(loss_fn, lambda old, new: old.kl(new), jnp.zeros(2))
     >>> product(jnp.array([1.0, 0.0])).tolist()  # diag(p) − p pᵀ
     [0.25, -0.25]
     """
 
-    def with_reals(params: Params) -> tuple[list[jax.Array], PyTree]:
-        outputs = outputs_fn(params)
-        return [leaf for leaf in jax.tree.leaves(outputs) if _is_real(leaf)], outputs
+    def with_reals(params: Params) -> tuple[list[jax.Array], tuple[jax.Array, PyTree]]:
+        loss, outputs = loss_fn(params)
+        return [leaf for leaf in jax.tree.leaves(outputs) if _is_real(leaf)], (loss, outputs)
 
     def kl_to(reals: list[jax.Array]) -> jax.Array:
         leaves, structure = jax.tree.flatten(outputs)
         new = iter(reals)  # in the place of what can be differentiated: a bound may be an integer
         return kl_fn(outputs, jax.tree.unflatten(structure, [next(new) if _is_real(leaf) else leaf for leaf in leaves]))
 
-    reals, jacobian, outputs = jax.linearize(with_reals, params, has_aux=True)
+    reals, jacobian, (loss, outputs) = jax.linearize(with_reals, params, has_aux=True)
     transposed = jax.linear_transpose(jacobian, params)
     gradient = jax.grad(kl_to)
 
@@ -248,7 +271,7 @@ def fisher_product(
         _, m_j_v = jax.jvp(gradient, (reals,), (j_v,))
         return jax.tree.map(lambda x, v: (x + damping * v).astype(v.dtype), transposed(m_j_v)[0], v)
 
-    return outputs, product
+    return (loss, outputs), product
 
 
 def _is_real(leaf: jax.Array) -> bool:

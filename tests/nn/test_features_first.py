@@ -22,7 +22,10 @@ PRODUCTS = {
     "to_inputs": (to_inputs, "...dm,...mt->...dt", (D, M), (M, T)),
     "to_weights": (to_weights, "...dt,...mt->...dm", (D, T), (M, T)),
 }
-OF_ROWS = {"of_rows, wide enough to be transposed": (of_rows, "...td,...dm->...tm", (3, 8), (8, 9))}
+OF_ROWS = {
+    "of_rows, wide enough to be transposed": (of_rows, "...td,...dm->...tm", (3, 8), (8, 9)),
+    "of_rows, of many rows and few outputs": (of_rows, "...td,...dm->...tm", (129, 17), (17, 2)),
+}
 
 
 def derivatives(fn, *args):

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.sparse.linalg
 import scipy.special
 from jax.flatten_util import ravel_pytree
 
 from jaxmeta.rl import TrustRegion, trust_region
 from jaxmeta.rl.distributions import Categorical, Gaussian
-from jaxmeta.rl.trust_region import fisher_product
+from jaxmeta.rl.trust_region import fisher_product, natural_direction
 
 pytestmark = pytest.mark.usefixtures("strict_shapes", "x64_module")
 
@@ -82,7 +83,7 @@ def dense_product(outputs_fn, params, damping):
     vector, unravel = ravel_pytree(params)
 
     def rows(damping):
-        _, product = fisher_product(outputs_fn, mean_kl, params, damping)
+        _, product = fisher_product(lambda params: (0.0, outputs_fn(params)), mean_kl, params, damping)
         return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(len(vector)))
 
     return jax.jit(rows)(damping)
@@ -105,6 +106,29 @@ def test_it_is_the_hessian_of_the_divergence_through_an_inner_step_too(policy):
     np.testing.assert_allclose(dense_product(outputs_fn, params, 0.0), hessian, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 6])
+def test_the_direction_is_scipys_after_as_many_products(num_steps):
+    generator = np.random.default_rng(4)
+    factor, vector = generator.normal(size=(6, 6)), generator.normal(size=6)
+    matrix = factor @ factor.T + 0.1 * np.eye(6)
+    expected, _ = scipy.sparse.linalg.cg(matrix, vector, rtol=0.0, maxiter=num_steps)
+    products = []
+
+    def product(v):
+        jax.debug.callback(lambda: products.append(1))
+        return {
+            "a": matrix[:2] @ jnp.concatenate([v["a"], v["b"]]),
+            "b": matrix[2:] @ jnp.concatenate([v["a"], v["b"]]),
+        }
+
+    find = jax.jit(lambda grads: natural_direction(product, grads, num_steps))
+    direction, curvature = jax.block_until_ready(find({"a": vector[:2], "b": vector[2:]}))
+    jax.effects_barrier()
+    np.testing.assert_allclose(ravel_pytree(direction)[0], expected, rtol=1e-9)
+    np.testing.assert_allclose(curvature, expected @ matrix @ expected, rtol=1e-9)
+    assert len(products) == num_steps
+
+
 def surrogate(outputs_fn, params):
     """−E (π / π_old) A of actions that were fixed before."""
     old = outputs_fn(params)
@@ -121,8 +145,8 @@ def step(optimizer, policy, *, loss_fn=None, kl_fn=mean_kl, grads=None):
     @jax.jit
     def update(params):
         gradient = jax.grad(loss_fn)(params) if grads is None else grads
-        functions = {"loss_fn": loss_fn, "outputs_fn": outputs_fn, "kl_fn": kl_fn}
-        return optimizer.update(gradient, optimizer.init(params), params, **functions)
+        both = lambda params: (loss_fn(params), outputs_fn(params))
+        return optimizer.update(gradient, optimizer.init(params), params, loss_fn=both, kl_fn=kl_fn)
 
     return *update(params), loss_fn
 
@@ -228,10 +252,13 @@ def test_it_is_an_optax_transformation(num_compiled):
     def body(carry, advantages):
         params, state = carry
         old_log_prob = jax.lax.stop_gradient(outputs_of(params).log_prob(ACTIONS))
-        loss_fn = lambda params: -jnp.mean(jnp.exp(outputs_of(params).log_prob(ACTIONS) - old_log_prob) * advantages)
-        updates, state = optimizer.update(
-            jax.grad(loss_fn)(params), state, params, loss_fn=loss_fn, outputs_fn=outputs_of, kl_fn=mean_kl
-        )
+
+        def loss_fn(params):
+            outputs = outputs_of(params)
+            return -jnp.mean(jnp.exp(outputs.log_prob(ACTIONS) - old_log_prob) * advantages), outputs
+
+        grads, _ = jax.grad(loss_fn, has_aux=True)(params)
+        updates, state = optimizer.update(grads, state, params, loss_fn=loss_fn, kl_fn=mean_kl)
         assert jax.tree.map(lambda u: (u.shape, u.dtype), updates) == jax.tree.map(lambda p: (p.shape, p.dtype), params)
         return (optax.apply_updates(params, updates), state), state[0]
 
@@ -247,7 +274,7 @@ def test_it_is_an_optax_transformation(num_compiled):
 
 def test_what_is_missing_is_named():
     optimizer, params = trust_region(), jnp.zeros(2)
-    functions = {"loss_fn": jnp.sum, "outputs_fn": Categorical, "kl_fn": mean_kl}
+    functions = {"loss_fn": lambda params: (jnp.sum(params), Categorical(params)), "kl_fn": mean_kl}
     with pytest.raises(ValueError, match=r"params must be given"):
         optimizer.update(params, optimizer.init(params), **functions)
     for name in functions:
