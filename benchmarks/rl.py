@@ -10,7 +10,8 @@ Cases `xland`, `trpo` and `vpg` are beside others' loops, where these can be run
 training loop (`--xland-checkout PATH`), and MAML on 2D navigation beside a loop on the host in PyTorch.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from jaxmeta.rl import families, oracles
 from jaxmeta.types import PyTree
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PRODUCT, _NUM_SEEDS = "matrix product", 4
@@ -81,6 +83,14 @@ class BeliefCase(NamedTuple):
     num_tasks: int
     size: int
 
+
+_OTHER = {"num_tasks": "size", "size": "num_tasks"}  # what stays as it is where one of the two is swept
+LEARNERS = {
+    **dict.fromkeys(("bandit", "mdp", "xland", "tiny"), "RL²"),
+    **dict.fromkeys(("navigation", "tinygradient"), "ProMP"),
+    **dict.fromkeys(("pearl", "tinybelief"), "PEARL"),
+    **dict.fromkeys(("trpo", "vpg"), "MAML"),
+}
 
 AnyCase: TypeAlias = Case | GradientCase | BeliefCase | XLandCase | HostCase
 SIZES = {
@@ -241,29 +251,66 @@ def _print_case(rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row], device: str) -> "Figure":
-    """A row of panels for each family: steps per second against N, and against the GRU's width or the episodes."""
-    timed = [row for row in rows if "steps_per_second" in row]
-    names = list(dict.fromkeys(row["case"].split("-")[0] for row in timed))
-    figure, axes = panels(
-        len(names), 2, f"RL² (bandit, mdp, xland), ProMP (navigation), PEARL, MAML (trpo, vpg), float32, on {device}"
-    )
-    for panels_of_name, name in zip(axes, names, strict=True):
-        of_name = [row for row in timed if row["case"].startswith(f"{name}-")]
-        sweeps = {"num_tasks": ("size", "tasks"), "size": ("num_tasks", of_name[0]["swept"])}
-        for panel, (swept, (fixed, label)) in zip(panels_of_name, sweeps.items(), strict=True):
-            values = [row[fixed] for row in of_name]
-            at = max(set(values), key=values.count)
-            for who in CONTENDERS:
-                chosen = sorted(
-                    (row for row in of_name if row["contender"] == who and row[fixed] == at), key=lambda row: row[swept]
-                )
-                if not chosen:
-                    continue
-                x, y = ([row[key] for row in chosen] for key in (swept, "steps_per_second"))
-                panel.plot(x, y, **words(who))
-            ticks = sorted({row[swept] for row in of_name if row[fixed] == at})
-            panel.set(xscale="log", yscale="log", xlabel=label, ylabel="steps per second", title=name)
-            panel.set_xticks(ticks, [str(tick) for tick in ticks])
-            panel.minorticks_off()
-    legend_below(figure, axes.flat, num_columns=3)
+    """Steps per second: a panel for each sweep of a family's cases, or one with its cases side by side."""
+    of_family: dict[str, list[Row]] = {}
+    for row in rows:
+        if "steps_per_second" in row:
+            of_family.setdefault(row["case"].split("-")[0], []).append(row)
+    parts = [(name, swept) for name, of in of_family.items() for swept in _sweeps(of) or [None]]
+    num_columns = 2 if any(swept for _, swept in parts) else min(3, len(parts))
+    title = f"{_learners(of_family)}, float32, on {device}"
+    figure, axes = panels(math.ceil(len(parts) / num_columns), num_columns, title)
+    drawn, left_over = axes.flat[: len(parts)], axes.flat[len(parts) :]
+    for panel, (name, swept) in zip(drawn, parts, strict=True):
+        panel.set(yscale="log", ylabel="steps per second", title=name)
+        if swept is None:
+            _draw_side_by_side(panel, of_family[name])
+        else:
+            _draw_sweep(panel, of_family[name], swept)
+    for panel in left_over:
+        panel.remove()
+    legend_below(figure, drawn, num_columns=3)
     return figure
+
+
+def _learners(names: Iterable[str]) -> str:
+    """RL² (bandit, mdp), PEARL (pearl): who learns in these families."""
+    of_learner: dict[str, list[str]] = {}
+    for name in names:
+        of_learner.setdefault(LEARNERS[name], []).append(name)
+    return ", ".join(f"{learner} ({', '.join(of)})" for learner, of in of_learner.items())
+
+
+def _sweeps(rows: Sequence[Row]) -> list[str]:
+    """What a family's cases differ in while the other is as it mostly is: the number of tasks, the size, or both."""
+    return [swept for swept in _OTHER if len({row[swept] for row in _along(rows, swept)}) > 1]
+
+
+def _along(rows: Sequence[Row], swept: str) -> list[Row]:
+    """The rows of a sweep, in its order."""
+    values = [row[_OTHER[swept]] for row in rows]
+    at = max(values, key=values.count)
+    return sorted((row for row in rows if row[_OTHER[swept]] == at), key=lambda row: row[swept])
+
+
+def _draw_sweep(panel: "Axes", rows: Sequence[Row], swept: str) -> None:
+    chosen = _along(rows, swept)
+    for who in CONTENDERS:
+        points = [(row[swept], row["steps_per_second"]) for row in chosen if row["contender"] == who]
+        if points:
+            panel.plot(*zip(*points, strict=True), **words(who))
+    ticks = sorted({row[swept] for row in chosen})
+    panel.set(xscale="log", xlabel="tasks" if swept == "num_tasks" else rows[0]["swept"])
+    panel.set_xticks(ticks, [str(tick) for tick in ticks])
+    panel.minorticks_off()
+
+
+def _draw_side_by_side(panel: "Axes", rows: Sequence[Row]) -> None:
+    cases = list(dict.fromkeys((row["num_tasks"], row["size"]) for row in rows))
+    for who in CONTENDERS:
+        of = [row for row in rows if row["contender"] == who]
+        x = [cases.index((row["num_tasks"], row["size"])) for row in of]
+        if of:
+            panel.plot(x, [row["steps_per_second"] for row in of], **words(who) | {"linestyle": ""})
+    panel.set(xlabel=f"tasks × {rows[0]['swept']}", xlim=(-0.5, len(cases) - 0.5))
+    panel.set_xticks(range(len(cases)), [f"{num_tasks} × {size}" for num_tasks, size in cases])

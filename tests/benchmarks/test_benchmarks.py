@@ -357,6 +357,20 @@ def test_rl(tmp_path):
     assert np.isclose(training["steps_per_second"], training["updates_per_second"] / 2 * 2 * 2 * 200)
 
 
+def test_the_picture_of_rl_names_who_learns_and_has_a_panel_for_each_sweep_or_one_for_all_cases():
+    def rows_of(case, num_tasks, size):
+        at = {"case": case, "num_tasks": num_tasks, "size": size, "swept": "episodes"}
+        return [{**at, "contender": who, "steps_per_second": 1e3} for who in ("training", "rollout")]
+
+    apart = [*rows_of("xland-n512-e1", 512, 1), *rows_of("xland-n256-e8", 256, 8), *rows_of("trpo-n10-e20", 10, 20)]
+    swept = [*rows_of("bandit-n8-h4", 8, 4), *rows_of("bandit-n16-h4", 16, 4), *rows_of("bandit-n8-h8", 8, 8)]
+    points = lambda figure: [sum(len(line.get_xdata()) for line in axes.lines) for axes in figure.axes]
+    assert points(rl.draw(apart, "paper")) == [4, 2]  # each case once
+    assert points(rl.draw([*swept, *apart], "paper")) == [4, 4, 4, 2]
+    assert rl.draw([*swept, *apart], "paper").get_suptitle() == "RL² (bandit, xland), MAML (trpo), float32, on paper"
+    assert {name.split("-")[0] for name in rl.cases()} == set(rl.LEARNERS)
+
+
 @pytest.mark.slow  # RL² learns in its own tests, and the oracles have their published totals in theirs
 def test_rl2_table(tmp_path):
     rows = {row["contender"]: row for row in quick(tmp_path, "rl2_table")}
