@@ -256,7 +256,7 @@ def draw(rows: Sequence[Row], device: str) -> "Figure":
     for row in rows:
         if "steps_per_second" in row:
             of_family.setdefault(row["case"].split("-")[0], []).append(row)
-    parts = [(name, swept) for name, of in of_family.items() for swept in _sweeps(of) or [None]]
+    parts = [(name, swept) for name, of in of_family.items() for swept in _sweeps(of) or (None,)]
     num_columns = 2 if any(swept for _, swept in parts) else min(3, len(parts))
     title = f"{_learners(of_family)}, float32, on {device}"
     figure, axes = panels(math.ceil(len(parts) / num_columns), num_columns, title)
