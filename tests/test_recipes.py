@@ -357,7 +357,7 @@ def test_a_protocol_of_ones_has_no_plurals(name):
         pytest.importorskip("brax", reason="needs the extra brax")
     config = RECIPES[name].config()
     counts = {field.name for field in dataclasses.fields(config) if type(getattr(config, field.name)) is int}
-    kept = {"num_eval_tasks", "split_seed", "size", "num_exploration_episodes", "capacity"}  # not 1, or no count
+    kept = {"num_eval_tasks", "split_seed", "size", "num_exploration_episodes", "capacity", "num_hidden"}  # not 1
     ones = replace(config, **dict.fromkeys(counts - kept, 1))
     if isinstance(config, OnPolicy):
         ones = replace(ones, ppo=PPO())  # one epoch of one minibatch

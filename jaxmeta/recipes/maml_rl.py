@@ -261,7 +261,7 @@ class HiddenArm(GradientRL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("num_hidden", self.num_hidden, minimum=1)
+        check_integer("num_hidden", self.num_hidden, minimum=2)  # of one, all tasks are the same
         if self.num_reference_steps is not None:
             check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
 
