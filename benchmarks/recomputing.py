@@ -14,11 +14,10 @@ import jax
 import numpy as np
 
 import jaxmeta
-from benchmarks.shared.cases import Case, cast, episodes
+from benchmarks.shared.cases import Case, cast, resnet12
 from benchmarks.shared.options import Options as CommonOptions
 from benchmarks.shared.pictures import panels
 from benchmarks.shared.report import Row, print_table, write_report
-from jaxmeta import nn
 from jaxmeta.words import counted
 
 if TYPE_CHECKING:
@@ -60,10 +59,10 @@ def run(options: Options, path: Path) -> Sequence[Row]:
 
 
 def case_of(recomputes: bool, options: Options) -> Case:
-    """One 5-way 1-shot task with 15 queries of each class, as in the case resnet12 of the other benchmarks."""
-    widths, size = ((4, 4), 16) if options.quick else ((64, 160, 320, 640), 84)
-    network = nn.ResNet12(num_classes=5, widths=widths, recomputes=recomputes)
-    return Case(network, nn.cross_entropy, episodes(1, 5, 1, 15, (size, size, 3)), options.num_steps, 0.01)
+    """One task of the case resnet12 of the other benchmarks; with `quick` of a narrow network."""
+    case = resnet12(1, options.num_steps)
+    narrow: dict[str, Any] = {"widths": (4, 4)} if options.quick else {}
+    return case._replace(network=case.network.clone(recomputes=recomputes, **narrow))
 
 
 def temporary_bytes(case: Case, num_devices: int) -> int:

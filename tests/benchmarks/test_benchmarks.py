@@ -106,8 +106,8 @@ DRAWN_TOGETHER = {
 def names_drawn(path):
     rows = json.loads(path.read_text())["rows"]
     keys = {"sample_efficiency": "case", "memory": "strategy", "bilevel": "solver"}
-    key = (keys | dict.fromkeys(("estimators", "exploration"), "estimator")).get(path.stem)
-    key = key or ("method" if "method" in rows[0] else "contender")
+    keys |= dict.fromkeys(("estimators", "exploration"), "estimator")
+    key = keys.get(path.stem) or ("method" if "method" in rows[0] else "contender")
     return [name for name in dict.fromkeys(row[key] for row in rows) if name != "matrix product"]  # a yardstick
 
 
