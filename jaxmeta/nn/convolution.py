@@ -2,7 +2,7 @@
 
 In two ways, of which `is_wide` chooses one by shapes:
 
-- Patches, cut out by strided slices, times one matrix: slices, a concatenation and a product, which stay that under
+- Patches (`nn/patches.py`), times one matrix: slices, a concatenation and a product, which stay that under
   `vmap`, `scan`, and any mix of forward and reverse mode. Where each task has its own kernel it is a batched product,
   and `lax.conv_general_dilated` a grouped convolution, an order of magnitude slower on a CPU.
 - XLA's own convolution, which packs patches in a processor's cache and never writes them. It is fast on a CPU as long
@@ -35,7 +35,7 @@ device's own, and one all-reduce sums it.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,18 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxmeta.checks import check_choice, check_integer
-from jaxmeta.devices import EVERYWHERE, SHARED, num_sharing, on_each, summed
+from jaxmeta.devices import EVERYWHERE, SHARED, on_each, summed
+from jaxmeta.nn.patches import (
+    Padding,
+    Taps,
+    num_shares,
+    patches_of,
+    product,
+    product_by_rows,
+    taps_of,
+)
 from jaxmeta.nn.products import varying
 
-Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 
 _CACHE, _CHUNK = 32 * 2**20, 16 * 2**20  # bytes of patches: more than these are cut in chunks of so many
@@ -97,47 +104,10 @@ def conv(
     return convolve(x, kernel, taps_of(x, kernel, strides, padding, kernel_dilation))
 
 
-class Taps(NamedTuple):
-    """Where a kernel meets padded images: its pixel (i, j) and the patch (p, q) at (p sh + i dh, q sw + j dw)."""
-
-    window: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    pads: tuple[tuple[int, int], ...]
-    size: tuple[int, int]  # H', W'
-
-
-def taps_of(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: int | Sequence[int],
-    padding: Padding,
-    dilation: int | Sequence[int] = 1,
-) -> Taps:
-    """Of the kernel [kh, kw, C, F] on images [B, H, W, C]; checks that they fit."""
-    check_images(x)
-    if kernel.ndim != 4 or kernel.shape[2] != x.shape[3]:
-        raise ValueError(f"kernel must be [kh, kw, {x.shape[3]}, F] for x {x.shape}, got shape {kernel.shape}")
-    (sh, sw), (kh, kw), (dh, dw) = pair("strides", strides), kernel.shape[:2], pair("kernel_dilation", dilation)
-    reach = (kh - 1) * dh + 1, (kw - 1) * dw + 1
-    top, left = _pads(padding, x.shape[1:3], reach, (sh, sw))
-    height, width = x.shape[1] + sum(top) - reach[0], x.shape[2] + sum(left) - reach[1]
-    if height < 0 or width < 0:
-        raise ValueError(f"kernel {kernel.shape} must fit in x {x.shape}: pad x or use padding='SAME'")
-    return Taps((kh, kw), (sh, sw), (dh, dw), (top, left), (height // sh + 1, width // sw + 1))
-
-
-def check_images(x: jax.Array) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x must be [B, H, W, C], got shape {x.shape}: reshape it to four axes")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, got {x.dtype}: of uint8 images take x.astype(jnp.float32) / 255")
-
-
 def convolve(x: jax.Array, kernel: jax.Array, taps: Taps) -> jax.Array:
     """The convolution of images and a kernel that fit."""
     if is_wide(x, kernel, taps):
-        return _conv.bind(x, kernel, pads=taps.pads, num_shares=_num_shares(x))
+        return _conv.bind(x, kernel, pads=taps.pads, num_shares=num_shares(x))
     return _by_patches(x, kernel, taps)
 
 
@@ -148,7 +118,7 @@ def is_wide(x: jax.Array, kernel: jax.Array, taps: Taps) -> bool:
     if x.dtype != kernel.dtype or varying(x) or varying(kernel):  # XLA's takes one dtype; what varies it does not say
         return False
     is_large = len(x) * _bytes_of_patches(x, kernel, taps) > _CACHE
-    if _num_shares(x) > 1 or _has_a_core():
+    if num_shares(x) > 1 or _has_a_core():
         return is_large or x.shape[-1] >= _NARROW
     return is_large and x.shape[-1] >= _FEW and taps.size[0] * taps.size[1] >= _SMALL
 
@@ -157,12 +127,6 @@ def _has_a_core() -> bool:
     """Whether what is traced is a device's share: of a CPU, a core's."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape[name] > 1 for name in mesh.manual_axes)
-
-
-def _num_shares(x: jax.Array) -> int:
-    """By how many devices the images are shared."""
-    num_devices = num_sharing() or 1
-    return num_devices if len(x) >= num_devices else 1
 
 
 def _xla_conv(x: jax.Array, kernel: jax.Array, *, pads: Pads) -> jax.Array:
@@ -304,41 +268,9 @@ def _by_patches(x: jax.Array, kernel: jax.Array, taps: Taps) -> jax.Array:
     number = _images_at_a_time(x, kernel, taps)
     if number == len(x):
         return product(patches_of(x, taps), kernel)
-    some = jax.checkpoint(lambda x: _product_by_rows(x, taps, kernel))
+    some = jax.checkpoint(lambda x: product_by_rows(x, taps, kernel))
     y = lax.map(some, x.reshape(-1, number, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
-
-
-def patches_of(x: jax.Array, taps: Taps) -> jax.Array:
-    """[B, H, W, C] -> [B, H', W', kh * kw * C]."""
-    padded, (kh, kw) = _padded(x, taps), taps.window
-    return jnp.concatenate([_met(padded, taps, i, j) for i in range(kh) for j in range(kw)], axis=-1)
-
-
-def _product_by_rows(x: jax.Array, taps: Taps, kernel: jax.Array) -> jax.Array:
-    """`product(patches_of(x, taps), kernel)` as a sum over the kernel's rows, for which a kh-th is cut."""
-    padded, (kh, kw) = _padded(x, taps), taps.window
-    columns = jnp.concatenate([_met(padded, taps, column=j) for j in range(kw)], axis=-1)
-    first, *rest = (product(_met(columns, taps, row=i), kernel[i, None]) for i in range(kh))
-    return sum(rest, first)
-
-
-def _padded(x: jax.Array, taps: Taps) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *taps.pads, (0, 0)))
-
-
-def _met(padded: jax.Array, taps: Taps, row: int | None = None, column: int | None = None) -> jax.Array:
-    """The H' x W' pixels that the kernel's (row, column) meets; where one is None, all of that axis.
-
-    A slice of lax, because indexing with a stride is a slow gather in older releases of jax.
-    """
-    starts, limits, steps = [0] * 4, list(padded.shape), [1] * 4
-    for axis, index in ((0, row), (1, column)):
-        if index is not None:
-            start, stride = index * taps.dilation[axis], taps.strides[axis]
-            starts[axis + 1], steps[axis + 1] = start, stride
-            limits[axis + 1] = start + (taps.size[axis] - 1) * stride + 1
-    return lax.slice(padded, starts, limits, steps)
 
 
 def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: Taps) -> int:
@@ -347,7 +279,7 @@ def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: Taps) -> int:
     Beyond the cache, patches are written to memory and read again, which takes longer than the products do.
     """
     one = _bytes_of_patches(x, kernel, taps)
-    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE or _num_shares(x) > 1:
+    if jax.default_backend() != "cpu" or taps.window == (1, 1) or len(x) * one <= _CACHE or num_shares(x) > 1:
         return len(x)
     return max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and n * one <= max(one, _CHUNK))
 
@@ -355,44 +287,3 @@ def _images_at_a_time(x: jax.Array, kernel: jax.Array, taps: Taps) -> int:
 def _bytes_of_patches(x: jax.Array, kernel: jax.Array, taps: Taps) -> int:
     """Of one image."""
     return taps.size[0] * taps.size[1] * (kernel.size // kernel.shape[-1]) * x.dtype.itemsize
-
-
-def product(patches: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[B, H', W', kh * kw * C] times [kh, kw, C, F] -> [B, H', W', F].
-
-    Two axes, and the smaller one first in the weights: their gradient is then the product [small, large] of XLA's CPU
-    backend, which is two to five times as fast as its transpose. Images that devices share keep their axis.
-    """
-    length, features = patches.shape[-1], kernel.shape[-1]
-    rows = patches if _num_shares(patches) > 1 else patches.reshape(-1, length)
-    weights, axis = kernel.reshape(length, features), 0
-    if features < length:
-        weights, axis = kernel.transpose(3, 0, 1, 2).reshape(features, length), 1
-    y = lax.dot_general(rows, weights, (((rows.ndim - 1,), (axis,)), ((), ())))
-    return y.reshape(*patches.shape[:-1], features)
-
-
-def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> list:
-    """Zeros (before, after) each of the two axes."""
-    if isinstance(padding, bytes):  # whose numbers would be taken
-        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
-    if isinstance(padding, str):
-        check_choice("padding", padding, ("SAME", "VALID"))
-        return lax.padtype_to_pads(size, window, strides, padding)
-    sides = list(padding) if isinstance(padding, Sequence) else [padding, padding]
-    pads = [tuple(side) if isinstance(side, Sequence) else (side, side) for side in sides]
-    if len(pads) != 2 or any(len(pad) != 2 for pad in pads):
-        raise ValueError(f"padding must be 'SAME', 'VALID', an integer or two, or pairs of them, got {padding!r}")
-    for number in (*pads[0], *pads[1]):
-        check_integer("padding", number, 0)
-    return pads
-
-
-def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """An integer for both axes, or one for each."""
-    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name} must be an integer or a pair of integers, got {value!r}")
-    for number in pair:
-        check_integer(name, number, 1)
-    return int(pair[0]), int(pair[1])

@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 
 from jaxmeta.checks import check_callable, check_flag, check_integer, check_number
-from jaxmeta.nn.convolution import Padding, check_images, conv, convolve, is_wide, pair, patches_of, product, taps_of
+from jaxmeta.nn.convolution import conv, convolve, is_wide
+from jaxmeta.nn.patches import Padding, check_images, pair, patches_of, product, taps_of
 from jaxmeta.nn.weights import along_first, checked_weight_of_norm, weighted_mean
 
 Initializer = Callable[..., Any]

@@ -60,8 +60,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta.checks import check_callable, check_integer, check_number
-from jaxmeta.nn.convolution import Padding, conv, pair
+from jaxmeta.nn.convolution import conv
 from jaxmeta.nn.layers import Initializer, batch_norm, check_initializer, conv_batch_norm
+from jaxmeta.nn.patches import Padding, pair
 from jaxmeta.nn.weights import apply_weighted, checked_weight, checked_weight_of_norm, num_examples, weighted_mean
 from jaxmeta.types import Batch, Examples, Params
 

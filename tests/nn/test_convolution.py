@@ -177,17 +177,17 @@ def gradients(convolve, argnums=(0, 1)):
     return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), argnums)
 
 
-def with_padding(convolve, padding=((1, 2), (0, 1))):
-    return lambda x, kernel: convolve(x, kernel, 1, padding)
+def with_padding(convolve, strides=1, padding=((1, 2), (0, 1))):
+    return lambda x, kernel: convolve(x, kernel, strides, padding)
 
 
 def ours(x, kernel, strides, padding):
     return conv(x, kernel, strides=strides, padding=padding)
 
 
-def same_as_lax(transform, *arguments):
+def same_as_lax(transform, *arguments, strides=1):
     """What a transformation makes of the one and of the other; each is compiled, from functions that are new."""
-    results = [jax.jit(transform(with_padding(convolve)))(*arguments) for convolve in (ours, reference_conv)]
+    results = [jax.jit(transform(with_padding(convolve, strides)))(*arguments) for convolve in (ours, reference_conv)]
     assert_close(*results)
 
 
@@ -227,6 +227,13 @@ def test_three_bilinear_maps_to_the_third_derivative(xla, num_images):
     assert_close(forward, mixed)
     names = primitives(jax.make_jaxpr(third(with_padding(ours)))(*directions).jaxpr)
     assert {"conv", "conv_to_images", "conv_to_kernel"} <= names and "concatenate" not in names
+
+
+def test_patches_with_a_stride_to_the_third_derivative():
+    directions = [(normal(i, 2, 5, 4, 2), normal(i + 3, 3, 2, 2, 3)) for i in range(3)]
+    same_as_lax(third, *directions, strides=2)
+    names = primitives(jax.make_jaxpr(third(with_padding(ours, 2)))(*directions).jaxpr)
+    assert {"cut_patches", "put_patches_back"} <= names and "concatenate" not in names
 
 
 def over_a_mesh(check_vma):
@@ -272,10 +279,11 @@ TRANSFORMED = {
 }
 
 
+@pytest.mark.parametrize("strides", [1, 2], ids=["bilinear maps", "patches in cells"])
 @pytest.mark.parametrize("name", TRANSFORMED)
-def test_transformed_bilinear_maps_equal_lax(xla, name):
+def test_a_transformed_convolution_equals_lax(xla, name, strides):
     transform, *shapes = TRANSFORMED[name]
-    same_as_lax(transform, *x_and_kernel(*shapes))
+    same_as_lax(transform, *x_and_kernel(*shapes), strides=strides)
 
 
 def test_xla_has_what_a_core_has_for_itself_and_what_is_wide_and_patches_the_rest(monkeypatch):
