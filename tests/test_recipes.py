@@ -503,13 +503,25 @@ def test_what_is_given_is_taken_whatever_follows_from_the_ways(said):
     assert ", seed 3," in printed
 
 
-def test_fifty_arms_take_their_settings_and_print_them(said):
-    few, many = RECIPES["rl2-bandit"].config(), RECIPES["rl2-bandit"].config(num_arms=50)
-    printed, config, _ = said("--num-arms", "50", name="rl2-bandit")
-    assert config == many
-    for settings in ("bandits of 50 arms", "1,200 outer steps", "between layers of 64", "λ 0.3"):
-        assert settings in printed and settings not in few.protocol()
-    assert "not as the recipe: num_arms 50 (the recipe has 5)\n" in printed and "to reach" not in printed
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        ({"num_arms": 50}, ("bandits of 50 arms", "1,200 outer steps", "between layers of 64", "λ 0.3")),
+        (
+            {"num_arms": 10, "num_pulls": 100},
+            ("bandits of 10 arms, 100 pulls", "3,000 outer steps", "between layers of 64", "entropy 0.05 to 0"),
+        ),
+    ],
+    ids=["many arms", "long trials"],
+)
+def test_bandits_take_settings_that_fit_their_size_and_print_them(said, size, settings):
+    few, fitting = RECIPES["rl2-bandit"].config(), RECIPES["rl2-bandit"].config(**size)
+    options = [str(part) for name, number in size.items() for part in (f"--{name.replace('_', '-')}", number)]
+    printed, config, _ = said(*options, name="rl2-bandit")
+    assert config == fitting
+    for setting in settings:
+        assert setting in printed and setting not in few.protocol()
+    assert f"not as the recipe: num_arms {size['num_arms']} (the recipe has 5)" in printed and "to reach" not in printed
 
 
 def test_what_is_given_is_taken_whatever_follows_from_the_arms(said):

@@ -14,11 +14,10 @@ from typing import Any, Literal, NamedTuple
 import flax.linen
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmeta.checks import check_choice, check_fields, check_flag, check_integer, check_number, check_widths
 from jaxmeta.nn import MLP
-from jaxmeta.rl.env import Continuous, Discrete, Family, check_family, clip_action, flatten
+from jaxmeta.rl.env import Continuous, Discrete, Family, check_family, clip_action, flatten, in_box_units
 from jaxmeta.rl.rollout import Transition
 from jaxmeta.types import InitFn, Params
 
@@ -191,8 +190,9 @@ def steps_of(transitions: Transition, action_space: Discrete | Continuous) -> St
     if isinstance(action_space, Discrete):
         action = jax.nn.one_hot(transitions.action, action_space.num_actions)
     else:
-        middle, half = (np.add(*action_space) / 2, np.subtract(action_space.high, action_space.low) / 2)
-        action = jax.vmap(lambda action: (clip_action(action_space, action) - middle) / half)(transitions.action)
+        action = jax.vmap(lambda action: in_box_units(action_space, clip_action(action_space, action)))(
+            transitions.action
+        )
     observation, following = (
         jax.vmap(flatten)(x) for x in (transitions.inputs.observation, transitions.next_observation)
     )

@@ -242,12 +242,15 @@ _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
 
 def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
-    """Few arms have one protocol, many another; `train` prints which.
+    """Few arms have one protocol, many another, and many with long trials a third; `train` prints which.
 
     A policy that plays at random repeats an arm that has just paid once in `num_arms` pulls, and has to learn to do so
     of each arm apart. Where that is rare, all that is paid in the rest of the trial is noise that hides it: with many
     arms an action is judged by what it pays at once and by the critic (λ = .3 as in the paper, of a critic as wide as
     the actor), and a layer sees the last pull and what it paid.
+
+    In a long trial to try an arm pays late, so that what follows has to be heard, and is averaged over more updates, of
+    fewer trials. Without more entropy, that falls slowly, a policy stays with an arm before it has seen the others.
     """
     few = BanditRL2(
         num_arms=num_arms,
@@ -257,16 +260,13 @@ def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
         ppo=PPO(num_epochs=2, num_minibatches=8),
         learning_rate=3e-3,
     )
-    if num_arms <= 10:
+    is_long = num_pulls > 10
+    if num_arms < 10 or (num_arms == 10 and not is_long):
         return few
-    return replace(
-        few,
-        num_outer_steps=1200,
-        num_critic_units=64,
-        num_layer_units=64,
-        advantages=Advantages(gae_lambda=0.3),
-        final_entropy_weight=0.0,
-    )
+    many = replace(few, num_critic_units=64, num_layer_units=64, final_entropy_weight=0.0)
+    if is_long:
+        return replace(many, num_outer_steps=3000, num_tasks=256, learning_rate=2e-3, entropy_weight=0.05)
+    return replace(many, num_outer_steps=1200, advantages=Advantages(gae_lambda=0.3))
 
 
 _gridworld = GridworldRL2(

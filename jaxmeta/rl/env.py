@@ -190,6 +190,15 @@ def clip_action(space: Discrete | Continuous, action: jax.Array) -> jax.Array:
     return jnp.clip(action, *(jnp.asarray(bound, action.dtype) for bound in space))
 
 
+def in_box_units(space: Continuous, action: jax.Array) -> jax.Array:
+    """An action as a network sees it: −1 is the box's low, 1 its high.
+
+    >>> in_box_units(Continuous(np.array([-2.0, 0.0]), np.array([2.0, 4.0])), jnp.array([-2.0, 3.0])).tolist()
+    [-1.0, 0.5]
+    """
+    return jnp.asarray((action - (space.low + space.high) / 2) / ((space.high - space.low) / 2), action.dtype)
+
+
 # What the functions of an environment return, looked at while it is traced.
 
 

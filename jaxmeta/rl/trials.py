@@ -26,6 +26,7 @@ from jaxmeta.rl.env import (
     check_unchanged,
     clip_action,
     flatten,
+    in_box_units,
     strong,
 )
 from jaxmeta.types import PyTree
@@ -91,7 +92,8 @@ class Trial(NamedTuple):
     Attributes:
       reset: (key, task) -> (inputs, state)
       step: (key, state, action, task) -> (inputs, state, outcome)
-      encode: (inputs) -> [D], observation, action (one-hot), no_action, reward, done, and the time where it is observed
+      encode: (inputs) -> [D], observation, action (one-hot, or in units of its box: −1 to 1), no_action,
+        reward, done, and the time where it is observed
       num_steps: T, the environment steps of a trial, static
     """
 
@@ -195,9 +197,11 @@ def _step(
 
 
 def _encode(environment: Environment, inputs: Inputs) -> jax.Array:
-    action = inputs.action
-    if isinstance(environment.action_space, Discrete):
-        action = jax.nn.one_hot(action, environment.action_space.num_actions)  # −1: all zero
+    space, action = environment.action_space, inputs.action
+    if isinstance(space, Discrete):
+        action = jax.nn.one_hot(action, space.num_actions)  # −1: all zero
+    else:
+        action = jnp.where(inputs.no_action, 0, in_box_units(space, action))
     time = [inputs.time / environment.max_steps] if environment.observe_time else []
     return flatten((inputs.observation, action, inputs.no_action, inputs.reward, inputs.done, *time))
 

@@ -87,14 +87,24 @@ def test_no_action_has_an_encoding_of_its_own():
     np.testing.assert_allclose(jax.vmap(timed.encode)(t.inputs)[:, -1], np.array([0, 1, 2, 0, 0, 1, 2, 0]) / 3)
 
 
-def test_a_continuous_action_is_seen_as_it_is_and_zero_with_a_flag_before_the_first():
+def test_a_continuous_action_is_seen_in_units_of_its_box_and_is_zero_with_a_flag_before_the_first():
     environment = rl.families.navigation().environment
+    play = lambda trial, policy: rl.rollout(
+        jax.random.key(0), trial, policy, (), (), rl.families.Goal(jnp.full(2, 0.5))
+    )
     trial = rl.trial(environment, num_steps=2)
-    policy = lambda key, params, carry, inputs: (jnp.array([0.0, -3.0]), carry, ())
-    _, t = rl.rollout(jax.random.key(0), trial, policy, (), (), rl.families.Goal(jnp.array([0.5, 0.5])))
-    np.testing.assert_array_equal(t.inputs.action, [[0, 0], [0, -3]])
+    _, t = play(trial, lambda key, params, carry, inputs: (jnp.array([0.05, -3.0]), carry, ()))
+    np.testing.assert_array_equal(t.inputs.action, np.array([[0, 0], [0.05, -3]], np.float32))
     encoded = jax.vmap(trial.encode)(t.inputs)  # two observations, two actions, no_action, reward, done
-    np.testing.assert_allclose(encoded, [[0, 0, 0, 0, 1, 0, 1], [0, -0.1, 0, -3, 0, -np.hypot(0.5, 0.6), 0]], rtol=1e-6)
+    second = [0.05, -0.1, 0.5, -30, 0, -np.hypot(0.45, 0.6), 0]
+    np.testing.assert_allclose(encoded, [[0, 0, 0, 0, 1, 0, 1], second], rtol=1e-5)
+
+    # the same in other units, of a box that is not around 0
+    moved = lambda key, state, action, task: environment.step(key, state, (action - 7) / 40, task)
+    box = rl.Continuous(np.full(2, 3.0), np.full(2, 11.0))
+    elsewhere = rl.trial(environment._replace(step=moved, action_space=box), num_steps=2)
+    _, t = play(elsewhere, lambda key, params, carry, inputs: (jnp.array([9.0, -113.0]), carry, ()))
+    np.testing.assert_allclose(jax.vmap(elsewhere.encode)(t.inputs), encoded, rtol=1e-5)
 
 
 def test_an_action_of_another_shape_is_refused():
