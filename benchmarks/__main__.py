@@ -20,6 +20,7 @@ BENCHMARKS = (
     "bilevel",
     "rl",
     "rl2_table",
+    "cores",
     "sample_efficiency",
     "scaling",
 )

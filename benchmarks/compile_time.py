@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import jax
 import numpy as np
 
-import jaxmeta
 from benchmarks.shared.cases import Case, cast, conv4, episodes
 from benchmarks.shared.contenders import plain_update
 from benchmarks.shared.measure import summary
@@ -89,13 +88,7 @@ def trace_and_compile(fn: Callable, arguments: tuple) -> tuple[float, float]:
 
 def _jaxmeta(strategy: adapt.MetaGradient) -> Callable[[Case], tuple[Callable, tuple]]:
     def program(case: Case) -> tuple[Callable, tuple]:
-        learner = jaxmeta.maml(
-            case.init,
-            case.loss,
-            inner_optimizer=adapt.sgd(case.learning_rate),
-            num_inner_steps=case.num_steps,
-            meta_gradient=strategy,
-        )
+        learner = case.maml(meta_gradient=strategy)
         return learner.update, jax.eval_shape(lambda key: (key, learner.init(key), _tasks(case)), jax.random.key(0))
 
     return program

@@ -24,7 +24,7 @@ from benchmarks.shared.options import Options as CommonOptions
 from benchmarks.shared.options import choose
 from benchmarks.shared.pictures import panels
 from benchmarks.shared.report import Row, print_table, write_report
-from jaxmeta import TaskDistribution, adapt
+from jaxmeta import TaskDistribution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,12 +88,7 @@ def first_step_of_jaxmeta(name: str, folder: str) -> float:
     case = _case(name)
     jax.devices()
     start = time.perf_counter()
-    learner = jaxmeta.maml(
-        case.init,
-        case.loss,
-        inner_optimizer=adapt.sgd(case.learning_rate),
-        num_inner_steps=case.num_steps,
-    )
+    learner = case.maml()
     one_of = lambda key, data: jax.tree.map(lambda x: x[jax.random.randint(key, (), 0, len(x))], data)
     tasks = TaskDistribution(one_of, cast(case.tasks, np.float32))
     state, _ = jaxmeta.fit(

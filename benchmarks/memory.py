@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import optax
 
-import jaxmeta
 from benchmarks.shared.cases import Case, cast, episodes, regression, sequences, sinusoid
 from benchmarks.shared.measure import Program, interleave, jax_program, summary
 from benchmarks.shared.options import Options as CommonOptions
@@ -192,14 +191,9 @@ def _relative(times: Sequence[float], others: Sequence[float]) -> float:
 def compile_step(model: Model, strategy: str, at: dict[str, int]) -> tuple[Any, tuple]:
     """The compiled meta-step, all tasks at once, and its arguments."""
     case = model.build(**at)
-    learner = jaxmeta.maml(
-        case.init,
-        case.loss,
-        inner_optimizer=model.inner_optimizer or adapt.sgd(case.learning_rate),
-        num_inner_steps=case.num_steps,
-        meta_gradient=model.strategies[strategy](case.num_steps),
-        microbatch=case.num_tasks,
-    )
+    how = {"inner_optimizer": model.inner_optimizer} if model.inner_optimizer else {}
+    meta_gradient = model.strategies[strategy](case.num_steps)
+    learner = case.maml(meta_gradient=meta_gradient, microbatch=case.num_tasks, **how)
     key = jax.random.key(0)
     arguments = (key, jax.jit(learner.init)(key), cast(case.tasks, np.float32))
     return jax.jit(learner.update).lower(*arguments).compile(), arguments

@@ -66,12 +66,7 @@ def case_of(recomputes: bool, options: Options) -> Case:
 
 
 def temporary_bytes(case: Case, num_devices: int) -> int:
-    learner = jaxmeta.maml(
-        case.init,
-        case.loss,
-        inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate),
-        num_inner_steps=case.num_steps,
-    )
+    learner = case.maml()
     key = jax.random.key(0)
     with jaxmeta.over_devices(num_devices):
         arguments = (key, jax.eval_shape(learner.init, key), cast(case.tasks, np.float32))

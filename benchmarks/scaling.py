@@ -98,7 +98,7 @@ def run(options: Options, path: Path) -> Sequence[Row]:
 
 def measured(name: str, case: Case, num_devices: int, *, num_rounds: int) -> Row:
     """The update over D devices, and D programs of the same shares that do not tell each other anything."""
-    learner = _learner(case)
+    learner = case.maml()
     with jaxmeta.over_devices(num_devices):
         arguments = jaxmeta.replicated((jax.random.key(0), learner.init(jax.random.key(0)), case.tasks))
         together = jax.jit(learner.update).lower(*arguments).compile()
@@ -118,15 +118,6 @@ def measured(name: str, case: Case, num_devices: int, *, num_rounds: int) -> Row
         "seconds_apart": seconds["apart"],
         "efficiency_of_communication": seconds["apart"]["median"] / seconds["together"]["median"],
     }
-
-
-def _learner(case: Case) -> jaxmeta.MetaLearner:
-    return jaxmeta.maml(
-        case.init,
-        case.loss,
-        inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate),
-        num_inner_steps=case.num_steps,
-    )
 
 
 def _apart(learner: jaxmeta.MetaLearner, key: jax.Array, state: PyTree, tasks: PyTree) -> PyTree:

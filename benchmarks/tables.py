@@ -7,6 +7,7 @@ theirs from here whenever it is built (docs/hooks.py), for which reason nothing 
 import json
 import operator
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,7 @@ SHOWN = {
     "maml-cartpole": Shown({"return": (0, 1)}),
     "rl2-bandit": Shown({"return": ()}),
     "rl2-bandit-50x10": Shown({"return": ()}, options="--num-arms 50"),
+    "rl2-bandit-10x100": Shown({"return": ()}, options="--num-arms 10 --num-pulls 100"),
     "rl2-mdp": Shown({"total": (), "return": (0, 9)}, unit="episode"),
     "rl2-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "rl2-navigation": Shown({"return": (0, 1)}, unit="episode"),
@@ -108,32 +110,57 @@ def result_of(name: str) -> dict[str, Any]:
     return content(path)
 
 
+def seeds_of(name: str) -> list[dict[str, Any]]:
+    """The committed result.json, and those of further seeds, result-seed1.json and so on.
+
+    >>> [result["seed"] for result in seeds_of("rl2-mdp")]
+    [0, 1, 2]
+    """
+    return [result_of(name), *map(content, sorted(folder_of(name).glob("result-seed*.json")))]
+
+
 def measured(name: str) -> str:
-    """A result in a sentence, means with 95% intervals.
+    """A result in a sentence: means over test tasks with 95% intervals; of several seeds the mean, with that of seeds.
 
     >>> measured("meta-sgd-sinusoid")
     'mse 0.3868 ± 0.0464 after 1 step'
     """
-    result = result_of(name)
-    shown = SHOWN.get(name, SHOWN[result["recipe"]])
-    figures = [_of_test(result, shown)]
-    figures += [f"on {other}: {_of_test(test, shown)}" for other, test in result.get("other_tests", {}).items()]
+    results = seeds_of(name)
+    shown = SHOWN.get(name, SHOWN[results[0]["recipe"]])
+    figures = [_of_test(results, shown)]
+    for other in results[0].get("other_tests", {}):
+        figures.append(f"on {other}: {_of_test([result['other_tests'][other] for result in results], shown)}")
     return "; ".join(figures)
 
 
-def _of_test(result: Mapping[str, Any], shown: Shown) -> str:
-    """What is shown of one test, and in brackets the references beside it."""
-    figures = [
-        figure for metric, steps in shown.steps.items() for figure in _figures(result["metrics"], metric, steps, shown)
-    ]
+def _of_test(results: Sequence[Mapping[str, Any]], shown: Shown) -> str:
+    """What is shown of one test, by seed, and in brackets the references beside it, of the first seed."""
+    metrics = [result["metrics"] for result in results]
+    figures = [figure for metric, steps in shown.steps.items() for figure in _figures(metrics, metric, steps, shown)]
     first = next(iter(shown.steps))
-    beside = [f"{name} {result['references'][name][first]['mean'][-1]:.4f}" for name in shown.beside]
+    beside = [f"{name} {results[0]['references'][name][first]['mean'][-1]:.4f}" for name in shown.beside]
     return "; ".join(figures) + (f" ({', '.join(beside)})" if beside else "")
 
 
-def _figures(metrics: Mapping[str, Any], metric: str, steps: Sequence[int], shown: Shown) -> Iterable[str]:
+_STUDENT_T = {2: 12.706, 3: 4.303}  # of so many seeds, two sides, 95%
+
+
+def over_seeds(means: Sequence[float], ci95: Sequence[float]) -> tuple[float, float]:
+    """Of one seed its mean over test tasks and the interval of that; of several their mean, and the interval of that:
+    t s / √n.
+
+    >>> over_seeds([0.5], [0.1]), [round(number, 2) for number in over_seeds([1.0, 2.0, 3.0], [0.1, 0.1, 0.1])]
+    ((0.5, 0.1), [2.0, 2.48])
+    """
+    if len(means) == 1:
+        return means[0], ci95[0]
+    return statistics.mean(means), _STUDENT_T[len(means)] * statistics.stdev(means) / len(means) ** 0.5
+
+
+def _figures(seeds: Sequence[Mapping[str, Any]], metric: str, steps: Sequence[int], shown: Shown) -> Iterable[str]:
     """`metric mean ± ci95 after 3 steps`, and of the same metric no name again."""
-    mean, ci95 = (metrics[metric][statistic] for statistic in ("mean", "ci95"))
+    by_seed = (zip(*(metrics[metric][statistic] for metrics in seeds), strict=True) for statistic in ("mean", "ci95"))
+    mean, ci95 = zip(*map(over_seeds, *by_seed), strict=True)
     if not steps:
         if len(mean) > 1:
             raise ValueError(f"{metric} was measured {len(mean)} times: say in SHOWN after how many {shown.unit}s")
@@ -185,7 +212,11 @@ def recipe(name: str) -> str:
     result = result_of(name)
     (what, to_reach), again = row_of(result["recipe"]), command(name)
     device = re.sub(r"^cpu \((.*) (cores?)\)$", r"\1 CPU \2", result["device"]).removeprefix("1 x ")
-    figure = f"{measured(name)} (means of {result['num_tasks']:,} test tasks, 95% interval, seed {result['seed']})"
+    num_seeds, tasks = len(seeds_of(name)), f"{result['num_tasks']:,} test tasks"
+    means = f"means of {tasks}, 95% interval, seed {result['seed']}"
+    if num_seeds > 1:
+        means = f"mean of {num_seeds} seeds, 95% interval of that; {tasks} each"
+    figure = f"{measured(name)} ({means})"
     lines = {
         "what": what,
         "to reach": to_reach,

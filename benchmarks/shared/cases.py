@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from benchmarks.shared.flops import count_flops, meta_step_flops
 from benchmarks.shared.plain_transformer import PlainTransformer
-from jaxmeta import Task, nn
+from jaxmeta import MetaLearner, Task, adapt, maml, nn
 from jaxmeta.types import LossFn, PyTree
 
 
@@ -41,6 +41,11 @@ class Case(NamedTuple):
 
     def loss(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, dict]:
         return self.criterion(self.network.apply)(params, batch)
+
+    def maml(self, **how: Any) -> MetaLearner:
+        """Exact MAML of it, with jaxmeta's defaults or `how`, further arguments of `jaxmeta.maml`."""
+        told: dict[str, Any] = {"init_fn": self.init, "inner_optimizer": adapt.sgd(self.learning_rate)} | how
+        return maml(loss_fn=self.loss, num_inner_steps=self.num_steps, **told)
 
     def plain_loss(self, params: PyTree, batch: PyTree) -> jax.Array:
         return self.criterion(plain_apply(self.network))(params, batch)[0]

@@ -57,13 +57,7 @@ def _jit(function: Callable, dtype: DTypeLike, **options: Any) -> Any:
 
 
 def _learner(case: Case, params: PyTree, dtype: DTypeLike) -> jaxmeta.MetaLearner:
-    return jaxmeta.maml(
-        lambda key: cast(params, dtype),
-        case.loss,
-        inner_optimizer=jaxmeta.adapt.sgd(case.learning_rate),
-        num_inner_steps=case.num_steps,
-        optimizer=optax.adam(OUTER_RATE),
-    )
+    return case.maml(init_fn=lambda key: cast(params, dtype), optimizer=optax.adam(OUTER_RATE))
 
 
 def build_jaxmeta(case: Case, params: PyTree, dtype: DTypeLike) -> MetaStep:

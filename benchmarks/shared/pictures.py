@@ -40,6 +40,11 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "environment alone": Style("#999999", "<", ":"),
     "XLand-MiniGrid's own loop": Style("#e69f00", "D"),
     "PyTorch, step by step": Style("#7b3294", "X"),
+    # what RL² remembers with
+    "gru": Style("#0072b2", "o"),
+    "min_gru": Style("#d55e00", "s", "-."),
+    "causal_transformer": Style("#009e73", "v"),
+    "E-RL², gru": Style("#cc79a7", "*", ":"),
     # precisions
     "float32": Style("#000000", "p"),
     "bfloat16 parameters": Style("#8c510a", "^"),

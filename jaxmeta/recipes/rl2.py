@@ -250,7 +250,8 @@ def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
     the actor), and a layer sees the last pull and what it paid.
 
     In a long trial to try an arm pays late, so that what follows has to be heard, and is averaged over more updates, of
-    fewer trials. Without more entropy, that falls slowly, a policy stays with an arm before it has seen the others.
+    fewer trials. Without more entropy, that falls slowly, a policy stays with an arm before it has seen the others. What
+    is paid in 100 pulls is judged on more tasks, for it differs between them by more than policies do.
     """
     few = BanditRL2(
         num_arms=num_arms,
@@ -265,7 +266,8 @@ def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
         return few
     many = replace(few, num_critic_units=64, num_layer_units=64, final_entropy_weight=0.0)
     if is_long:
-        return replace(many, num_outer_steps=3000, num_tasks=256, learning_rate=2e-3, entropy_weight=0.05)
+        many = replace(many, num_outer_steps=3000, num_tasks=256, learning_rate=2e-3, entropy_weight=0.05)
+        return replace(many, num_eval_tasks=10_000)
     return replace(many, num_outer_steps=1200, advantages=Advantages(gae_lambda=0.3))
 
 

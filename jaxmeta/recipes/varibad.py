@@ -248,7 +248,9 @@ VARIBAD: dict[str, Recipe] = {
         3,
     ),
     "varibad-navigation": Recipe(
-        lambda: NavigationVariBAD(num_outer_steps=500, num_tasks=256, ppo=PPO(num_epochs=2, num_minibatches=8)),
+        lambda: NavigationVariBAD(
+            num_outer_steps=500, num_tasks=256, model_learning_rate=3e-3, ppo=PPO(num_epochs=2, num_minibatches=8)
+        ),
         "VariBAD on 2D navigation",
         _VARIBAD,
         "no figure in the paper; beside rl2-navigation",

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import (
     bilevel,
     compile_time,
+    cores,
     estimators,
     gradient_error,
     longest_loop,
@@ -100,12 +101,13 @@ DRAWN_TOGETHER = {
     "rl": [*rl.CONTENDERS],
     "bilevel": [*bilevel.SOLVERS, "TorchOpt"],
     "rl2_table": ["RL²", "paper", *rl2_table._STRATEGIES],
+    "cores": [*cores.contenders(cores._TINY)],
 }
 
 
 def names_drawn(path):
     rows = json.loads(path.read_text())["rows"]
-    keys = {"sample_efficiency": "case", "memory": "strategy", "bilevel": "solver"}
+    keys = {"sample_efficiency": "case", "cores": "case", "memory": "strategy", "bilevel": "solver"}
     keys |= dict.fromkeys(("estimators", "exploration"), "estimator")
     key = keys.get(path.stem) or ("method" if "method" in rows[0] else "contender")
     return [name for name in dict.fromkeys(row[key] for row in rows) if name != "matrix product"]  # a yardstick
@@ -380,6 +382,14 @@ def test_rl2_table(tmp_path):
     assert list(rows) == ["Gittins", "Thompson", "UCB1, tuned", "random", "RL²"]
     assert rows["random"]["total"] < rows["Thompson"]["total"] < rows["Gittins"]["total"] < 4
     assert rows["RL²"]["seed"] == 0 and 1 < rows["RL²"]["total"] < 4
+
+
+@pytest.mark.slow
+def test_cores_of_rl2(tmp_path):
+    [row] = quick(tmp_path, "cores", "--cases", "gru")
+    assert len(row["return"]) == 2 and row["total"] == pytest.approx(sum(row["return"]), rel=1e-5)
+    assert 5 < row["return"][0] < 30  # of 10 steps, mostly near 1 each
+    assert list(row["steps_per_second"]) == ["20", "100"]
 
 
 @pytest.mark.slow
