@@ -405,7 +405,7 @@ moving
 
 # %% [markdown]
 # The arrow is the current. Without memory the boat comes to rest beside the dock, where its thrust and the current are
-# in balance, about 0.16 away; with it the boat corrects for the current that it has felt, and stays within about 0.04.
+# in balance, about 0.24 away; with it the boat corrects for the current that it has felt, and stays within about 0.04.
 #
 # `save` writes the GIF.
 
