@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+import scipy.stats
 
 import jaxmeta
 from jaxmeta.recipes import RECIPES
@@ -54,17 +56,25 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / path).exists(), path
 
 
-def figures_are_those_of(test, text):
+def over_seeds(metrics, index):
+    """The mean of seeds and half the width of its interval, by SciPy; of one seed, what its report says."""
+    means = [metric["mean"][index] for metric in metrics]
+    if len(means) == 1:
+        return means[0], metrics[0]["ci95"][index]
+    return np.mean(means), scipy.stats.t.ppf(0.975, len(means) - 1) * scipy.stats.sem(means)
+
+
+def figures_are_those_of(tests, text):
     """`metric mean ± ci95 after 3 steps`, the metric for what follows too, and `(reference mean)`."""
     figures = re.findall(r"(?:(\w+) )?(-?[0-9.]+) ± ([0-9.]+)(?: after ([0-9]+) (?:step|episode)s?)?", text)
     assert figures and text.count("±") == len(figures)
-    metric = {}
+    metrics = []
     for name_of_metric, mean, ci95, step in figures:
-        metric = test["metrics"][name_of_metric] if name_of_metric else metric
-        assert step or len(metric["mean"]) == 1
-        assert (mean, ci95) == tuple(f"{metric[statistic][int(step or 0)]:.4f}" for statistic in ("mean", "ci95"))
+        metrics = [test["metrics"][name_of_metric] for test in tests] if name_of_metric else metrics
+        assert step or len(metrics[0]["mean"]) == 1
+        assert (float(mean), float(ci95)) == pytest.approx(over_seeds(metrics, int(step or 0)), rel=1e-6, abs=5.1e-5)
     for reference, mean in re.findall(r"\((nearest [^(]+) ([0-9.]+)\)", text):
-        assert mean == f"{test['references'][reference][figures[0][0]]['mean'][-1]:.4f}"
+        assert mean == f"{tests[0]['references'][reference][figures[0][0]]['mean'][-1]:.4f}"
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -73,13 +83,16 @@ def test_the_figures_in_the_table_are_those_of_the_results(name):
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{name}` |")]
     *_, measured, seconds, _ = (cell.strip() for cell in row.split("|"))
     assert RECIPES[name].figure in row
-    result = json.loads((RESULTS / "cpu" / name / "result.json").read_text())
+    folder = RESULTS / "cpu" / name
+    seeds = [json.loads(path.read_text()) for path in (folder / "result.json", *folder.glob("result-seed*.json"))]
+    assert sorted(seed["seed"] for seed in seeds) in ([0], [0, 1, 2])
+    result = seeds[0]
     assert result["recipe"] == name and seconds == f"{result['seconds']:.0f} s"
     own, *others = re.split(r"; on (?=[^;]*: )", measured)
-    figures_are_those_of(result, own)
+    figures_are_those_of(seeds, own)
     for other in others:
         test, text = other.split(": ", 1)
-        figures_are_those_of(result["other_tests"][test], text)
+        figures_are_those_of([seed["other_tests"][test] for seed in seeds], text)
     references = result.get("references", {})
     if "random" in references:  # a row below chance is no recipe
         assert result["metrics"]["return"]["mean"][-1] >= references["random"]["return"]["mean"][-1]

@@ -250,7 +250,7 @@ def _bandit(num_arms: int = 5, num_pulls: int = 10) -> BanditRL2:
     the actor), and a layer sees the last pull and what it paid.
 
     In a long trial to try an arm pays late, so that what follows has to be heard, and is averaged over more updates, of
-    fewer trials. Without more entropy, that falls slowly, a policy stays with an arm before it has seen the others. What
+    fewer trials. Without more entropy, that falls slowly, a policy stays with an arm before it has seen others. What
     is paid in 100 pulls is judged on more tasks, for it differs between them by more than policies do.
     """
     few = BanditRL2(
