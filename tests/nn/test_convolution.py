@@ -254,6 +254,7 @@ def over_a_mesh(check_vma):
 X, KERNEL = (6, 5, 4, 2), (3, 2, 2, 3)
 TRANSFORMED = {
     "vmap over images": (lambda f: jax.vmap(gradients(f), (0, None)), (3, *X), KERNEL),
+    "vmap over images, the last axis": (lambda f: jax.vmap(gradients(f), (-1, None)), (*X, 3), KERNEL),
     "vmap over kernels": (lambda f: jax.vmap(gradients(f), (None, 0)), X, (3, *KERNEL)),
     "vmap over both": (lambda f: jax.vmap(gradients(f), (1, -1)), (6, 3, 5, 4, 2), (*KERNEL, 3)),
     "vmap of vmap": (lambda f: jax.vmap(jax.vmap(gradients(f), (0, None)), (0, 0)), (2, 3, *X), (2, *KERNEL)),
