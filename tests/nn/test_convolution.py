@@ -280,9 +280,15 @@ TRANSFORMED = {
 }
 
 
-@pytest.mark.parametrize("strides", [1, 2], ids=["bilinear maps", "patches in cells"])
-@pytest.mark.parametrize("name", TRANSFORMED)
-def test_a_transformed_convolution_equals_lax(xla, name, strides):
+OF_BOTH = ("grad of vmap", "vmap over both", "vmap over images, the last axis", "shard_map that is checked")
+
+
+@pytest.mark.parametrize(
+    ("strides", "name"),
+    [(1, name) for name in TRANSFORMED]
+    + [pytest.param(2, name, marks=[] if name in OF_BOTH else pytest.mark.slow) for name in TRANSFORMED],
+)
+def test_a_transformed_convolution_equals_lax(xla, strides, name):
     transform, *shapes = TRANSFORMED[name]
     same_as_lax(transform, *x_and_kernel(*shapes), strides=strides)
 
