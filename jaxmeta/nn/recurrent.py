@@ -242,7 +242,7 @@ def causal_transformer(max_steps: int, *, num_units: int = 64, num_layers: int =
         raise ValueError(f"num_units must be a multiple of num_heads, {num_heads}, got {num_units}")
 
     def start(shape: Sequence[int]) -> tuple[Memory, ...]:
-        empty = jnp.zeros((*shape, max_steps, num_heads, num_units // num_heads))
+        empty = jnp.zeros((*shape, num_heads, num_units // num_heads, max_steps))
         return (Memory(empty, empty, jnp.zeros(shape, jnp.int32)),) * num_layers
 
     module = _CausalTransformer(max_steps, num_units, num_layers, num_heads)

@@ -86,7 +86,7 @@ class Transformer(nn.Module):
 
 
 class Memory(NamedTuple):
-    """The keys and the values [..., M, heads, D] of the steps so far, and how many these are."""
+    """The keys and the values [..., heads, D, M] of the steps so far, and how many these are."""
 
     keys: jax.Array
     values: jax.Array
@@ -125,19 +125,18 @@ def _attention_to_memory(
     query: jax.Array, key: jax.Array, value: jax.Array, memory: Memory
 ) -> tuple[jax.Array, Memory]:
     """What is new is written behind what is there; a query sees all that is not later."""
-    length, size = query.shape[-1], memory.keys.shape[-3]
-    write = jnp.vectorize(_write, signature="(m,h,d),(t,h,d),()->(m,h,d)")
-    in_time = lambda x: jnp.moveaxis(x, (0, -1), (-2, -3))
-    keys = write(memory.keys, in_time(key), memory.position)
-    values = write(memory.values, in_time(value), memory.position)
+    length, size = query.shape[-1], memory.keys.shape[-1]
+    query, key, value = (jnp.moveaxis(x, 0, -3) for x in (query, key, value))  # [..., heads, D, T]
+    write = jnp.vectorize(_write, signature="(h,d,m),(h,d,t),()->(h,d,m)")
+    keys, values = write(memory.keys, key, memory.position), write(memory.values, value, memory.position)
     now = memory.steps(length)[..., None, :]
     past = jnp.expand_dims(jnp.arange(size)[:, None], range(now.ndim - 2)) <= now
-    in_heads = lambda x: jnp.moveaxis(x, (-2, -3), (0, -1))
-    return attention(query, in_heads(keys), in_heads(values), past), Memory(keys, values, memory.position + length)
+    attended = attention(query, keys, values, past[..., None, :, :])
+    return jnp.moveaxis(attended, -3, 0), Memory(keys, values, memory.position + length)
 
 
 def _write(memory: jax.Array, new: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(memory, new, position, axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(memory, new, position, axis=-1)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
