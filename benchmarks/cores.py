@@ -47,7 +47,7 @@ class Options(CommonOptions):
 
 def contenders(base: MDPRL2) -> dict[str, MDPRL2]:
     cores = {core: replace(base, core=core) for core in ("gru", "min_gru", "causal_transformer")}
-    return cores | {"E-RL², gru": replace(base, num_exploration_episodes=base.num_episodes // 5 or 1)}
+    return cores | {"E-RL²": replace(base, num_exploration_episodes=base.num_episodes // 5 or 1)}
 
 
 def run(options: Options, path: Path) -> Sequence[Row]:

@@ -226,7 +226,7 @@ def test_recipes_of_gradient_meta_rl_train_beside_what_they_are_compared_with(
     [
         pytest.param(name, marks=[] if name == "rl2-gridworld" else pytest.mark.slow)
         for name in RL2_RECIPES
-        if name != "rl2-maze"
+        if name not in ("rl2-maze", "rl2-xland")
     ],
 )
 def test_recipes_of_rl2_train_beside_the_oracles(name, tmp_path, monkeypatch, schedule_ends_with_the_run):
@@ -280,6 +280,19 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmeta.recipes.trials.PICTURE_TASKS", 4)
     found = result("rl2-maze", tmp_path / "run", *SMALL_RL2)
     assert np.all(np.isfinite(found["metrics"]["total"]["mean"]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # xminigrid's
+def test_the_recipe_of_xland_trains_beside_the_same_network_without_a_memory(tmp_path, monkeypatch):
+    pytest.importorskip("xminigrid", reason="needs the extra xland")
+    monkeypatch.setattr("jaxmeta.recipes.trials.PICTURE_TASKS", 4)
+    found = result("rl2-xland", tmp_path / "run", *SMALL_RL2)
+    assert set(found["references"]) == {"random", "no memory"}
+    for of in (found["metrics"], *found["references"].values()):
+        assert len(of["return"]["mean"]) == found["config"]["num_episodes"] and np.all(np.isfinite(of["return"]["mean"]))
+    without = result("rl2-xland", tmp_path / "without", *SMALL_RL2, "--num-reference-steps", "0")
+    assert set(without["references"]) == {"random"}
 
 
 @pytest.mark.slow  # each of them is built in the check, below
@@ -353,8 +366,8 @@ def test_fields_are_documented_and_frozen(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_protocol_of_ones_has_no_plurals(name):
-    if name == "pearl-cheetah-vel":
-        pytest.importorskip("brax", reason="needs the extra brax")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"needs the package {NEEDS[name]}")
     config = RECIPES[name].config()
     counts = {field.name for field in dataclasses.fields(config) if type(getattr(config, field.name)) is int}
     kept = {"num_eval_tasks", "split_seed", "size", "num_exploration_episodes", "capacity", "num_hidden"}  # not 1

@@ -44,7 +44,7 @@ _OF_BENCHMARKS: dict[str, Style] = {
     "gru": Style("#0072b2", "o"),
     "min_gru": Style("#d55e00", "s", "-."),
     "causal_transformer": Style("#009e73", "v"),
-    "E-RL², gru": Style("#cc79a7", "*", ":"),
+    "E-RL²": Style("#cc79a7", "*", ":"),
     # precisions
     "float32": Style("#000000", "p"),
     "bfloat16 parameters": Style("#8c510a", "^"),

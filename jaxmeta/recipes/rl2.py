@@ -11,11 +11,12 @@ from jaxmeta import nn, plotting
 from jaxmeta.algorithms import rl2
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes import trials
-from jaxmeta.recipes.experiment import Recipe
+from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
 from jaxmeta.recipes.rl import OnPolicy, Oracle
 from jaxmeta.recipes.trials import OnGridworld, Trials
 from jaxmeta.rl import Environment, Family, families, oracles, running_moments
 from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
+from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, PyTree
 from jaxmeta.words import counted
 
@@ -238,6 +239,50 @@ class MazeRL2(RL2):
         return families.meta_maze()
 
 
+@dataclass(frozen=True, kw_only=True)
+class XLandRL2(RL2):
+    """A small room of XLand-MiniGrid with two things of twelve kinds, of which one pays who picks it up: the same in
+    each episode of a trial, in which they lie elsewhere. Seven steps are enough for one of them, seldom for both."""
+
+    num_episodes: int = 8
+    """Episodes of a trial."""
+    num_reference_steps: int | None = None
+    """Outer steps of the same network without a memory, which it is compared with; as many as its own if None, and not
+    at all if 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_reference_steps is not None:
+            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
+
+    def family(self) -> Family:
+        # An agent that sees no further than two cells meets what it looks for in few places.
+        return families.xland(
+            size=5,
+            num_objects=2,
+            goals=("hold",),
+            num_shapes=6,
+            num_colors=2,
+            num_train=100,
+            num_test=32,
+            view_size=3,
+            horizon=7,
+        )
+
+    def references(self, key: jax.Array) -> dict[str, Reference]:
+        found = super().references(key)
+        if self.num_reference_steps == 0:
+            return found
+        steps = self.num_reference_steps or self.num_outer_steps
+        learner = replace(self, core="feed_forward", num_outer_steps=steps).learner()
+        state, _ = fit(key, learner, self.train_tasks(), num_outer_steps=steps, num_tasks=self.num_tasks)
+        return found | {"no memory": Reference(learner, state.meta_params)}
+
+    def build(self) -> Experiment:
+        """Judged on rulesets with repeats, for what is paid is a matter of where things lie, too."""
+        return super().build()._replace(test_tasks=self.family().test._replace(at=None, size=None))
+
+
 _RL2 = "Duan et al. 2016, https://arxiv.org/abs/1611.02779"
 
 
@@ -289,6 +334,17 @@ _mdp = MDPRL2(
     final_entropy_weight=0.0,
 )
 
+_xland = XLandRL2(
+    num_outer_steps=1500,
+    num_tasks=512,
+    num_layer_units=64,
+    ppo=PPO(num_epochs=2, num_minibatches=8),
+    learning_rate=2e-3,
+    advantages=Advantages(discount=0.95, gae_lambda=0.9),
+    entropy_weight=0.05,
+    final_entropy_weight=0.0,
+)
+
 RL2_RECIPES: dict[str, Recipe] = {
     "rl2-bandit": Recipe(
         _bandit,
@@ -318,6 +374,13 @@ RL2_RECIPES: dict[str, Recipe] = {
         _RL2,
         "no figure in the paper; beside maml-navigation",
         10,
+    ),
+    "rl2-xland": Recipe(
+        lambda: _xland,
+        "RL² on rulesets of XLand-MiniGrid: which of two things pays; needs pip install 'jaxmeta[xland]'",
+        "Nikulin et al. 2024, https://arxiv.org/abs/2312.12044",
+        "above a random policy and the same network without a memory",
+        30,
     ),
     "rl2-maze": Recipe(
         lambda: MazeRL2(num_outer_steps=500, num_tasks=256),
