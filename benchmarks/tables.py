@@ -69,6 +69,7 @@ SHOWN = {
     "rl2-navigation": Shown({"return": (0, 1)}, unit="episode"),
     "rl2-navigation-scaled": Shown({"return": (0, 1)}, unit="episode", options="--scale 1000 --normalize"),
     "rl2-maze": Shown({"return": ()}),
+    "rl2-xland": Shown({"return": (0, 7)}, unit="episode", beside=("random", "no memory")),
     "varibad-gridworld": Shown({"return": (0, 3)}, unit="episode"),
     "varibad-navigation": Shown({"return": (0, 1)}, unit="episode"),
     "pearl-navigation": Shown({"return": (0, 2, 3)}, unit="episode"),
