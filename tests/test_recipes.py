@@ -65,6 +65,7 @@ SMALL_RL2 = (
 )
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu"
 BAYES_OPTIMAL = {2: 6.0218, 5: 6.66, 10: 6.714, 50: 6.714}  # no more than 10 arms are pulled in 10 pulls
+NEEDS = {"pearl-cheetah-vel": "brax", "rl2-xland": "xminigrid"}
 
 
 def result(name, directory, *arguments):
