@@ -5,7 +5,7 @@ buffers; for PyTorch a process of its own takes the step, and its growth is meas
 """
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -46,26 +46,24 @@ def run(options: Options, path: Path) -> Sequence[Row]:
     chosen = choose(options.cases or ("sinusoid" if options.quick else "*"), dict.fromkeys(NETWORKS))
     rows: list[Row] = []
     for network in chosen:
-        of_network = measure(network, options)
-        _print_network(of_network)
-        rows += of_network
-        write_report(path, "longest_loop", rows, draw)  # after each case: a run that is killed loses nothing
+        for row in measure(network, options):
+            rows.append(row)
+            write_report(path, "longest_loop", rows, draw)  # a process may take an hour: what is killed loses nothing
+        _print_network([row for row in rows if row["case"] == network])
     return rows
 
 
-def measure(network: str, options: Options) -> list[Row]:
+def measure(network: str, options: Options) -> Iterator[Row]:
     """A row for each strategy and each peer that is installed."""
     methods: dict[str, Callable[[int], int]] = {
         strategy: partial(temporary_bytes, network, strategy) for strategy in STRATEGIES
     }
     if not options.quick and _has_peers():
         methods |= {peer: partial(process_bytes, network, peer) for peer in PEERS}
-    rows = []
     for method, bytes_of in methods.items():
         steps, size = longest(bytes_of, options.budget, options.most_steps)
         row = {"case": network, "method": method, "num_steps": steps, "bytes": size}
-        rows.append(row | {"budget": options.budget, "most_steps": options.most_steps})
-    return rows
+        yield row | {"budget": options.budget, "most_steps": options.most_steps}
 
 
 def longest(bytes_of: Callable[[int], int], budget: int, most_steps: int) -> tuple[int, int]:

@@ -215,6 +215,19 @@ def test_a_loop_that_never_fits_and_one_that_always_does():
     assert longest_loop.longest(lambda k: 10, 1000, 10_000) == (10_000, 10)
 
 
+def test_a_longest_loop_that_is_stopped_keeps_what_was_found(tmp_path, monkeypatch):
+    def bytes_of(network, strategy, k):
+        if strategy == "mixed mode":
+            raise KeyboardInterrupt
+        return k * 2**20
+
+    monkeypatch.setattr(longest_loop, "temporary_bytes", bytes_of)
+    with pytest.raises(KeyboardInterrupt):
+        longest_loop.run(longest_loop.Options(quick=True), tmp_path / "found.json")
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["exact", "exact, segments"]
+
+
 def test_longest_loop(tmp_path, monkeypatch, capsys):
     kept = {"exact": 10, "exact, segments": 1, "mixed mode": 5, "mixed mode, segments": 0}
     monkeypatch.setattr(longest_loop, "temporary_bytes", lambda network, strategy, k: kept[strategy] * k * 2**20)
