@@ -46,6 +46,7 @@ from jaxmeta.algorithms.sac import (
 from jaxmeta.checks import (
     check_arguments,
     check_fields,
+    check_flag,
     check_instance,
     check_integer,
     check_meta_params,
@@ -62,7 +63,7 @@ from jaxmeta.rl.observe import Normalization, chosen_normalization
 from jaxmeta.rl.replay import Buffers, IndexedTask, MemoryPlan, add_rows, empty_buffers, memory_plan, sample_rows
 from jaxmeta.rl.returns import discounted_returns
 from jaxmeta.rl.rollout import Agent, Policy, Transition, episode_of, rollout
-from jaxmeta.rl.trials import Inputs, trial
+from jaxmeta.rl.trials import Inputs, Trial, trial
 from jaxmeta.signatures import names_options_of
 from jaxmeta.types import MetaLearner, MetaParams, MetaState, Metrics, Params, PyTree, learned
 
@@ -91,16 +92,28 @@ class Visits:
     """Then with z from the belief that they lead to; an episode's if None."""
     num_extra_steps: int = 0
     """Then more, with z from the belief that all before lead to; of these no belief is made."""
+    infers_each_episode: bool = False
+    """Whether the belief of the posterior steps is inferred anew for each episode, from all before it, as at test; else
+    once, from the steps under the prior. If so, the first two numbers are multiples of an episode's steps."""
 
     def __post_init__(self) -> None:
         for name in ("num_prior_steps", "num_posterior_steps"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=1)
         check_integer("num_extra_steps", self.num_extra_steps, minimum=0)
+        check_flag("infers_each_episode", self.infers_each_episode)
 
     def num_steps(self, max_steps: int) -> tuple[int, int, int]:
-        """Of each of the three parts, where an episode has at most `max_steps`."""
+        """Of each of the three parts, where an episode has at most `max_steps`.
+
+        Raises:
+          ValueError: a belief is inferred for each episode, and a part is not of whole ones.
+        """
         prior, posterior = (max_steps if n is None else n for n in (self.num_prior_steps, self.num_posterior_steps))
+        for name, number in {"num_prior_steps": prior, "num_posterior_steps": posterior}.items():
+            if self.infers_each_episode and number % max_steps:
+                remedy = f"a multiple of max_steps = {max_steps}, or infers_each_episode=False"
+                raise ValueError(f"{name} of visits must be {remedy}, got {number}")
         return prior, posterior, self.num_extra_steps
 
 
@@ -127,6 +140,9 @@ class Replay:
     """Transitions of each, for the actor and the critics."""
     num_context: int | None = None
     """Transitions of each for the encoder, drawn from its last visit; all of them if None."""
+    is_context_partial: bool = False
+    """Whether they are drawn, with replacement, from a beginning of that visit, of any length as likely, for at test a
+    belief is of what was seen so far; else from the whole."""
 
     def __post_init__(self) -> None:
         for name in ("capacity", "num_gradient_steps", "num_batch_tasks", "batch_size"):
@@ -134,6 +150,7 @@ class Replay:
         for name in ("memory_budget", "num_context"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=1)
+        check_flag("is_context_partial", self.is_context_partial)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,16 +295,22 @@ def pearl(
         return initial_state(optimizer, meta_params)._replace(carry=memory)
 
     # Algorithm 1.
-    collect = partial(
-        collect_visit,
+    play = partial(
+        play_visit,
         environment=environment,
         act=partial(act, is_greedy=False),
         believe=of_rows,
         prior=prior,
         num_steps=num_steps,
+        infers_each_episode=visits.infers_each_episode,
+        row=row,
+    )
+    collect = partial(
+        collect_visit,
+        play=play,
         measure=partial(measured, normalization, sac.discount),
+        report=partial(report, max_steps=environment.max_steps, metrics_fn=metrics_fn),
         critic_reward_fn=critic_reward_fn,
-        metrics_fn=metrics_fn,
     )
     of_mean = kl_weight * replay.num_batch_tasks  # λ weighs the sum of the KL over tasks, and losses are means
     loss_fn = partial(pearl_loss, actor_critic=actor_critic, encoder=encoder, sac=sac, kl_weight=of_mean)
@@ -504,7 +527,7 @@ class Visit(NamedTuple):
     metrics: Metrics
 
 
-def collect_visit(
+def play_visit(
     key: jax.Array,
     meta_params: MetaParams,
     task: PyTree,
@@ -514,29 +537,56 @@ def collect_visit(
     believe: Callable,
     prior: Gaussian,
     num_steps: tuple[int, int, int],
-    measure: Callable,
-    critic_reward_fn: CriticRewardFn | None = None,
-    metrics_fn: MetricsFn | None = None,
-) -> Visit:
-    """Lines 4 to 10: gather data from one task, with z from the prior, then from what that leads to believe."""
-    from_all = lambda rows: believe(meta_params, rows, jnp.ones(len(rows.reward), bool))
+    infers_each_episode: bool,
+    row: Experience,
+) -> list[Transition]:
+    """Lines 4 to 8: play with z from the prior, then from what that leads to believe, then what is extra.
 
-    def play(key: jax.Array, belief: Gaussian, num_steps: int) -> tuple[Experience, jax.Array, Metrics]:
+    Each part is turns `[n, T]` of one belief each: a single one, or one for each episode.
+    """
+    num_prior, num_posterior, num_extra = num_steps
+    prior_key, posterior_key, extra_key = jax.random.split(key, 3)
+
+    def play(key: jax.Array, belief: Gaussian, num_steps: int) -> Transition:
         steps = trial(environment, num_steps=num_steps)
         _, transitions = rollout(key, steps, act, (meta_params, belief), prior.mean, task)
-        done = (transitions.terminated | transitions.truncated).at[-1].set(True)
-        return experience_of(transitions), done, report(transitions, environment.max_steps, metrics_fn)
+        return jax.tree.map(lambda x: x[None], transitions)
 
-    prior_key, posterior_key, extra_key = jax.random.split(key, 3)
-    before, done_before, metrics_before = play(prior_key, prior, num_steps[0])
-    after, done_after, metrics = play(posterior_key, from_all(before), num_steps[1])
-    context, done = rows, _ = _join((before, done_before), (after, done_after))
-    if num_steps[2]:
-        rows, done = _join((context, done), play(extra_key, from_all(context), num_steps[2])[:2])
+    def from_all(*parts: Transition) -> Gaussian:
+        rows = experience_of(_join(*map(_flat, parts)))
+        return believe(meta_params, rows, jnp.ones(len(rows.reward), bool))
+
+    if infers_each_episode:
+        turn = trial(environment, num_steps=environment.max_steps)
+        first, num_turns = num_prior // turn.num_steps, (num_prior + num_posterior) // turn.num_steps
+        how = {"turn": turn, "num_turns": num_turns, "num_prior_turns": first}
+        how |= {"act": act, "believe": believe, "prior": prior, "row": row}
+        both = in_turns(prior_key, meta_params, task, **how).transitions
+        before, after = jax.tree.map(lambda x: x[:first], both), jax.tree.map(lambda x: x[first:], both)
+    else:
+        before = play(prior_key, prior, num_prior)
+        after = play(posterior_key, from_all(before), num_posterior)
+    return [before, after] + ([play(extra_key, from_all(before, after), num_extra)] if num_extra else [])
+
+
+def collect_visit(
+    key: jax.Array,
+    meta_params: MetaParams,
+    task: PyTree,
+    *,
+    play: Callable,
+    measure: Callable,
+    report: Callable,
+    critic_reward_fn: CriticRewardFn | None = None,
+) -> Visit:
+    """Lines 4 to 10: gather data from one task."""
+    parts = play(key, meta_params, task)
+    context, rows = (experience_of(_join(*map(_flat, of))) for of in (parts[:2], parts))
+    done = jnp.concatenate([_flat((part.terminated | part.truncated).at[:, -1].set(True)) for part in parts])
     reward = rows.reward if critic_reward_fn is None else _critic_reward(critic_reward_fn, task, rows)
-    metrics_before = {f"{name}_before": value for name, value in metrics_before.items()}
-    moments = measure(rows, reward, done)
-    return Visit(context, rows._replace(reward=reward), moments, beside(metrics, metrics_before))
+    before, after = (jax.tree.map(partial(jnp.mean, axis=0), jax.vmap(report)(part)) for part in parts[:2])
+    before = {f"{name}_before": value for name, value in before.items()}
+    return Visit(context, rows._replace(reward=reward), measure(rows, reward, done), beside(after, before))
 
 
 def report(transitions: Transition, max_steps: int, metrics_fn: MetricsFn | None) -> Metrics:
@@ -618,9 +668,18 @@ def draw(key: jax.Array, memory: Memory, replay: Replay) -> tuple[Experience, Ex
     index = jax.random.categorical(task_key, is_known, shape=(replay.num_batch_tasks,))
     keys = lambda key: jax.random.split(key, replay.num_batch_tasks)
     batch = jax.vmap(sample_rows, (0, None, 0, None))(keys(batch_key), memory.buffers, index, replay.batch_size)
-    num_visited = memory.context.reward.shape[1]
-    which = jax.vmap(lambda key: jax.random.permutation(key, num_visited)[: replay.num_context])(keys(context_key))
+    which = jax.vmap(lambda key: draw_context(key, memory.context.reward.shape[1], replay))(keys(context_key))
     return jax.tree.map(lambda rows: rows[index[:, None], which], memory.context), batch
+
+
+def draw_context(key: jax.Array, num_visited: int, replay: Replay) -> jax.Array:
+    """Which of the transitions of a visit a context is of, `[n]`."""
+    if not replay.is_context_partial:
+        return jax.random.permutation(key, num_visited)[: replay.num_context]
+    until_key, key = jax.random.split(key)
+    until = jax.random.randint(until_key, (), 1, num_visited + 1)
+    num_context = num_visited if replay.num_context is None else replay.num_context
+    return jax.random.randint(key, (num_context,), 0, until)
 
 
 def pearl_loss(
@@ -674,7 +733,7 @@ def meta_test_of(
         act=partial(act, is_greedy=acts_greedily),
         believe=believe,
         prior=prior,
-        num_exploration_episodes=options.num_exploration_episodes,
+        num_prior_turns=options.num_exploration_episodes,
         row=row,
     )
 
@@ -697,37 +756,43 @@ def meta_test_of(
 
 
 def meet_task(
+    key: jax.Array, meta_params: MetaParams, task: PyTree, *, environment: Environment, num_episodes: int, **how: Any
+) -> AdaptedBelief:
+    """Episodes of one task, each with z from what all before it lead to believe; and what they all lead to believe."""
+    task = task.params if isinstance(task, IndexedTask) else task  # a training task may be judged too
+    return in_turns(key, meta_params, task, turn=trial(environment, num_episodes=1), num_turns=num_episodes, **how)
+
+
+def in_turns(
     key: jax.Array,
     meta_params: MetaParams,
     task: PyTree,
     *,
-    num_episodes: int,
-    environment: Environment,
+    turn: Trial,
+    num_turns: int,
+    num_prior_turns: int,
     act: Policy,
     believe: Callable,
     prior: Gaussian,
     row: Experience,
-    num_exploration_episodes: int,
 ) -> AdaptedBelief:
-    """Episodes of one task, each with z from what all before it lead to believe; and what they all lead to believe."""
-    one = trial(environment, num_episodes=1)
-    task = task.params if isinstance(task, IndexedTask) else task  # a training task may be judged too
+    """Trials of one task, each with z from what all before it lead to believe; and what they all lead to believe."""
 
     def from_all(rows: Experience, mask: jax.Array) -> Gaussian:
         return believe(meta_params, _flat(rows), _flat(mask))
 
     def play(seen: tuple[Experience, jax.Array], step: tuple[jax.Array, jax.Array]):
         i, key = step
-        is_exploring = i < num_exploration_episodes
+        is_exploring = i < num_prior_turns
         belief = jax.tree.map(lambda first, then: jnp.where(is_exploring, first, then), prior, from_all(*seen))
-        _, transitions = rollout(key, one, act, (meta_params, belief), prior.mean, task)
+        _, transitions = rollout(key, turn, act, (meta_params, belief), prior.mean, task)
         new = (experience_of(transitions), transitions.mask)
         return jax.tree.map(lambda old, new: old.at[i].set(new), seen, new), transitions
 
-    shape = (num_episodes, one.num_steps)
+    shape = (num_turns, turn.num_steps)
     rows = jax.tree.map(lambda leaf: jnp.zeros((*shape, *leaf.shape), leaf.dtype), row)
     nothing = (rows, jnp.zeros(shape, bool))
-    seen, transitions = jax.lax.scan(play, nothing, (jnp.arange(num_episodes), jax.random.split(key, num_episodes)))
+    seen, transitions = jax.lax.scan(play, nothing, (jnp.arange(num_turns), jax.random.split(key, num_turns)))
     return AdaptedBelief(from_all(*seen), transitions)
 
 

@@ -185,6 +185,28 @@ def test_a_visit_plays_with_z_from_the_prior_then_from_the_belief():
     assert metrics["num_env_steps"] == 3 * 28
 
 
+def test_a_visit_infers_the_belief_for_each_episode_from_all_before_it():
+    """By hand: z is 0, then the mean of all that was paid, which is the task and the action. A negative task ends its
+    episodes after three of four steps; what is left of a turn is played by the same belief, and is of no return."""
+    paid, encoder = [0.7, -0.4], mean_reward(variance=0.5, context="deterministic")
+    visits = Visits(num_prior_steps=8, num_posterior_steps=12, num_extra_steps=2, infers_each_episode=True)
+    learner = small(paid_for_actions(ends_at=3), encoder=encoder, visits=visits, num_train_tasks=2)
+    state, metrics = once(learner, known(paid))[1:]
+    context, returns = state.carry.context, []
+    for task, actions, rewards in zip(paid, context.action[..., 0], context.reward, strict=True):
+        seen = []
+        for turn in range(5):
+            z = np.mean(seen) if turn >= 2 else 0.0
+            seen += [task + 2 * np.tanh(z)] * 4
+            np.testing.assert_allclose(actions[4 * turn : 4 * turn + 4], np.tanh(z), atol=2e-3)
+            returns += [(4 if task > 0 else 3) * seen[-1]] if turn >= 2 else []
+        np.testing.assert_allclose(rewards, seen, atol=5e-3)
+        extra = state.carry.buffers.rows.action[paid.index(task), 20:22, 0]
+        np.testing.assert_allclose(extra, np.tanh(np.mean(seen)), atol=2e-3)
+    np.testing.assert_allclose(metrics["return"], np.mean(returns), atol=2e-2)
+    np.testing.assert_allclose(metrics["return_before"], (4 * 0.7 - 3 * 0.4) / 2, atol=2e-2)
+
+
 def nine_of_ten():
     """An episode pays 1 at each step and ends at the ninth, of at most ten; its info says so."""
 
@@ -436,6 +458,23 @@ def test_context_is_drawn_from_the_whole_of_the_last_visit():
     np.testing.assert_allclose(metrics["kl"], expected, atol=0.3)  # five deviations of the mean of 300
 
 
+def test_context_may_be_drawn_from_a_beginning_of_the_last_visit():
+    """Two of the first n of eight transitions, paid 0 .. 3 twice, by all n and all pairs; no one is seen at n = 1."""
+    base = payments()
+    step = lambda key, state, action, params: (state + 1, state + 1, state[0], jnp.bool_(False))
+    learner = small(
+        base._replace(environment=base.environment._replace(step=step)),
+        encoder=mean_reward(variance=1.0),
+        optimizer=optax.sgd(0.0),
+        replay=replace(SMALL, num_context=2, num_gradient_steps=300, is_context_partial=True),
+    )
+    _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
+    rows = [0, 1, 2, 3, 0, 1, 2, 3]
+    squares = [np.mean([((a + b) / 2) ** 2 for a in rows[:n] for b in rows[:n]]) for n in range(1, 9)]
+    expected = (1 / 2 + np.mean(squares) - 1 + np.log(2)) / 2
+    np.testing.assert_allclose(metrics["kl"], expected, atol=0.17)  # five deviations of the mean of 900
+
+
 def test_evaluation_is_algorithm_2():
     """Against a plain loop, with the deterministic context, which draws nothing. One task ends its episodes early."""
     family = paid_for_actions(max_steps=5, ends_at=3)
@@ -610,6 +649,9 @@ def test_wrong_arguments_are_named():
         pearl(family, networks, encoder, num_train_tasks=3, replay=Replay(num_context=9))
     with pytest.raises(ValueError, match="capacity of replay must hold at least one visit, 8 transitions, got 7"):
         pearl(family, networks, encoder, num_train_tasks=3, replay=Replay(capacity=7))
+    visits = Visits(num_posterior_steps=6, infers_each_episode=True)
+    with pytest.raises(ValueError, match="num_posterior_steps of visits must be a multiple of max_steps = 4.*, got 6"):
+        pearl(family, networks, encoder, num_train_tasks=3, visits=visits)
     discrete = mlp_actor_critic(rl.families.bernoulli_bandit(), latent_size=2)
     with pytest.raises(ValueError, match="actor of actor_critic must be of actions that are real, and no Categorical"):
         pearl(family, discrete, encoder, num_train_tasks=3)
