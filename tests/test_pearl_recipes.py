@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmeta import rl
 from jaxmeta.__main__ import main
 from jaxmeta.algorithms import Replay, Visits
 from jaxmeta.algorithms.sac import Experience
@@ -65,7 +66,11 @@ def test_the_protocol_tells_visits_and_widths():
     protocol = replace(config, visits=Visits(num_prior_steps=30)).protocol()
     assert "visits of 30 + 100 steps" in protocol and "layers of 128, 128" in protocol
     protocol = replace(config, visits=Visits(num_prior_steps=30, num_posterior_steps=40, num_extra_steps=5)).protocol()
-    assert "visits of 30 + 40 + 5 steps" in protocol
+    assert "visits of 30 + 40 + 5 steps to 10 of" in protocol and "; probabilistic context, 16 numbers" in protocol
+    visits = Visits(num_prior_steps=100, num_posterior_steps=200, infers_each_episode=True)
+    protocol = replace(config, visits=visits, replay=replace(config.replay, is_context_partial=True)).protocol()
+    assert "visits of 100 + 200 steps, a belief for each episode, to 10 of" in protocol
+    assert "; probabilistic context of a beginning of a visit, 16 numbers" in protocol
 
 
 @pytest.mark.parametrize(("num_posterior_steps", "metric"), [(99, "reward"), (100, "return"), (None, "return")])
@@ -93,6 +98,15 @@ def test_the_point_robots_critics_learn_from_the_dense_reward():
     following, _, reward, terminated = dense.environment.step(None, position, action, task)
     row = Experience(position, 10 * action, jnp.zeros(()), following, terminated)
     np.testing.assert_allclose(config.critic_reward_fn()(task, row), reward, rtol=1e-6)
+
+
+def test_the_point_robot_has_solved_a_task_that_pays_more_than_5():
+    """Three episodes of 20 steps: 6 · 0.9 is above 5, 5 · 0.9 is not, and 5 is not."""
+    reward = np.zeros((20, 3))
+    reward[14:, 0], reward[15:, 1], reward[15:, 2] = 0.9, 0.9, 1.0
+    transitions = rl.Transition(None, None, jnp.asarray(reward), None, None, None, None, {}, ())
+    solved = PEARL["pearl-point-robot"].config().metrics(transitions)["solved"]
+    np.testing.assert_allclose(solved, 1 / 3, rtol=1e-6)
 
 
 def test_what_is_told_the_task_sees_it_at_every_step():

@@ -28,7 +28,7 @@ from jaxmeta.rl import (
 )
 from jaxmeta.rl.observe import chosen_normalization
 from jaxmeta.training import fit
-from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
+from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
 from jaxmeta.words import counted
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class Pearl(MetaRL):
         """Whether a transition says what the task is only with what followed it."""
         return False
 
+    def metrics(self, transitions: Transition) -> Metrics:
+        """What is told beside the return, of episodes `[H, E]`."""
+        return {}
+
     def pictures(self, key: jax.Array, meta_params: MetaParams, name: str) -> "dict[str, Figure]":
         if self.context != "probabilistic":
             return {}
@@ -111,6 +115,7 @@ class Pearl(MetaRL):
             meta_test=replace(self.meta_test, num_episodes=num_episodes),
             optimizer=self.outer_optimizer(),
             critic_reward_fn=self.critic_reward_fn(),
+            metrics_fn=self.metrics,
             normalization=running_moments(family) if self.normalize else None,
         )
 
@@ -159,13 +164,15 @@ class Pearl(MetaRL):
     def protocol(self) -> str:
         prior, posterior, extra = self.visits.num_steps(self.family().environment.max_steps)
         visit = f"{prior} + {posterior}" + (f" + {extra}" if extra else "") + " steps"
+        visit += ", a belief for each episode," if self.visits.infers_each_episode else ""
         widths, drawn = ", ".join(map(str, self.hidden)), self.replay
+        context = f"{self.context} context" + (" of a beginning of a visit" if drawn.is_context_partial else "")
         return (
             f"{counted(self.num_outer_steps, 'outer step')}: visits of {visit} to {self.num_tasks} of "
             f"{counted(self.num_train_tasks, 'training task')}, {counted(drawn.num_gradient_steps, 'gradient step')} "
             f"on {counted(drawn.num_batch_tasks, 'task')}, {counted(drawn.batch_size, 'transition')} each, "
             f"{self.rate()}; layers of {widths}; "
-            f"{self.context} context, {counted(self.latent_size, 'number')}, KL weight {self.kl_weight:g}; "
+            f"{context}, {counted(self.latent_size, 'number')}, KL weight {self.kl_weight:g}; "
             f"discount {self.sac.discount:g}, reward scale {self.sac.reward_scale:g}"
         )
 
@@ -264,6 +271,10 @@ class PointRobot(Navigation):
 
     def critic_reward_fn(self) -> Callable[[PyTree, Experience], jax.Array]:
         return lambda task, row: -jnp.linalg.norm(row.next_observation[:2] - task.goal)
+
+    def metrics(self, transitions: Transition) -> Metrics:
+        """The share of episodes that are paid more than 5: of 13 that there are, who stays at the goal."""
+        return {"solved": jnp.mean((jnp.sum(transitions.reward, axis=0) > 5).astype(float))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,17 +378,20 @@ PEARL: dict[str, Recipe] = {
         20,
     ),
     "pearl-point-robot": Recipe(
+        # A visit is played as a test task is met, and beliefs are of as little as there. Few gradient steps between many
+        # visits: an encoder that sees a context too often learns it by heart, and which task it is of.
         lambda: PointRobot(
-            num_outer_steps=300,
-            num_tasks=10,
+            num_outer_steps=1600,
+            num_tasks=40,
             learning_rate=3e-3,
             schedule="cosine",
-            visits=Visits(num_prior_steps=100, num_posterior_steps=300),
-            replay=Replay(num_gradient_steps=250, batch_size=32, num_context=200),
+            visits=Visits(num_prior_steps=100, num_posterior_steps=200, infers_each_episode=True),
+            replay=Replay(num_gradient_steps=50, batch_size=32, num_context=100, is_context_partial=True),
             sac=SoftActorCritic(discount=0.9, reward_scale=10.0),
-            meta_test=MetaTest(num_episodes=10, num_exploration_episodes=2),
-            hidden=(128, 128),
-            kl_weight=0.01,
+            meta_test=MetaTest(num_episodes=20, num_exploration_episodes=5),
+            latent_size=8,
+            kl_weight=0.03,
+            num_reference_steps=400,
         ),
         "PEARL on the point robot, paid only near the goal",
         _PEARL,
