@@ -559,7 +559,7 @@ def play_visit(
     if infers_each_episode:
         turn = trial(environment, num_steps=environment.max_steps)
         first, num_turns = num_prior // turn.num_steps, (num_prior + num_posterior) // turn.num_steps
-        how = {"turn": turn, "num_turns": num_turns, "num_prior_turns": first}
+        how: dict[str, Any] = {"turn": turn, "num_turns": num_turns, "num_prior_turns": first}
         how |= {"act": act, "believe": believe, "prior": prior, "row": row}
         both = in_turns(prior_key, meta_params, task, **how).transitions
         before, after = jax.tree.map(lambda x: x[:first], both), jax.tree.map(lambda x: x[first:], both)
