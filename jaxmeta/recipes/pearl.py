@@ -381,7 +381,7 @@ PEARL: dict[str, Recipe] = {
         # A visit is played as a test task is met, and beliefs are of as little as there. Few gradient steps between many
         # visits: an encoder that sees a context too often learns it by heart, and which task it is of.
         lambda: PointRobot(
-            num_outer_steps=1200,
+            num_outer_steps=1600,
             num_tasks=40,
             learning_rate=3e-3,
             schedule="cosine",
@@ -390,8 +390,8 @@ PEARL: dict[str, Recipe] = {
             sac=SoftActorCritic(discount=0.9, reward_scale=10.0),
             meta_test=MetaTest(num_episodes=20, num_exploration_episodes=5),
             latent_size=8,
-            kl_weight=0.01,
-            num_reference_steps=300,
+            kl_weight=0.03,
+            num_reference_steps=400,
         ),
         "PEARL on the point robot, paid only near the goal",
         _PEARL,
