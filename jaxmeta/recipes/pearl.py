@@ -378,8 +378,8 @@ PEARL: dict[str, Recipe] = {
         20,
     ),
     "pearl-point-robot": Recipe(
-        # A visit is played as a test task is met, and beliefs are of as little as there. Few gradient steps between many
-        # visits: an encoder that sees a context too often learns it by heart, and which task it is of.
+        # A visit is played as a test task is met, and beliefs are of as little as there. Many visits, and few gradient
+        # steps between them: an encoder that sees a context too often learns by heart which task it is of.
         lambda: PointRobot(
             num_outer_steps=1600,
             num_tasks=40,

@@ -17,9 +17,11 @@ import jaxmeta
 from jaxmeta import rl
 from jaxmeta.algorithms.beliefs import Encoder, mean_of_points, mlp_encoder, product_of_gaussians
 from jaxmeta.algorithms.pearl import (
+    Memory,
     MetaTest,
     Replay,
     Visits,
+    draw,
     experience_of,
     first_episodes,
     pearl,
@@ -28,6 +30,7 @@ from jaxmeta.algorithms.pearl import (
 )
 from jaxmeta.algorithms.sac import ActorCritic, Experience, SoftActorCritic, mlp_actor_critic
 from jaxmeta.rl.distributions import TanhGaussian
+from jaxmeta.rl.replay import Buffers
 from jaxmeta.training.checkpoint import restore_state, save_state
 
 pytestmark = pytest.mark.usefixtures("strict_shapes")
@@ -459,20 +462,19 @@ def test_context_is_drawn_from_the_whole_of_the_last_visit():
 
 
 def test_context_may_be_drawn_from_a_beginning_of_the_last_visit():
-    """Two of the first n of eight transitions, paid 0 .. 3 twice, by all n and all pairs; no one is seen at n = 1."""
-    base = payments()
-    step = lambda key, state, action, params: (state + 1, state + 1, state[0], jnp.bool_(False))
-    learner = small(
-        base._replace(environment=base.environment._replace(step=step)),
-        encoder=mean_reward(variance=1.0),
-        optimizer=optax.sgd(0.0),
-        replay=replace(SMALL, num_context=2, num_gradient_steps=300, is_context_partial=True),
+    """Two of the first n of four transitions, as often as all n and all pairs say."""
+    row = Experience(jnp.zeros(1), jnp.zeros(1), jnp.zeros(()), jnp.zeros(1), jnp.bool_(False))
+    rows = jax.tree.map(lambda leaf: jnp.zeros((1, 4, *leaf.shape), leaf.dtype), row)._replace(
+        reward=jnp.arange(4.0)[None]
     )
-    _, _, metrics = once(learner, known([1.0, 2.0, 3.0]))
-    rows = [0, 1, 2, 3, 0, 1, 2, 3]
-    squares = [np.mean([((a + b) / 2) ** 2 for a in rows[:n] for b in rows[:n]]) for n in range(1, 9)]
-    expected = (1 / 2 + np.mean(squares) - 1 + np.log(2)) / 2
-    np.testing.assert_allclose(metrics["kl"], expected, atol=0.17)  # five deviations of the mean of 900
+    memory = Memory(target=(), buffers=Buffers(rows, jnp.array([4])), context=rows)
+    replay = Replay(num_batch_tasks=40_000, batch_size=1, num_context=2, is_context_partial=True)
+    context, _ = jax.jit(draw, static_argnums=2)(jax.random.key(0), memory, replay)
+    found, expected = np.zeros((4, 4)), np.zeros((4, 4))
+    np.add.at(found, tuple(np.asarray(context.reward, int).T), 1 / 40_000)
+    for n in range(1, 5):
+        expected[:n, :n] += 1 / n**2 / 4
+    np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(0.35 * 0.65 / 40_000))
 
 
 def test_evaluation_is_algorithm_2():
