@@ -357,6 +357,7 @@ of_replay = {
         st.integers(1, 199).map(lambda capacity: jaxmeta.Replay(capacity=capacity)),
         st.integers(201, 999).map(lambda num_context: jaxmeta.Replay(num_context=num_context)),
     ),
+    "visits": st.integers(1, 99).map(lambda n: jaxmeta.Visits(num_prior_steps=n, infers_each_episode=True)),
     "actor_critic": st.sampled_from([BANDIT, None, 1]),
 }
 SPECIAL = {
