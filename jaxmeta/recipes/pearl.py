@@ -379,7 +379,7 @@ PEARL: dict[str, Recipe] = {
     ),
     "pearl-point-robot": Recipe(
         # A visit is played as a test task is met, and beliefs are of as little as there. Many visits, and few gradient
-        # steps between them: an encoder that sees a context too often learns by heart which task it is of.
+        # steps between them, lest the encoder learns by heart which task a context is of.
         lambda: PointRobot(
             num_outer_steps=1600,
             num_tasks=40,
