@@ -381,7 +381,7 @@ PEARL: dict[str, Recipe] = {
         # A visit is played as a test task is met, and beliefs are of as little as there. Many visits, and few gradient
         # steps between them, lest the encoder learns by heart which task a context is of.
         lambda: PointRobot(
-            num_outer_steps=1600,
+            num_outer_steps=1000,
             num_tasks=40,
             learning_rate=3e-3,
             schedule="cosine",
@@ -389,14 +389,14 @@ PEARL: dict[str, Recipe] = {
             replay=Replay(num_gradient_steps=50, batch_size=32, num_context=100, is_context_partial=True),
             sac=SoftActorCritic(discount=0.9, reward_scale=10.0),
             meta_test=MetaTest(num_episodes=20, num_exploration_episodes=5),
-            latent_size=8,
-            kl_weight=0.03,
-            num_reference_steps=400,
+            latent_size=16,
+            kl_weight=0.001,
+            num_reference_steps=300,
         ),
         "PEARL on the point robot, paid only near the goal",
         _PEARL,
         "after 20 episodes a return of 9, and more than 5 in 80% of the test tasks (told the goal: 13.3)",
-        20,
+        15,
     ),
     "pearl-pendulum": Recipe(
         lambda: Pendulum(
