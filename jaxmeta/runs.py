@@ -91,7 +91,7 @@ def _run(
     test_key, picture_key = _test_keys()
     with sharing():
         state = _train(experiment, config, seed, log, directory, asked)
-        print(f"evaluating on {counted(config.num_eval_tasks, 'test task')}", flush=True)
+        print(f"evaluating on {counted(_num_tests(config, experiment.test_tasks), 'test task')}", flush=True)
         report, references = _evaluate(experiment, config, test_key, state, experiment.test_tasks)
         others = _evaluate_others(experiment, config, test_key, state)
     if jax.process_index() == 0:
@@ -218,12 +218,16 @@ def _test_keys() -> tuple[jax.Array, jax.Array]:
 def _evaluate(
     experiment: Experiment, config: Outer, key: jax.Array, state: MetaState, tasks: TaskDistribution
 ) -> Judged:
-    """The learner, and what it is compared with, on the same test tasks; of a finite family at most all."""
-    num_tasks = config.num_eval_tasks if tasks.size is None else min(config.num_eval_tasks, tasks.size)
-    judge = partial(evaluate, num_tasks=num_tasks, batch_size=experiment.eval_batch_size)
+    """The learner, and what it is compared with, on the same test tasks."""
+    judge = partial(evaluate, num_tasks=_num_tests(config, tasks), batch_size=experiment.eval_batch_size)
     report = judge(key, experiment.learner, tasks, state.meta_params, batch_norm=experiment.batch_norm)
     references = experiment.references(key).items()
     return report, {name: judge(key, learner, tasks, params) for name, (learner, params) in references}
+
+
+def _num_tests(config: Outer, tasks: TaskDistribution) -> int:
+    """Of a finite family at most all."""
+    return config.num_eval_tasks if tasks.size is None else min(config.num_eval_tasks, tasks.size)
 
 
 def _evaluate_others(experiment: Experiment, config: Outer, key: jax.Array, state: MetaState) -> dict[str, Judged]:
