@@ -31,6 +31,7 @@ from jaxmeta.recipes.rl import OnPolicy
 from jaxmeta.recipes.rl2 import RL2_RECIPES, BanditRL2
 from jaxmeta.recipes.streams import STREAMS
 from jaxmeta.recipes.varibad import VARIBAD
+from jaxmeta.rl import families
 from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
 from jaxmeta.tasks import few_shot, polynomial_optimum
 
@@ -284,6 +285,28 @@ def test_the_recipe_of_a_maze_trains(tmp_path, monkeypatch):
     assert np.all(np.isfinite(found["metrics"]["total"]["mean"]))
 
 
+def test_what_xland_is_compared_with_remembers_nothing(monkeypatch):
+    """In another family, for that one has to be installed."""
+    asked = []
+
+    def fit(key, learner, tasks, **how):
+        asked.append(how)
+        return learner.init(key), None
+
+    monkeypatch.setattr("jaxmeta.recipes.rl2.XLandRL2.family", lambda self: families.gridworld())
+    monkeypatch.setattr("jaxmeta.recipes.rl2.fit", fit)
+    config = replace(RECIPES["rl2-xland"].config(), num_units=4, num_critic_units=4, num_layer_units=4)
+    learner, meta_params = config.references(jax.random.key(0))["no memory"]
+    carry = lambda learner, meta_params: jax.tree.leaves(learner.agent(meta_params).carry)
+    assert not any(leaf.size for leaf in carry(learner, meta_params))
+    assert any(leaf.size for leaf in carry(config.learner(), config.learner().init(jax.random.key(0)).meta_params))
+    few = replace(config, num_reference_steps=3)
+    assert asked == [{"num_outer_steps": config.num_outer_steps, "num_tasks": config.num_tasks}]
+    few.references(jax.random.key(0))
+    assert asked[1]["num_outer_steps"] == 3
+    assert set(replace(config, num_reference_steps=0).references(jax.random.key(0))) == {"random"}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # xminigrid's
 def test_the_recipe_of_xland_trains_beside_the_same_network_without_a_memory(tmp_path, monkeypatch):
@@ -293,8 +316,6 @@ def test_the_recipe_of_xland_trains_beside_the_same_network_without_a_memory(tmp
     assert set(found["references"]) == {"random", "no memory"}
     for of in (found["metrics"], *found["references"].values()):
         assert len(of["return"]["mean"]) == 2 and np.all(np.isfinite(of["return"]["mean"]))
-    alone = replace(RECIPES["rl2-xland"].config(), num_reference_steps=0)
-    assert set(alone.references(jax.random.key(0))) == {"random"}
 
 
 @pytest.mark.slow  # each of them is built in the check, below
