@@ -294,7 +294,7 @@ def test_what_xland_is_compared_with_remembers_nothing(monkeypatch):
         return learner.init(key), None
 
     monkeypatch.setattr("jaxmeta.recipes.rl2.XLandRL2.family", lambda self: families.gridworld())
-    monkeypatch.setattr("jaxmeta.recipes.rl2.fit", fit)
+    monkeypatch.setattr("jaxmeta.recipes.rl.fit", fit)
     config = replace(RECIPES["rl2-xland"].config(), num_units=4, num_critic_units=4, num_layer_units=4)
     learner, meta_params = config.references(jax.random.key(0))["no memory"]
     carry = lambda learner, meta_params: jax.tree.leaves(learner.agent(meta_params).carry)

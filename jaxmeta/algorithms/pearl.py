@@ -294,24 +294,11 @@ def pearl(
         memory = empty_memory(meta_params, row, num_train_tasks, replay.capacity, sum(num_steps[:2]))
         return initial_state(optimizer, meta_params)._replace(carry=memory)
 
+    played = environment, act, of_rows, prior, row, metrics_fn
+
     # Algorithm 1.
-    play = partial(
-        play_visit,
-        environment=environment,
-        act=partial(act, is_greedy=False),
-        believe=of_rows,
-        prior=prior,
-        num_steps=num_steps,
-        infers_each_episode=visits.infers_each_episode,
-        row=row,
-    )
-    collect = partial(
-        collect_visit,
-        play=play,
-        measure=partial(measured, normalization, sac.discount),
-        report=partial(report, max_steps=environment.max_steps, metrics_fn=metrics_fn),
-        critic_reward_fn=critic_reward_fn,
-    )
+    measure = partial(measured, normalization, sac.discount)
+    collect = collect_of(visits, *played, measure=measure, critic_reward_fn=critic_reward_fn)
     of_mean = kl_weight * replay.num_batch_tasks  # λ weighs the sum of the KL over tasks, and losses are means
     loss_fn = partial(pearl_loss, actor_critic=actor_critic, encoder=encoder, sac=sac, kl_weight=of_mean)
     look = partial(looked_at, normalization, _allowed_rows(action_mask, family))
@@ -323,7 +310,7 @@ def pearl(
     )
 
     # Algorithm 2.
-    adapt, evaluate, agent = meta_test_of(meta_test, environment, act, of_rows, prior, row, metrics_fn)
+    adapt, evaluate, agent = meta_test_of(meta_test, *played)
     return MetaLearner(init, update, adapt, evaluate, agent, unit="episode")
 
 
@@ -527,6 +514,33 @@ class Visit(NamedTuple):
     metrics: Metrics
 
 
+def collect_of(
+    visits: Visits,
+    environment: Environment,
+    act: Callable,
+    believe: Callable,
+    prior: Gaussian,
+    row: Experience,
+    metrics_fn: MetricsFn | None,
+    *,
+    measure: Callable,
+    critic_reward_fn: CriticRewardFn | None,
+) -> Callable:
+    """What gathers data from a task, by a policy and an inference."""
+    play = partial(
+        play_visit,
+        environment=environment,
+        act=partial(act, is_greedy=False),
+        believe=believe,
+        prior=prior,
+        num_steps=visits.num_steps(environment.max_steps),
+        infers_each_episode=visits.infers_each_episode,
+        row=row,
+    )
+    tell = partial(report, max_steps=environment.max_steps, metrics_fn=metrics_fn)
+    return partial(collect_visit, play=play, measure=measure, report=tell, critic_reward_fn=critic_reward_fn)
+
+
 def play_visit(
     key: jax.Array,
     meta_params: MetaParams,
@@ -577,7 +591,7 @@ def collect_visit(
     play: Callable,
     measure: Callable,
     report: Callable,
-    critic_reward_fn: CriticRewardFn | None = None,
+    critic_reward_fn: CriticRewardFn | None,
 ) -> Visit:
     """Lines 4 to 10: gather data from one task."""
     parts = play(key, meta_params, task)

@@ -13,10 +13,9 @@ from jaxmeta.adapt import InnerOptimizer
 from jaxmeta.algorithms import Surrogate, maml_rl
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference, paths_of
-from jaxmeta.recipes.rl import OnPolicy, Oracle, played, references_of, sampled
+from jaxmeta.recipes.rl import Compared, OnPolicy, Oracle, played, references_of, sampled
 from jaxmeta.rl import Family, Transition, families, family, mlp_policy, oracles, reference_learner
 from jaxmeta.rl.on_policy import PPO, Advantages
-from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree
 from jaxmeta.words import counted
 
@@ -245,7 +244,7 @@ class CartPole(GradientRL):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiddenArm(GradientRL):
+class HiddenArm(GradientRL, Compared):
     """One pull an episode: a sure arm pays the same in all tasks; of the others one pays 1, in each task another.
 
     Who pulls the sure arm is paid at once and learns nothing. Who pulls the others finds the one that pays, which is
@@ -256,14 +255,10 @@ class HiddenArm(GradientRL):
     """Arms of which one pays 1, and the others nothing."""
     sure: float = 0.5
     """What the sure arm pays."""
-    num_reference_steps: int | None = None
-    """Outer steps of the same without credit for exploration; as many as its own if None, and not at all if 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("num_hidden", self.num_hidden, minimum=2)  # of one, all tasks are the same
-        if self.num_reference_steps is not None:
-            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
 
     def family(self) -> Family:
         bandit = families.gaussian_bandit(num_arms=self.num_hidden + 1, num_pulls=1, noise=0.0)
@@ -287,12 +282,10 @@ class HiddenArm(GradientRL):
         return {"explored": jnp.mean((transitions.action < self.num_hidden).astype(float))}
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
-        found, num_steps = super().references(key), self.num_reference_steps
-        if num_steps != 0:
-            learner = replace(self, surrogate=replace(self.surrogate, exploration_weight=0.0)).learner()
-            tasks, num_steps = self.train_tasks(), num_steps or self.num_outer_steps
-            state, _ = fit(key, learner, tasks, num_outer_steps=num_steps, num_tasks=self.num_tasks)
-            found["without the term"] = Reference(learner, state.meta_params)
+        found = super().references(key)
+        if self.reference_steps():
+            without = replace(self, surrogate=replace(self.surrogate, exploration_weight=0.0))
+            found["without the term"] = self.trained(key, without.learner())
         return found
 
 

@@ -15,7 +15,7 @@ from jaxmeta.algorithms.pearl import as_seen, experience_of
 from jaxmeta.algorithms.sac import Experience
 from jaxmeta.checks import check_integer
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference, paths_of
-from jaxmeta.recipes.rl import MetaRL, played, references_of, sampled
+from jaxmeta.recipes.rl import Compared, played, references_of, sampled
 from jaxmeta.rl import (
     Environment,
     Family,
@@ -27,7 +27,6 @@ from jaxmeta.rl import (
     running_moments,
 )
 from jaxmeta.rl.observe import chosen_normalization
-from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, Metrics, PyTree, TaskDistribution
 from jaxmeta.words import counted
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pearl(MetaRL):
+class Pearl(Compared):
     """The choices of PEARL, whatever the family. An outer step visits `num_tasks` of the training tasks."""
 
     num_train_tasks: int = 100
@@ -59,17 +58,12 @@ class Pearl(MetaRL):
     """Widths of the hidden layers of the actor, the critics and the encoder."""
     normalize: bool = False
     """Whether observations and rewards are taken in units of their running deviation."""
-    num_reference_steps: int | None = None
-    """Outer steps of what it is compared with, trained alike: without context, and told the task; as many as its own if
-    None, and not at all if 0."""
     num_eval_tasks: int = 100
     """Test tasks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("num_train_tasks", self.num_train_tasks, minimum=1)
-        if self.num_reference_steps is not None:
-            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
 
     def describe(self, params: PyTree) -> jax.Array:
         """A task in numbers, for the one that is told."""
@@ -136,19 +130,11 @@ class Pearl(MetaRL):
         return indexed_tasks(sampled(jax.random.key(0), self.family().train, self.num_train_tasks))
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
-        family, num_steps = self.family(), self.num_reference_steps
+        family = self.family()
         found = references_of(key, self.fixed_references())
         environments = {"no context": family.environment, "told the task": told(family.environment, self.describe)}
-        for name, environment in environments.items() if num_steps != 0 else ():
-            learner = self.learner(family._replace(environment=environment))
-            state, _ = fit(
-                key,
-                learner,
-                self.train_tasks(),
-                num_outer_steps=num_steps or self.num_outer_steps,
-                num_tasks=self.num_tasks,
-            )
-            found[name] = Reference(learner, state.meta_params)
+        for name, environment in environments.items() if self.reference_steps() else ():
+            found[name] = self.trained(key, self.learner(family._replace(environment=environment)))
         return found
 
     def build(self) -> Experiment:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import jax
 
-from jaxmeta.checks import check_stacked
+from jaxmeta.checks import check_integer, check_stacked
 from jaxmeta.recipes.experiment import Experiment, Outer, Reference
 from jaxmeta.rl import Agent, Family, Transition
 from jaxmeta.rl.on_policy import PPO, TRPO, VPG, Advantages, PolicyStep
+from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, PyTree, TaskDistribution
 
 if TYPE_CHECKING:
@@ -47,6 +48,31 @@ class MetaRL(Outer):
             self.pictures,
             references=self.references,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(MetaRL):
+    """A recipe that trains what it is compared with, too.
+
+    Beside another base it comes last, for of two the first one's defaults hold.
+    """
+
+    num_reference_steps: int | None = None
+    """Outer steps of what it is compared with that has to be trained; as many as its own if None, none if 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_reference_steps is not None:
+            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
+
+    def reference_steps(self) -> int:
+        return self.num_outer_steps if self.num_reference_steps is None else self.num_reference_steps
+
+    def trained(self, key: jax.Array, learner: MetaLearner) -> Reference:
+        """On the same tasks, as many of them at a time."""
+        steps, tasks = self.reference_steps(), self.train_tasks()
+        state, _ = fit(key, learner, tasks, num_outer_steps=steps, num_tasks=self.num_tasks)
+        return Reference(learner, state.meta_params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,10 @@ from jaxmeta.algorithms import rl2
 from jaxmeta.checks import check_integer, check_number
 from jaxmeta.recipes import trials
 from jaxmeta.recipes.experiment import Experiment, Recipe, Reference
-from jaxmeta.recipes.rl import OnPolicy, Oracle
+from jaxmeta.recipes.rl import Compared, OnPolicy, Oracle
 from jaxmeta.recipes.trials import OnGridworld, Trials
 from jaxmeta.rl import Environment, Family, families, oracles, running_moments
 from jaxmeta.rl.on_policy import PPO, TRPO, Advantages
-from jaxmeta.training import fit
 from jaxmeta.types import MetaLearner, MetaParams, PyTree
 from jaxmeta.words import counted
 
@@ -240,20 +239,12 @@ class MazeRL2(RL2):
 
 
 @dataclass(frozen=True, kw_only=True)
-class XLandRL2(RL2):
+class XLandRL2(RL2, Compared):
     """A small room of XLand-MiniGrid with two things of twelve kinds, of which one pays who picks it up: the same in
     each episode of a trial, in which they lie elsewhere. Seven steps are enough for one of them, seldom for both."""
 
     num_episodes: int = 8
     """Episodes of a trial."""
-    num_reference_steps: int | None = None
-    """Outer steps of the same network without a memory, which it is compared with; as many as its own if None, and not
-    at all if 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_reference_steps is not None:
-            check_integer("num_reference_steps", self.num_reference_steps, minimum=0)
 
     def family(self) -> Family:
         # An agent that sees no further than two cells meets what it looks for in few places.
@@ -271,12 +262,10 @@ class XLandRL2(RL2):
 
     def references(self, key: jax.Array) -> dict[str, Reference]:
         found = super().references(key)
-        if self.num_reference_steps == 0:
-            return found
-        steps = self.num_reference_steps or self.num_outer_steps
-        learner = replace(self, core="feed_forward", num_outer_steps=steps).learner()
-        state, _ = fit(key, learner, self.train_tasks(), num_outer_steps=steps, num_tasks=self.num_tasks)
-        return found | {"no memory": Reference(learner, state.meta_params)}
+        if steps := self.reference_steps():
+            forgetful = replace(self, core="feed_forward", num_outer_steps=steps)
+            found["no memory"] = self.trained(key, forgetful.learner())
+        return found
 
     def build(self) -> Experiment:
         """Judged on rulesets with repeats, for what is paid is a matter of where things lie, too."""
